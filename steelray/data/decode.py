@@ -1,0 +1,101 @@
+"""From bytes to pixels: JPEG, PNG, BMP and TIFF, 8 or 16 bit, grey, RGB, palette or CMYK, upright by EXIF.
+
+Shapes: H height, W width, C channels. Every failure is an `Undecodable` with a status; nothing else is raised.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from steelray.config import DecodeConfig
+from steelray.schema import Status
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+
+
+class Undecodable(Exception):
+    """The bytes are no usable image; `status` says in which way."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def decode(body: bytes, config: DecodeConfig | None = None) -> NDArray[np.uint8]:
+    """Decodes one image.
+
+    Returns:
+        pixels_HWC uint8, C = 1 if the image is grey (or all its channels are equal), else 3 (RGB).
+        16-bit values are scaled so that `white_level` becomes 255.
+
+    Raises:
+        Undecodable: empty, unreadable, truncated, too large or blank.
+    """
+    config = config or DecodeConfig()
+    if not body:
+        raise Undecodable(Status.EMPTY, "0 bytes")
+    if len(body) > config.max_bytes:
+        raise Undecodable(Status.TOO_LARGE, f"{len(body)} bytes, the limit is {config.max_bytes}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; only the pixels matter here
+            with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+                width_px, height_px = image.size
+                if width_px * height_px > config.max_pixels:
+                    raise Undecodable(
+                        Status.TOO_LARGE, f"{width_px}x{height_px} pixels, the limit is {config.max_pixels} in all"
+                    )
+                image.load()
+                pixels_HWC = _to_uint8(ImageOps.exif_transpose(image), config.white_level)
+    except UnidentifiedImageError:
+        raise Undecodable(Status.UNREADABLE, f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    except Image.DecompressionBombError:
+        raise Undecodable(Status.TOO_LARGE, f"more than {config.max_pixels} pixels") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+            MemoryError, struct.error, zlib.error) as error:  # fmt: skip
+        raise Undecodable(Status.UNREADABLE, str(error) or type(error).__name__) from None
+    if pixels_HWC.shape[2] == 3 and _is_grey(pixels_HWC):
+        pixels_HWC = pixels_HWC[:, :, :1]
+    pixels_HWC = np.ascontiguousarray(pixels_HWC)
+    if pixels_HWC.min() == pixels_HWC.max() and pixels_HWC.size > pixels_HWC.shape[2]:
+        raise Undecodable(Status.BLANK, f"every pixel is {int(pixels_HWC.flat[0])}")
+    return pixels_HWC
+
+
+def _to_uint8(image: Image.Image, white_level: int) -> NDArray[np.uint8]:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values_HW = np.asarray(image).astype(np.float32)
+        if not np.isfinite(values_HW).all():
+            raise ValueError("has values that are not finite")
+        scaled_HW = np.clip(values_HW * (255.0 / white_level), 0, 255)
+        return np.rint(scaled_HW).astype(np.uint8)[:, :, None]
+    if image.mode in ("L", "1"):
+        return np.asarray(image.convert("L"))[:, :, None]
+    if image.mode == "LA":
+        return np.asarray(image.getchannel("L"))[:, :, None]
+    return np.asarray(image.convert("RGB"))
+
+
+def _is_grey(pixels_HWC: NDArray[np.uint8]) -> bool:
+    red, green, blue = pixels_HWC[:, :, 0], pixels_HWC[:, :, 1], pixels_HWC[:, :, 2]
+    return bool(np.array_equal(red, green) and np.array_equal(green, blue))
+
+
+def to_rgb(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """pixels_HWC uint8 of 1 or 3 channels to 3 channels, without a copy where it can."""
+    return np.broadcast_to(pixels_HWC, (*pixels_HWC.shape[:2], 3)) if pixels_HWC.shape[2] == 1 else pixels_HWC
+
+
+def resize(pixels_HWC: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.uint8]:
+    """Bilinear with anti-aliasing (Pillow), to height and width `size_px`; uint8 in, uint8 out."""
+    if pixels_HWC.shape[:2] == size_px:
+        return pixels_HWC
+    channels = pixels_HWC.shape[2]
+    image = Image.fromarray(pixels_HWC[:, :, 0] if channels == 1 else pixels_HWC)
+    resized = np.asarray(image.resize(size_px[::-1], Image.Resampling.BILINEAR))
+    return resized[:, :, None] if channels == 1 else resized

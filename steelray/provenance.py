@@ -1,0 +1,72 @@
+"""run.json: what ran, on what, with which versions. Holds no environment variables, so no secrets."""
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import steelray
+
+PACKAGES = ("ray", "torch", "torchvision", "timm", "faiss-gpu", "faiss-cpu", "openvino", "numpy", "pyarrow", "boto3")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    versions = {"steelray": steelray.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree, with `+` if it has changes; None outside a checkout."""
+    folder = Path(steelray.__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model and cores of the driver's machine, and its GPU."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    import torch
+
+    from steelray.job import num_cores
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"cpu": model, "cores": num_cores(), "gpu": gpu}
+
+
+def run_record(config: Any, started_at: datetime, **facts: Any) -> bytes:
+    """The bytes of run.json.
+
+    Args:
+        config: the job's config dataclass, as resolved.
+        facts: digests, plan, counts and whatever else belongs to the run.
+    """
+    ended_at = datetime.now(UTC)
+    record = {
+        "config": asdict(config),
+        "git_commit": git_commit(),
+        "packages": package_versions(),
+        "hardware": hardware(),
+        "started_at": started_at.isoformat(timespec="milliseconds"),
+        "ended_at": ended_at.isoformat(timespec="milliseconds"),
+        "duration_s": round((ended_at - started_at).total_seconds(), 3),
+        **facts,
+    }
+    return json.dumps(record, indent=2, default=str).encode()

@@ -1,0 +1,92 @@
+"""Arrow schemas of every table that crosses a process, and the statuses a row can have.
+
+This module does not know how a table is produced or where it is stored.
+"""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Status(StrEnum):
+    """Why an object has a score, or why it has none."""
+
+    OK = "ok"
+    MISSING = "missing"
+    """Listed, but gone when it was read."""
+    CHANGED = "changed"
+    """Its size or checksum is not the one that was listed: overwritten or corrupted on the way."""
+    EMPTY = "empty"
+    """Zero bytes."""
+    TOO_LARGE = "too_large"
+    """More bytes or more pixels than the configured limit."""
+    UNREADABLE = "unreadable"
+    """Not an image in a supported format, or truncated."""
+    WRONG_SHAPE = "wrong_shape"
+    """An image of another height or width than the strips the memory bank was built from."""
+    TOO_SMALL = "too_small"
+    """Smaller than one cell of the backbone's coarsest feature map."""
+    BLANK = "blank"
+    """Every pixel has the same value: a dead camera, not a strip."""
+    UNSCORED = "unscored"
+    """Decoded, but the model gave no finite score for it."""
+
+
+MANIFEST = pa.schema(
+    [
+        pa.field("image_index", pa.int64(), nullable=False),
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("last_modified", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+"""One row per object of an archive, sorted by `image_key` (bytewise); `image_index` counts from 0."""
+
+DECODED = pa.schema(
+    [
+        *MANIFEST,
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("height_px", pa.int32()),
+        pa.field("width_px", pa.int32()),
+        pa.field("channels", pa.int8()),
+        pa.field("mean_brightness", pa.float32()),
+        pa.field("pixels", pa.binary()),
+    ]
+)
+"""A manifest row with its image: `pixels` is row-major uint8, H*W*channels bytes; channels is 1 (grey) or 3 (RGB)."""
+
+BOX = pa.struct(
+    [
+        pa.field("left_px", pa.int32()),
+        pa.field("top_px", pa.int32()),
+        pa.field("width_px", pa.int32()),
+        pa.field("height_px", pa.int32()),
+        pa.field("peak_score", pa.float32()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("width_px", pa.int32()),
+        pa.field("height_px", pa.int32()),
+        pa.field("anomaly_score", pa.float32()),
+        pa.field("is_anomalous", pa.bool_()),
+        pa.field("threshold", pa.float32()),
+        pa.field("defect_area_fraction", pa.float32()),
+        pa.field("boxes", pa.list_(BOX)),
+        pa.field("heatmap_key", pa.string()),
+        pa.field("mean_brightness", pa.float32()),
+        pa.field("model_id", pa.string(), nullable=False),
+        pa.field("bank_id", pa.string()),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+"""The score table: one row per object of the manifest, never fewer, never more. `anomaly_score` is raw (a distance)."""

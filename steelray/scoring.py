@@ -1,0 +1,151 @@
+"""Images to anomaly maps and anomaly scores: the `Scorer` protocol and what implements it.
+
+Shapes: H height, W width, C channels of an image as the network sees it; h, w the patch grid; Q = h·w queries.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from steelray.config import EmbedderConfig, ScoringConfig
+from steelray.data.decode import resize
+from steelray.memory_bank.shard import BankSearch
+from steelray.models.patch_embedder import EmbedFunction
+
+Images = Sequence[NDArray[np.uint8]]
+"""pixels_HWC uint8, C = 1 or 3; sizes may differ."""
+AnomalyMaps = list[NDArray[np.float32]]
+"""HW float32 each, larger is more anomalous, at the size that the network sees (`resize_px`, or the image's own)."""
+
+MAX_BOXES = 50
+MIN_BOX_AREA_PX = 16
+
+
+class Scorer(Protocol):
+    """A trained method. A score depends on its image alone, never on the batch it came in."""
+
+    min_size_px: int
+    """The least height and width it can score."""
+
+    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
+        """Anomaly maps and raw anomaly scores, in the order of the images."""
+
+
+class PatchCoreScorer:
+    """Distance of every patch to its nearest vectors in the memory bank (PatchCore, sections 3.3).
+
+    Differs from the paper: no re-weighting of the image score. Distances are Euclidean, not squared.
+    """
+
+    def __init__(
+        self, embed: EmbedFunction, search: BankSearch, embedder: EmbedderConfig, scoring: ScoringConfig, stride_px: int
+    ) -> None:
+        self.min_size_px = stride_px
+        self._embed = embed
+        self._search = search
+        self._resize_px = embedder.resize_px
+        self._scoring = scoring
+
+    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
+        pending = []
+        for group in _same_shape(self._prepare(image) for image in images):
+            # the searches of a batch are all under way before the first answer is awaited
+            for embeddings_hwD in self._embed(np.stack(group)):
+                grid = embeddings_hwD.shape[:2]
+                queries_QD = embeddings_hwD.reshape(-1, embeddings_hwD.shape[2])
+                future = self._search.submit(queries_QD, self._scoring.num_neighbors)
+                pending.append((future, grid, group[0].shape[:2]))
+        maps: AnomalyMaps = []
+        scores = []
+        for future, grid, size in pending:
+            squared_QK, _ = future.result()
+            distances_hw = np.sqrt(squared_QK).mean(axis=1).reshape(grid)
+            scores.append(self._image_score(distances_hw))
+            maps.append(upsample(distances_hw, size, self._scoring.sigma_px))
+        return maps, np.array(scores, dtype=np.float32)
+
+    def _prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return image if self._resize_px is None else resize(image, self._resize_px)
+
+    def _image_score(self, distances_hw: NDArray[np.float32]) -> float:
+        if self._scoring.image_score == "max":
+            return float(distances_hw.max())
+        count = max(1, round(self._scoring.top_fraction * distances_hw.size))
+        return float(np.partition(distances_hw, -count, axis=None)[-count:].mean())
+
+
+def _same_shape(images: Any) -> Any:
+    """Consecutive images of one shape as lists, so that order is kept."""
+    group: list[NDArray[np.uint8]] = []
+    for image in images:
+        if group and image.shape != group[0].shape:
+            yield group
+            group = []
+        group.append(image)
+    if group:
+        yield group
+
+
+def upsample(grid_hw: NDArray[np.float32], size_px: tuple[int, int], sigma_px: float) -> NDArray[np.float32]:
+    """Bilinear upsampling followed by a Gaussian, as PatchCore smooths its maps: map_HW.
+
+    Both steps are linear and separable, so each axis is one small matrix and the whole is two matrix products.
+    """
+    rows_Hh = _axis_matrix(grid_hw.shape[0], size_px[0], sigma_px)
+    columns_Ww = _axis_matrix(grid_hw.shape[1], size_px[1], sigma_px)
+    return (rows_Hh @ grid_hw.astype(np.float32)) @ columns_Ww.T
+
+
+@lru_cache(maxsize=32)
+def _axis_matrix(cells: int, pixels: int, sigma_px: float) -> NDArray[np.float32]:
+    centers = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    lower = np.minimum(np.floor(centers).astype(int), max(cells - 2, 0))
+    weight = centers - lower
+    matrix = np.zeros((pixels, cells))
+    matrix[np.arange(pixels), lower] += 1 - weight
+    matrix[np.arange(pixels), np.minimum(lower + 1, cells - 1)] += weight
+    if sigma_px > 0:
+        matrix = ndimage.gaussian_filter1d(matrix, sigma_px, axis=0, mode="nearest")
+    return matrix.astype(np.float32)
+
+
+def find_regions(
+    map_HW: NDArray[np.float32], threshold: float, image_size_px: tuple[int, int]
+) -> tuple[float, list[dict[str, Any]]]:
+    """Where an anomaly map exceeds a threshold.
+
+    Args:
+        image_size_px: height and width of the image as stored; boxes are in its pixels.
+
+    Returns:
+        The share of pixels above the threshold, and boxes (schema `BOX`) of the connected regions of at least
+        `MIN_BOX_AREA_PX`, highest peak first, at most `MAX_BOXES`.
+    """
+    above_HW = map_HW > threshold
+    fraction = float(above_HW.mean())
+    if fraction == 0:
+        return 0.0, []
+    row_scale, column_scale = image_size_px[0] / map_HW.shape[0], image_size_px[1] / map_HW.shape[1]
+    labels_HW, _ = ndimage.label(above_HW)
+    boxes = []
+    for number, place in enumerate(ndimage.find_objects(labels_HW), start=1):
+        inside = labels_HW[place] == number
+        if inside.sum() * row_scale * column_scale < MIN_BOX_AREA_PX:
+            continue
+        rows, columns = place
+        top, bottom = int(rows.start * row_scale), int(np.ceil(rows.stop * row_scale))
+        left, right = int(columns.start * column_scale), int(np.ceil(columns.stop * column_scale))
+        boxes.append(
+            {
+                "left_px": left,
+                "top_px": top,
+                "width_px": right - left,
+                "height_px": bottom - top,
+                "peak_score": float(map_HW[place][inside].max()),
+            }
+        )
+    return fraction, sorted(boxes, key=lambda box: -box["peak_score"])[:MAX_BOXES]
