@@ -139,9 +139,7 @@ class CalibrationConfig:
     """Seed of the split."""
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.held_out_fraction < 1, f"held_out_fraction must lie in (0, 1), not {self.held_out_fraction}"
-        )
+        require(0 < self.held_out_fraction < 1, f"held_out_fraction must lie in (0, 1), not {self.held_out_fraction}")
         require(0 < self.false_alarm_rate < 1, f"false_alarm_rate must lie in (0, 1), not {self.false_alarm_rate}")
 
 

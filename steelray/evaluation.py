@@ -174,7 +174,9 @@ def read_weights(uri: str) -> bytes:
     try:
         return Location(folder or ".").read(name)
     except Exception as error:
-        raise ConfigError(f"weights {uri} cannot be read ({type(error).__name__}): give a file or an s3:// URI") from None
+        raise ConfigError(
+            f"weights {uri} cannot be read ({type(error).__name__}): give a file or an s3:// URI"
+        ) from None
 
 
 def _fit(config: EvaluateConfig, dataset: Dataset, embed: EmbedFunction, weights_digest: str) -> MemoryBank:

@@ -43,7 +43,11 @@ def list_archive(config: ArchiveConfig) -> pa.Table:
     seen = 0
 
     def flush() -> None:
-        chunks.append(pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip((keys, etags, sizes, times), schema)], schema=schema))
+        chunks.append(
+            pa.Table.from_arrays(
+                [pa.array(c, f.type) for c, f in zip((keys, etags, sizes, times), schema)], schema=schema
+            )
+        )
         for column in (keys, etags, sizes, times):
             column.clear()  # type: ignore[attr-defined]
 
@@ -65,6 +69,8 @@ def list_archive(config: ArchiveConfig) -> pa.Table:
         table = table.slice(0, config.limit)
     if table.num_rows == 0:
         if seen:
-            raise ConfigError(f"{config.uri}: none of its {seen} objects match glob {config.glob!r} and the cut-off times")
+            raise ConfigError(
+                f"{config.uri}: none of its {seen} objects match glob {config.glob!r} and the cut-off times"
+            )
         raise ConfigError(f"{config.uri}: the archive is empty; check the prefix")
     return table.add_column(0, MANIFEST.field(0), pa.array(range(table.num_rows), pa.int64()))

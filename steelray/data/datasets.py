@@ -193,7 +193,9 @@ def _load_mvtec(root: Path) -> Dataset:
 
 def _load_folder(root: Path) -> tuple[list[Sample], list[Sample]]:
     if not (root / "nominal").is_dir():
-        raise ConfigError(f"{root}: folder needs nominal/ (and anomalous/ to test on, masks/ with the same names) in it")
+        raise ConfigError(
+            f"{root}: folder needs nominal/ (and anomalous/ to test on, masks/ with the same names) in it"
+        )
     anomalous = []
     for path in _images_in(root / "anomalous"):
         relative = path.relative_to(root / "anomalous")

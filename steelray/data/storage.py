@@ -48,7 +48,8 @@ def _s3_client(*, patient: bool = True) -> "S3Client":
 
     retries = {"mode": "standard", "total_max_attempts": 8 if patient else 2}
     return boto3.client(
-        "s3", config=Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries)  # type: ignore[arg-type]
+        "s3",
+        config=Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries),  # type: ignore[arg-type]
     )
 
 

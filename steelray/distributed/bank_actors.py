@@ -71,7 +71,11 @@ def start_search_servers(bank_uri: str, bank_id: str, num_vectors: int, num_shar
         BankUnavailable: one of them cannot load its shard.
     """
     actor = ray.remote(SearchServer).options(
-        num_cpus=SHARD_CPUS, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS, scheduling_strategy="SPREAD"
+        num_cpus=SHARD_CPUS,
+        num_gpus=gpus,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
+        scheduling_strategy="SPREAD",
     )
     servers = [actor.remote(bank_uri, bank_id, *bounds) for bounds in shard_bounds(num_vectors, num_shards)]
     try:
@@ -157,7 +161,9 @@ class EmbeddingServer:
 class RemoteShards:
     """All embedding actors together, as `select` asks them: one gather per round, lost rounds replayed."""
 
-    def __init__(self, servers: Sequence[Any], first_index_of: dict[int, int], projection: tuple[int, int] | None) -> None:
+    def __init__(
+        self, servers: Sequence[Any], first_index_of: dict[int, int], projection: tuple[int, int] | None
+    ) -> None:
         self._servers = list(servers)
         self._first_index_of = ray.put(first_index_of)
         self._projection = projection

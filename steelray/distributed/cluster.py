@@ -40,7 +40,9 @@ def plan_compute(cpus: float, gpus: float, compute: ComputeConfig, num_shards: i
     free_cpus = cpus - 2 * TASK_CPUS - num_shards * SHARD_CPUS
     scorer_cpus = compute.cpus_per_scorer * SCORER_SHARE
     if compute.gpus_per_scorer > gpus:
-        raise ConfigError(f"a scorer needs {compute.gpus_per_scorer} GPUs, the cluster has {gpus:g}: set compute.gpus_per_scorer to 0")
+        raise ConfigError(
+            f"a scorer needs {compute.gpus_per_scorer} GPUs, the cluster has {gpus:g}: set compute.gpus_per_scorer to 0"
+        )
     if compute.num_scorers is None and 0 < free_cpus < scorer_cpus:
         scorer_cpus = free_cpus  # a small machine: one scorer takes what the shards leave
     fit = int(free_cpus / scorer_cpus + 1e-6) if free_cpus > 0 else 0

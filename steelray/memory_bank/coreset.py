@@ -78,7 +78,9 @@ class CoresetShard:
 
     def __init__(self, embeddings_ND: torch.Tensor, indices_N: torch.Tensor | None = None) -> None:
         if embeddings_ND.ndim != 2:
-            raise ValueError(f"embeddings must be a matrix (points, dimensions), not of shape {tuple(embeddings_ND.shape)}")
+            raise ValueError(
+                f"embeddings must be a matrix (points, dimensions), not of shape {tuple(embeddings_ND.shape)}"
+            )
         count, device = len(embeddings_ND), embeddings_ND.device
         self.embeddings_ND = embeddings_ND
         self.indices_N = torch.arange(count, device=device) if indices_N is None else indices_N.to(device)
@@ -89,7 +91,9 @@ class CoresetShard:
         finite_N = torch.isfinite(self.squared_norms_N)
         if not bool(finite_N.all()):
             row = int(self.indices_N[int((~finite_N).to(torch.int8).argmax())])
-            raise ValueError(f"embedding {row} is not finite (or too large for its type): check the images and the weights")
+            raise ValueError(
+                f"embedding {row} is not finite (or too large for its type): check the images and the weights"
+            )
         self.squared_distances_N = torch.full((count,), math.inf, dtype=embeddings_ND.dtype, device=device)
 
     def points(self, indices_B: torch.Tensor) -> torch.Tensor:

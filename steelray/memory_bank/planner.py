@@ -39,9 +39,7 @@ def plan_bank(
     size = f"the bank needs {_mib(total_bytes)} ({num_vectors} x {dim} float32, twice while loading)"
     limit = f"{_mib(memory_per_actor_bytes)} per actor"
     if cluster_memory_bytes is not None and total_bytes > cluster_memory_bytes:
-        raise ConfigError(
-            f"{size} but the cluster has {_mib(cluster_memory_bytes)}: lower coreset.ratio or add nodes"
-        )
+        raise ConfigError(f"{size} but the cluster has {_mib(cluster_memory_bytes)}: lower coreset.ratio or add nodes")
     fits = total_bytes <= memory_per_actor_bytes
     if placement == "auto":
         placement = "replicated" if fits and num_shards in (None, 1) else "sharded"

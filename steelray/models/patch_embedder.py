@@ -43,7 +43,9 @@ class PatchEmbedder(nn.Module):
         weights_digest: SHA-256 over names, shapes and values of the weights that are used.
     """
 
-    def __init__(self, backbone: nn.Module, config: EmbedderConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, backbone: nn.Module, config: EmbedderConfig, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.config = config
@@ -158,7 +160,9 @@ def _parse_state(body: bytes, name: str) -> dict[str, torch.Tensor]:
             return safetensors.torch.load(body)
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise ConfigError(f"weights {name} cannot be read ({type(error).__name__}): not a safetensors or .pth file") from None
+        raise ConfigError(
+            f"weights {name} cannot be read ({type(error).__name__}): not a safetensors or .pth file"
+        ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ConfigError(f"weights {name}: holds no state dict")
@@ -171,7 +175,9 @@ def _map_by_position(
     """The bundled files name their tensors otherwise than timm, in the same order; every shape is checked."""
     values = list(state.values())
     if [tuple(v.shape) for v in values] != [tuple(v.shape) for v in reference.values()]:
-        raise ConfigError(f"bundled weights of {config.backbone} do not fit this timm version: pin timm as the project does")
+        raise ConfigError(
+            f"bundled weights of {config.backbone} do not fit this timm version: pin timm as the project does"
+        )
     return dict(zip(reference, values, strict=True))
 
 
