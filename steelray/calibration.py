@@ -1,93 +1,164 @@
-"""Thresholds from held-out nominal strips, for a stated false-alarm rate (split conformal prediction).
+"""Thresholds from held-out nominal strips, for stated false-alarm rates (split conformal prediction).
 
-With n held-out scores the ceil((n + 1)(1 - rate))-th smallest is exceeded by a fresh nominal strip with probability at
-most `rate` (Vovk et al. 2005; exchangeable strips). Where n is too small for the rate, the largest score is all that
-the data support, and the calibration says which rate that is.
+With n held-out scores the k-th smallest, k = ceil((n + 1)(1 - rate)), is exceeded by a fresh nominal strip with
+probability at most `rate` (Vovk et al. 2005; exchangeable strips). Given these n strips, the rate that the threshold
+really has is distributed as Beta(n + 1 - k, k): that is its confidence interval. Where n is too small for the rate, the
+largest score is all that the data support, and the calibration says which rate that is.
 """
 
 import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
-from steelray.config import ConfigError
+from steelray.config import CalibrationConfig, ConfigError
+
+ALL_STRIPS = ""
+"""The name of the group that holds every strip: the fallback of small groups and unknown keys."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A limit on a score, and what it promises.
+
+    Attributes:
+        value: a strip with a larger score is flagged.
+        asked_rate: the false-alarm rate that was asked for.
+        rate: the rate that is guaranteed: `asked_rate`, or 1 / (n + 1) where the strips are too few for it.
+        rate_low, rate_high: 95 % confidence interval of the rate that this very threshold has.
+    """
+
+    value: float
+    asked_rate: float
+    rate: float
+    rate_low: float
+    rate_high: float
+
+
+@dataclass(frozen=True)
+class GroupThresholds:
+    """The thresholds of one group of strips (a camera, a line, a grade).
+
+    Attributes:
+        group: its name; `ALL_STRIPS` for the one that holds every strip.
+        num_strips: held-out strips they rest on.
+        review: a strip above it is looked at.
+        reject: a strip above it is not shipped unseen.
+        pixel: a pixel with a larger anomaly_map value belongs to a defect; few nominal strips (`pixel.rate`) have one.
+    """
+
+    group: str
+    num_strips: int
+    review: Threshold
+    reject: Threshold
+    pixel: Threshold
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Stored with the bank.
+    """What turns scores into verdicts. Stored beside the model, versioned, replaceable without rescoring.
 
     Attributes:
-        threshold: a strip with a larger anomaly_score is flagged.
-        pixel_threshold: a pixel with a larger anomaly_map value belongs to a defect; no more than `attained_rate` of
-            nominal strips have one.
-        false_alarm_rate: asked for.
-        attained_rate: what `num_strips` strips support; larger than asked for where they are too few.
-        scores: the held-out strips' anomaly scores, rising.
-        map_peaks: the largest anomaly_map value of each, rising.
-        map_median: median anomaly_map value of nominal pixels: where heatmaps begin.
+        group_pattern: regular expression over keys; its captures, joined by `/`, name a strip's group. None: one group.
+        groups: by name; `ALL_STRIPS` is always there.
+        map_median: median anomaly_map value of nominal strips: where heatmaps begin.
     """
 
-    threshold: float
-    pixel_threshold: float
-    false_alarm_rate: float
-    attained_rate: float
-    num_strips: int
+    group_pattern: str | None
+    groups: dict[str, GroupThresholds]
     map_median: float
-    scores: tuple[float, ...]
-    map_peaks: tuple[float, ...]
+
+    def group_of(self, image_key: str) -> str:
+        """The group of a key."""
+        return group_of(image_key, self.group_pattern)
+
+    def thresholds_of(self, group: str) -> GroupThresholds:
+        """Its own thresholds, or those of all strips where it was too small or was never seen."""
+        return self.groups.get(group) or self.groups[ALL_STRIPS]
 
     def to_dict(self) -> dict[str, Any]:
-        """For bank.json."""
+        """For its JSON file."""
         return asdict(self)
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "Calibration":
-        """From bank.json."""
-        return Calibration(**{**raw, "scores": tuple(raw["scores"]), "map_peaks": tuple(raw["map_peaks"])})
+        """From its JSON file. Raises `ConfigError` if a part is missing."""
+        try:
+            groups = {
+                name: GroupThresholds(
+                    **{**group, **{kind: Threshold(**group[kind]) for kind in ("review", "reject", "pixel")}}
+                )
+                for name, group in raw["groups"].items()
+            }
+            return Calibration(raw["group_pattern"], groups, float(raw["map_median"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"calibration is incomplete ({error}): run jobs/calibrate.py again") from None
 
 
-def conformal_quantile(values_N: NDArray[np.floating[Any]], rate: float) -> tuple[float, float]:
+def group_of(image_key: str, group_pattern: str | None) -> str:
+    """The captures of `group_pattern` in a key, joined by `/`; the whole match if it has none; else no group."""
+    found = re.search(group_pattern, image_key) if group_pattern else None
+    if found is None:
+        return ALL_STRIPS
+    return "/".join(part for part in found.groups() if part) if found.groups() else found.group()
+
+
+def conformal_threshold(values_N: NDArray[np.floating[Any]], rate: float) -> Threshold:
     """The threshold that a fresh exchangeable value exceeds with probability at most `rate`.
-
-    Returns:
-        The threshold and the rate that it guarantees: `rate`, or 1 / (n + 1) where n values are too few for it.
 
     Raises:
         ValueError: no values, or one that is not finite.
     """
     count = len(values_N)
     if count == 0 or not np.isfinite(values_N).all():
-        raise ValueError("a threshold needs at least one finite score")
-    rank = math.ceil((count + 1) * (1 - rate))
-    return float(np.sort(values_N)[min(rank, count) - 1]), max(rate, 1 / (count + 1))
+        raise ValueError("a threshold needs at least one score, and finite ones only")
+    rank = min(math.ceil((count + 1) * (1 - rate)), count)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = beta.ppf([tail, 1 - tail], count + 1 - rank, rank)
+    value = float(np.sort(values_N)[rank - 1])
+    return Threshold(value, rate, max(rate, 1 / (count + 1)), float(low), float(high))
 
 
 def calibrate(
+    image_keys: Sequence[str],
     scores_N: NDArray[np.floating[Any]],
     map_peaks_N: NDArray[np.floating[Any]],
     map_median: float,
-    false_alarm_rate: float,
+    config: CalibrationConfig,
 ) -> Calibration:
-    """Sets both thresholds on held-out nominal strips.
+    """Sets all thresholds on held-out nominal strips.
+
+    Args:
+        map_peaks_N: the largest anomaly_map value of each strip.
 
     Raises:
-        ConfigError: there are none, or their scores are not finite.
+        ConfigError: there are no strips, or their scores are not finite.
     """
+    members: dict[str, list[int]] = defaultdict(list)
+    for row, key in enumerate(image_keys):
+        members[group_of(key, config.group_pattern)].append(row)
+    groups = {}
     try:
-        threshold, attained_rate = conformal_quantile(scores_N, false_alarm_rate)
-        pixel_threshold, _ = conformal_quantile(map_peaks_N, false_alarm_rate)
+        for name, rows in [(ALL_STRIPS, list(range(len(image_keys)))), *sorted(members.items())]:
+            # a group of its own needs as many strips as its rate takes
+            if name != ALL_STRIPS and len(rows) + 1 < 1 / config.false_alarm_rate:
+                continue
+            if name in groups:
+                continue
+            groups[name] = GroupThresholds(
+                group=name,
+                num_strips=len(rows),
+                review=conformal_threshold(scores_N[rows], config.false_alarm_rate),
+                reject=conformal_threshold(scores_N[rows], config.reject_rate),
+                pixel=conformal_threshold(map_peaks_N[rows], config.false_alarm_rate),
+            )
     except ValueError as error:
         raise ConfigError(f"no threshold can be set on {len(scores_N)} held-out strips: {error}") from None
-    return Calibration(
-        threshold=threshold,
-        pixel_threshold=pixel_threshold,
-        false_alarm_rate=false_alarm_rate,
-        attained_rate=attained_rate,
-        num_strips=len(scores_N),
-        map_median=map_median,
-        scores=tuple(float(v) for v in np.sort(scores_N)),
-        map_peaks=tuple(float(v) for v in np.sort(map_peaks_N)),
-    )
+    return Calibration(config.group_pattern, groups, map_median)

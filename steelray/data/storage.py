@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
+CONFLICTS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 
 
 class ObjectMissing(Exception):
@@ -42,6 +43,10 @@ class StoredObject:
     last_modified: datetime
 
 
+def _file_etag(stat: os.stat_result) -> str:
+    return hashlib.md5(f"{stat.st_mtime_ns}-{stat.st_size}".encode(), usedforsecurity=False).hexdigest()
+
+
 def _s3_client(*, patient: bool = True) -> "S3Client":
     import boto3
     from botocore.config import Config
@@ -54,7 +59,7 @@ def _s3_client(*, patient: bool = True) -> "S3Client":
 
 
 def _why(error: Exception) -> str:
-    """One line for a storage failure, without anything secret (botocore's messages hold neither keys nor signatures)."""
+    """One line for a storage failure, without anything secret."""
     from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3"
@@ -185,8 +190,7 @@ class Location:
                 except OSError:
                     continue  # a dangling link, or gone since
                 key = path.relative_to(root).as_posix()
-                etag = hashlib.md5(f"{stat.st_mtime_ns}-{stat.st_size}".encode(), usedforsecurity=False).hexdigest()
-                yield StoredObject(key, etag, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+                yield StoredObject(key, _file_etag(stat), stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
     def read(self, key: str) -> bytes:
         """The object's bytes. boto3 verifies the store's checksum where there is one.
@@ -248,19 +252,50 @@ class Location:
         except (BotoCoreError, ClientError) as error:
             raise OSError(f"{self.uri}: {_why(error)}") from None
 
-    def exists(self, key: str) -> bool:
-        """Whether there is an object under that key."""
+    def write_if(self, key: str, body: bytes, etag: str | None) -> None:
+        """Stores an object only if the present one still has this ETag (None: only if there is none).
+
+        Raises:
+            ObjectChanged: somebody else has written it. OSError: as `write`.
+        """
         if self.bucket is None:
-            return self._local(key).is_file()
+            import fcntl
+
+            path = self._local(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.with_name(f".{path.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self.etag(key) != etag:
+                    raise ObjectChanged(f"{key} has been written by somebody else")
+                self.write(key, body)
+            return
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        condition: dict[str, str] = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        try:
+            self.client.put_object(Bucket=self.bucket, Key=self.full_key(key), Body=body, **condition)  # type: ignore[arg-type]
+        except (BotoCoreError, ClientError) as error:
+            if isinstance(error, ClientError) and error.response["Error"].get("Code") in CONFLICTS:
+                raise ObjectChanged(f"{key} has been written by somebody else") from None
+            raise OSError(f"{self.uri}: {_why(error)}") from None
+
+    def etag(self, key: str) -> str | None:
+        """The object's ETag, for `write_if`; None if there is no object."""
+        if self.bucket is None:
+            path = self._local(key)
+            return _file_etag(path.stat()) if path.is_file() else None
         from botocore.exceptions import ClientError
 
         try:
-            self.client.head_object(Bucket=self.bucket, Key=self.full_key(key))
+            return self.client.head_object(Bucket=self.bucket, Key=self.full_key(key))["ETag"].strip('"')
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NotFound"):
-                return False
+                return None
             raise OSError(f"{self.uri}: {_why(error)}") from None
-        return True
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under that key."""
+        return self.etag(key) is not None
 
     def delete_all(self) -> int:
         """Deletes every object below this location; returns how many."""

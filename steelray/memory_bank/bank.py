@@ -4,7 +4,7 @@
     shard-00000.arrow   Arrow IPC: vector fixed_size_list<float32>[D], image_index, grid_row, grid_column
     images.arrow        Arrow IPC: image_key of every nominal image, by image_index
 
-`bank_id` is a digest of vectors, embedder and scoring. The calibration lies beside it and can be renewed alone.
+`bank_id` is a digest of vectors, embedder and scoring. Calibrations lie beside it and are versioned on their own.
 """
 
 import hashlib
@@ -55,9 +55,13 @@ class BankInfo:
     """Statistics of the selection: num_candidates, cover_radius, num_rounds, duration_s, projection."""
     shards: tuple[BankFile, ...] = ()
     images: BankFile | None = None
-    calibration: dict[str, Any] | None = None
     created_at: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def model_id(self) -> str:
+        """Digest of everything that a score depends on but the vectors."""
+        return settings_digest(self.embedder, self.weights_digest, self.scoring).hexdigest()[:16]
 
     def to_json(self) -> bytes:
         """bank.json's bytes."""
@@ -92,9 +96,8 @@ def make_bank(
     coreset: dict[str, Any],
 ) -> MemoryBank:
     """Gives the vectors an identity."""
-    digest = hashlib.sha256(np.ascontiguousarray(vectors_ND).tobytes())
-    settings = {"embedder": asdict(embedder), "weights": weights_digest, "scoring": asdict(scoring)}
-    digest.update(json.dumps(settings, sort_keys=True).encode())
+    digest = settings_digest(embedder, weights_digest, scoring)
+    digest.update(np.ascontiguousarray(vectors_ND))
     info = BankInfo(
         bank_id=digest.hexdigest()[:16],
         embedder=embedder,
@@ -107,6 +110,12 @@ def make_bank(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return MemoryBank(info, vectors_ND, origins_N3, image_keys)
+
+
+def settings_digest(embedder: EmbedderConfig, weights_digest: str, scoring: ScoringConfig) -> "hashlib._Hash":
+    """SHA-256 over the settings of embedding and scoring."""
+    settings = {"embedder": asdict(embedder), "weights": weights_digest, "scoring": asdict(scoring)}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
 
 
 def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:

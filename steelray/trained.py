@@ -1,0 +1,151 @@
+"""A model's folder, whatever the method: who it is, what it takes, how it is calibrated, and the way to its `Scorer`.
+
+    bank.json or checkpoint.json …       the model (steelray.memory_bank.bank, steelray.checkpoint)
+    calibrations/000001.json             thresholds; the highest number counts
+    calibrations/000001.parquet          the score rows they rest on, schema `SCORES`
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from steelray.calibration import Calibration
+from steelray.config import ComputeConfig, ConfigError, EmbedderConfig, ScoringConfig
+from steelray.data.storage import Location, ObjectMissing
+from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info, read_vectors
+from steelray.memory_bank.shard import BankSearch, IndexShard, LocalSearch
+from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.scoring import PatchCoreScorer, Scorer
+
+CALIBRATIONS = "calibrations"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of a trained model without loading its weights."""
+
+    uri: str
+    method: str
+    """patchcore, draem or conv_ae."""
+    model_id: str
+    """Digest of the weights and of all settings that a score depends on; for PatchCore without the bank's vectors."""
+    input_size_px: tuple[int, int] | None
+    """Height and width that every image must have; None: any."""
+    bank: BankInfo | None
+
+
+def read_weights(uri: str) -> bytes:
+    """Fetches a weights file from a path or an s3:// URI. Raises `ConfigError`."""
+    folder, _, name = uri.rpartition("/")
+    try:
+        return Location(folder or ".").read(name)
+    except Exception as error:
+        raise ConfigError(
+            f"weights {uri} cannot be read ({type(error).__name__}): give a file or an s3:// URI"
+        ) from None
+
+
+def open_model(uri: str) -> Model:
+    """Reads a model's description.
+
+    Raises:
+        ConfigError: nothing there, not a model, or one of another format version.
+    """
+    location = Location(uri)
+    location.check_access()
+    if not location.exists(INFO_FILE):
+        raise ConfigError(f"{uri}: no model there ({INFO_FILE} is missing): build one, or check the URI")
+    info = read_info(location.read, uri)
+    return Model(uri, "patchcore", info.model_id, info.input_size_px, info)
+
+
+def check_agreement(model: Model, embedder: EmbedderConfig | None, scoring: ScoringConfig | None = None) -> None:
+    """Raises `ConfigError` if settings that were given differ from those that the bank was built with."""
+    for name, given, stored in (
+        ("embedder", embedder, model.bank and model.bank.embedder),
+        ("scoring", scoring, model.bank and model.bank.scoring),
+    ):
+        if given is not None and given != stored:
+            differing = [key for key in vars(given) if stored is None or getattr(given, key) != getattr(stored, key)]
+            raise ConfigError(
+                f"{name}.{differing[0]} is {getattr(given, differing[0])!r} but the model at {model.uri} has "
+                f"{getattr(stored, differing[0], None)!r}: leave {name} out, or rebuild the bank"
+            )
+
+
+def load_scorer(
+    model: Model, compute: ComputeConfig, *, num_threads: int, search: BankSearch | None = None, use_gpu: bool = False
+) -> Scorer:
+    """The model, ready to score in this process.
+
+    Args:
+        search: where its memory bank is searched; None loads the whole bank here.
+
+    Raises:
+        ConfigError: weights that cannot be had, or a damaged file.
+    """
+    assert model.bank is not None
+    location, info = Location(model.uri), model.bank
+    embedder = build_patch_embedder(info.embedder, info.weights_digest, read_weights=read_weights)
+    embed = compile_embedder(embedder, backend=compute.backend, num_threads=num_threads)
+    if search is None:
+        vectors_ND = read_vectors(location.read, info)
+        search = LocalSearch([IndexShard(vectors_ND, num_threads=num_threads, use_gpu=use_gpu)])
+    return PatchCoreScorer(embed, search, info.embedder, info.scoring, embedder.stride_px)
+
+
+def _versions(location: Location) -> list[int]:
+    names = [stored.key for stored in (location / CALIBRATIONS).list()]
+    return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))
+
+
+def read_calibration(uri: str, version: int | None = None) -> tuple[Calibration, int]:
+    """A model's calibration (None: the newest) and its version.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    location = Location(uri)
+    versions = _versions(location)
+    if not versions or (version is not None and version not in versions):
+        raise ConfigError(f"{uri}: no calibration {version or ''} (there are {versions}): run jobs/calibrate.py")
+    version = versions[-1] if version is None else version
+    return Calibration.from_dict(json.loads(location.read(f"{CALIBRATIONS}/{version:06d}.json"))), version
+
+
+def read_calibration_rows(uri: str, version: int) -> pa.Table:
+    """The score rows that a calibration rests on; an empty table if they were not kept."""
+    from steelray.schema import SCORES
+
+    try:
+        body = Location(uri).read(f"{CALIBRATIONS}/{version:06d}.parquet")
+    except ObjectMissing:
+        return SCORES.empty_table()
+    return pq.read_table(pa.BufferReader(body))
+
+
+def write_calibration(uri: str, calibration: Calibration, rows: pa.Table, source: str) -> int:
+    """Adds a calibration as the newest version; earlier ones stay. Raises `ObjectChanged` if two are added at once.
+
+    Args:
+        rows: score rows (schema `SCORES`) of the nominal strips that it rests on.
+        source: where these came from, in words.
+    """
+    location = Location(uri)
+    version = (_versions(location) or [0])[-1] + 1
+    body = pa.BufferOutputStream()
+    pq.write_table(rows, body)
+    record: dict[str, Any] = {
+        "version": version,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": source,
+        "num_strips": rows.num_rows,
+        **calibration.to_dict(),
+    }
+    location.write(f"{CALIBRATIONS}/{version:06d}.parquet", body.getvalue().to_pybytes())
+    location.write_if(f"{CALIBRATIONS}/{version:06d}.json", json.dumps(record, indent=2).encode(), None)
+    return version
