@@ -45,7 +45,7 @@ def list_archive(config: ArchiveConfig) -> pa.Table:
     def flush() -> None:
         chunks.append(
             pa.Table.from_arrays(
-                [pa.array(c, f.type) for c, f in zip((keys, etags, sizes, times), schema)], schema=schema
+                [pa.array(c, f.type) for c, f in zip((keys, etags, sizes, times), schema, strict=True)], schema=schema
             )
         )
         for column in (keys, etags, sizes, times):

@@ -73,7 +73,8 @@ def start_object_store(folder: Path, *, bucket: str = "archive") -> ObjectStore:
     }
     command = [
         str(binary), "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        f"-s3.port={s3_port}", f"-master.port={master_port}", f"-volume.port={volume_port}", f"-filer.port={filer_port}",
+        f"-s3.port={s3_port}", f"-master.port={master_port}", f"-volume.port={volume_port}",
+        f"-filer.port={filer_port}",
         "-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false", f"-bucket={bucket}",
     ]  # fmt: skip

@@ -297,16 +297,19 @@ class Location:
         """Whether there is an object under that key."""
         return self.etag(key) is not None
 
+    def delete(self, key: str) -> None:
+        """Deletes one object; it need not be there."""
+        if self.bucket is None:
+            self._local(key).unlink(missing_ok=True)
+        else:
+            self.client.delete_object(Bucket=self.bucket, Key=self.full_key(key))
+
     def delete_all(self) -> int:
         """Deletes every object below this location; returns how many."""
-        count = 0
-        for stored in list(self.list()):
-            if self.bucket is None:
-                self._local(stored.key).unlink(missing_ok=True)
-            else:
-                self.client.delete_object(Bucket=self.bucket, Key=self.full_key(stored.key))
-            count += 1
-        return count
+        keys = [stored.key for stored in self.list()]
+        for key in keys:
+            self.delete(key)
+        return len(keys)
 
     def arrow(self) -> tuple["pafs.FileSystem", str]:
         """This location for Arrow readers and writers: a filesystem and a path in it."""

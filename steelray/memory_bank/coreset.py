@@ -1,4 +1,4 @@
-"""Exact greedy k-center selection in a few dense passes (PatchCore, algorithm 1; Gonzalez 1985), over one or many shards.
+"""Exact greedy k-center selection in a few dense passes (PatchCore, algorithm 1; Gonzalez 1985), over any shards.
 
 The textbook loop walks all N points once per pick. Distances to the selected set only ever fall, so the same picks can
 be found in rounds:
@@ -20,8 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
+
+from steelray.memory_bank.projection import project as project
 
 CANDIDATES = 8192
 """T. Larger means fewer passes over all points, but more work per pick."""
@@ -78,9 +79,7 @@ class CoresetShard:
 
     def __init__(self, embeddings_ND: torch.Tensor, indices_N: torch.Tensor | None = None) -> None:
         if embeddings_ND.ndim != 2:
-            raise ValueError(
-                f"embeddings must be a matrix (points, dimensions), not of shape {tuple(embeddings_ND.shape)}"
-            )
+            raise ValueError(f"embeddings must have two axes, points and dimensions, not {embeddings_ND.ndim}")
         count, device = len(embeddings_ND), embeddings_ND.device
         self.embeddings_ND = embeddings_ND
         self.indices_N = torch.arange(count, device=device) if indices_N is None else indices_N.to(device)
@@ -91,9 +90,7 @@ class CoresetShard:
         finite_N = torch.isfinite(self.squared_norms_N)
         if not bool(finite_N.all()):
             row = int(self.indices_N[int((~finite_N).to(torch.int8).argmax())])
-            raise ValueError(
-                f"embedding {row} is not finite (or too large for its type): check the images and the weights"
-            )
+            raise ValueError(f"embedding {row} is not finite (or too large): check the images and the weights")
         self.squared_distances_N = torch.full((count,), math.inf, dtype=embeddings_ND.dtype, device=device)
 
     def points(self, indices_B: torch.Tensor) -> torch.Tensor:
@@ -279,9 +276,7 @@ def greedy_coreset(
     if projection_dim is not None:
         embeddings_ND = project(embeddings_ND, projection_dim, projection_seed)
     shard = CoresetShard(embeddings_ND)
-    return select(
-        [shard], limit, start_index=start_index, cover_radius=cover_radius, progress=progress
-    ).indices_M  # fmt: skip
+    return select([shard], limit, start_index=start_index, cover_radius=cover_radius, progress=progress).indices_M
 
 
 def num_centers_of(count: int, num_centers: int | None, ratio: float | None, cover_radius: float | None) -> int:
@@ -302,17 +297,3 @@ def num_centers_of(count: int, num_centers: int | None, ratio: float | None, cov
     if ratio is not None:
         limits.append(max(1, round(ratio * count)))
     return min(limits)
-
-
-def projection_matrix(dim: int, projection_dim: int, seed: int) -> torch.Tensor:
-    """A Gaussian Johnson-Lindenstrauss projection (dim, projection_dim), float32, the same for the same seed anywhere."""
-    if not 1 <= projection_dim <= dim:
-        raise ValueError(f"projection_dim is {projection_dim} but the embeddings have {dim} dimensions")
-    values = np.random.Generator(np.random.PCG64(seed)).standard_normal((dim, projection_dim))
-    return torch.from_numpy((values / math.sqrt(projection_dim)).astype(np.float32))
-
-
-def project(embeddings_ND: torch.Tensor, projection_dim: int, seed: int) -> torch.Tensor:
-    """The embeddings in a random subspace that keeps distances approximately."""
-    matrix = projection_matrix(embeddings_ND.shape[1], projection_dim, seed)
-    return embeddings_ND @ matrix.to(embeddings_ND)

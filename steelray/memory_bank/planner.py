@@ -1,5 +1,6 @@
 """Where the bank lives: copied into every scorer, or cut into shard actors. A pure decision, tested by invariants."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,7 +69,7 @@ def plan_bank(
 def shard_bounds(num_vectors: int, num_shards: int) -> list[tuple[int, int]]:
     """First and last+1 id of each shard: contiguous, covering, sizes differ by at most one."""
     cuts = [num_vectors * i // num_shards for i in range(num_shards + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 def _mib(count: int) -> str:

@@ -1,0 +1,54 @@
+"""Fixtures that every test may use. Everything here is real: a real S3 server, a real backbone, real files."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from steelray.config import EmbedderConfig
+from steelray.data.object_store import ObjectStore, running_object_store
+from steelray.models.patch_embedder import EmbedFunction, PatchEmbedder, build_patch_embedder, compile_embedder
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A running S3 server with the bucket `archive`; the AWS_* variables point at it until the session ends."""
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as store:
+        yield store
+
+
+@pytest.fixture
+def s3_uri(object_store: ObjectStore) -> str:
+    """An empty s3:// prefix of the test's own."""
+    return f"s3://archive/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images (STEELRAY_DATA, or shared/data beside the repository)."""
+    folder = Path(os.environ.get("STEELRAY_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not (folder / "severstal").is_dir():
+        pytest.skip(f"no real images in {folder}: set STEELRAY_DATA to a folder with severstal/ and mvtec/ in it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedder_config() -> EmbedderConfig:
+    """The bundled backbone cut off at level 2: 40 dimensions, a cell per 8 pixels, a few milliseconds per image."""
+    return EmbedderConfig(levels=(2,))
+
+
+@pytest.fixture(scope="session")
+def embedder(embedder_config: EmbedderConfig) -> PatchEmbedder:
+    """The module of `embedder_config`."""
+    return build_patch_embedder(embedder_config)
+
+
+@pytest.fixture(scope="session")
+def embed(embedder: PatchEmbedder) -> EmbedFunction:
+    """`embedder` as a function on NumPy images, in plain PyTorch."""
+    return compile_embedder(embedder, backend="eager")
