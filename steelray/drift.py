@@ -1,27 +1,29 @@
 """Whether a night's strips are still those the thresholds were set on. Pure statistics: arrays in, findings out.
 
 Two questions per group: does the night differ from the calibration strips (population stability index and two-sample
-Kolmogorov-Smirnov test of mean brightness and of the anomaly score, which for PatchCore is a patch distance), and have
-the nights' medians been moving one way (Kendall's tau, Theil-Sen slope)?
+Kolmogorov-Smirnov test of mean brightness, anomaly score and mean anomaly map value, which for PatchCore is the mean
+patch distance), and have the nights' medians been moving one way (Kendall's tau, Theil-Sen slope)?
 
 A warning needs both a significant test and a large effect. The tests alone would cry at every large archive, for strips
 of one night resemble each other more than a test assumes; the effect alone would cry at every small group. All tests of
 a run share its false-alarm rate (Bonferroni).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from steelray.schema import Status
 
-ALL = "all"
-"""The group that holds every strip."""
+ALL_STRIPS = ""
+"""The group that holds every strip, as in `steelray.calibration`."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 FALSE_ALARM_RATE = 0.01
 """Share of runs on unchanged strips that may warn at all."""
@@ -34,22 +36,14 @@ MIN_RUNS = 6
 MIN_TREND_CHANGE = 0.5
 """Change over the runs, in interquartile ranges of the calibration strips, that is worth a warning."""
 
-Measure = Literal["brightness", "score"]
-MEASURES: tuple[Measure, ...] = ("brightness", "score")
+Measure = Literal["brightness", "score", "distance"]
+MEASURES: dict[Measure, str] = {"brightness": "mean_brightness", "score": "anomaly_score", "distance": "map_mean"}
+"""What is compared, and the columns of `SCORES` that hold it."""
 State = Literal["steady", "drifted", "too_few", "absent"]
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """What is compared: the strips of one group that have a score. Arrays of one float per strip."""
-
-    scores: NDArray[np.floating[Any]]
-    brightness: NDArray[np.floating[Any]]
-
-    def values(self, measure: Measure) -> NDArray[np.floating[Any]]:
-        """Finite values of one measure."""
-        values_N = np.asarray(self.scores if measure == "score" else self.brightness, dtype=np.float64)
-        return values_N[np.isfinite(values_N)]
+Sample = Mapping[Measure, NDArray[np.floating[Any]]]
+"""The scored strips of one group: an array of finite values for each measure."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +68,12 @@ class Shift:
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """What is kept of a group's night for later trends. The medians are None where no strip has a score."""
+    """What is kept of a group's night for later trends; a measure without values has no median."""
 
     group: str
     num_scored: int
     num_flagged: int
-    score_median: float | None
-    brightness_median: float | None
-
-    def median(self, measure: Measure) -> float | None:
-        """The median of one measure."""
-        return self.score_median if measure == "score" else self.brightness_median
+    medians: dict[Measure, float]
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ class RunSummary:
     Attributes:
         finished_at: ISO 8601.
         num_failed: rows without a score.
-        groups: `ALL` comes first.
+        groups: `ALL_STRIPS` comes first.
     """
 
     run_id: str
@@ -127,38 +116,38 @@ class Trend:
     reason: str
 
 
-def samples_by_group(scores: pa.Table, groups: Sequence[str]) -> dict[str, Sample]:
-    """The scored strips of a score table (schema `SCORES`; `groups` of every row), by group; `ALL` comes first."""
-    scored_N = np.asarray(scores["status"].to_numpy() == Status.OK.value, dtype=bool)
-    score_N = scores["anomaly_score"].to_numpy().astype(np.float64)[scored_N]
-    brightness_N = scores["mean_brightness"].to_numpy().astype(np.float64)[scored_N]
-    group_N = np.asarray(groups, dtype=object)[scored_N]
-    samples = {ALL: Sample(score_N, brightness_N)}
-    for group in sorted({str(name) for name in groups} - {ALL}):
-        own_N = group_N == group
-        samples[group] = Sample(score_N[own_N], brightness_N[own_N])
-    return samples
+def samples_by_group(scores: pa.Table) -> dict[str, Sample]:
+    """The scored strips of a table of schema `SCORES`, by group; `ALL_STRIPS` comes first."""
+    scored = scores.filter(pc.equal(scores["status"], Status.OK.value))
+    columns = {measure: scored[name].to_numpy().astype(np.float64) for measure, name in MEASURES.items()}
+    group_N = np.asarray(scored["group"].to_pylist(), dtype=object)
+    members = {ALL_STRIPS: np.ones(len(group_N), dtype=bool)}
+    members.update({group: group_N == group for group in sorted(_named_groups(scores))})
+    return {
+        group: {measure: values_N[own_N & np.isfinite(values_N)] for measure, values_N in columns.items()}
+        for group, own_N in members.items()
+    }
 
 
-def summarize_run(run_id: str, finished_at: str, scores: pa.Table, groups: Sequence[str]) -> RunSummary:
+def _named_groups(scores: pa.Table) -> set[str]:
+    return {group for group in scores["group"].unique().to_pylist() if group}
+
+
+def summarize_run(run_id: str, finished_at: str, scores: pa.Table) -> RunSummary:
     """The numbers of a finished run that later runs are compared with."""
-    flagged_N = np.asarray(scores["is_anomalous"].to_pylist(), dtype=object) == True  # noqa: E712 (None counts as no)
-    group_N = np.asarray(groups, dtype=object)
-
+    flagged = scores.filter(scores["is_anomalous"])  # a missing verdict is none
+    flagged_in = Counter(flagged["group"].to_pylist())
     summaries = tuple(
         GroupSummary(
             group=group,
-            num_scored=len(sample.scores),
-            num_flagged=int(flagged_N.sum() if group == ALL else flagged_N[group_N == group].sum()),
-            score_median=_median(sample.values("score")),
-            brightness_median=_median(sample.values("brightness")),
+            num_scored=len(sample["score"]),
+            num_flagged=flagged.num_rows if group == ALL_STRIPS else flagged_in[group],
+            medians={measure: float(np.median(values_N)) for measure, values_N in sample.items() if len(values_N)},
         )
-        for group, sample in samples_by_group(scores, groups).items()
+        for group, sample in samples_by_group(scores).items()
     )
-    num_scored = summaries[0].num_scored
-    return RunSummary(
-        run_id, finished_at, scores.num_rows, scores.num_rows - num_scored, int(flagged_N.sum()), summaries
-    )
+    num_failed = scores.num_rows - summaries[0].num_scored
+    return RunSummary(run_id, finished_at, scores.num_rows, num_failed, flagged.num_rows, summaries)
 
 
 def population_stability_index(reference_N: ArrayLike, current_N: ArrayLike, num_bins: int = 10) -> float:
@@ -185,9 +174,8 @@ def detect_shifts(
     """
     groups = _judged([*current, *(group for group in reference if group not in current)])
     alpha = false_alarm_rate / max(1, len(groups) * len(MEASURES))
-    nothing = Sample(np.empty(0), np.empty(0))
     shifts = [
-        _shift(group, measure, reference.get(group, nothing), current.get(group, nothing), alpha)
+        _shift(group, measure, reference.get(group, {}), current.get(group, {}), alpha)
         for group in groups
         for measure in MEASURES
     ]
@@ -196,11 +184,7 @@ def detect_shifts(
 
 def _judged(groups: list[str]) -> list[str]:
     """All strips together only where there are no groups: else another mix of groups would look like drift."""
-    return [group for group in groups if group != ALL] or groups
-
-
-def _median(values_N: NDArray[np.floating[Any]]) -> float | None:
-    return float(np.median(values_N)) if len(values_N) else None
+    return [group for group in groups if group != ALL_STRIPS] or groups
 
 
 def _quantiles(values_N: NDArray[np.floating[Any]]) -> tuple[float, ...]:
@@ -208,7 +192,7 @@ def _quantiles(values_N: NDArray[np.floating[Any]]) -> tuple[float, ...]:
 
 
 def _shift(group: str, measure: Measure, reference: Sample, current: Sample, alpha: float) -> Shift:
-    before_N, now_N = reference.values(measure), current.values(measure)
+    before_N, now_N = (np.asarray(sample.get(measure, ())) for sample in (reference, current))
     before, now = _quantiles(before_N), _quantiles(now_N)
     psi = ks = p_value = None
     state: State
@@ -237,8 +221,14 @@ def _shift_reason(measure: Measure, before: tuple[float, ...], now: tuple[float,
         numbers = f"{name} {before[index]:.3g} → {now[index]:.3g}, PSI {psi:.2f}"
         if abs(now[index] - before[index]) > noticeable:
             return _advice(measure, now[index] > before[index], "than at calibration", numbers)
-    what = "brightness is" if measure == "brightness" else "scores are"
-    return f"{what} spread differently than at calibration ({numbers}): compare the two histograms"
+    return f"{_PLURAL[measure]} spread differently than at calibration ({numbers}): compare the two histograms"
+
+
+_PLURAL: dict[Measure, str] = {
+    "brightness": "brightness values",
+    "score": "scores",
+    "distance": "patch distances",
+}
 
 
 def _advice(measure: Measure, rising: bool, compared: str, numbers: str) -> str:
@@ -246,10 +236,9 @@ def _advice(measure: Measure, rising: bool, compared: str, numbers: str) -> str:
         word = "brighter" if rising else "darker"
         return f"strips are {word} {compared} ({numbers}): check lamps, exposure and lens, then recalibrate"
     if rising:
-        return (
-            f"scores run higher {compared} ({numbers}): expect more false alarms; if the strips are good, recalibrate"
-        )
-    return f"scores run lower {compared} ({numbers}): defects may be missed; check focus and exposure"
+        remedy = "expect more false alarms; if the strips are good, recalibrate"
+        return f"{_PLURAL[measure]} run higher {compared} ({numbers}): {remedy}"
+    return f"{_PLURAL[measure]} run lower {compared} ({numbers}): defects may be missed; check focus and exposure"
 
 
 def detect_trends(
@@ -267,14 +256,14 @@ def detect_trends(
     runs = runs[-max_runs:]
     groups = _judged([summary.group for summary in runs[-1].groups])
     alpha = false_alarm_rate / max(1, len(groups) * len(MEASURES))
-    trends = [_trend(group, measure, runs, reference.get(group), alpha) for group in groups for measure in MEASURES]
+    trends = [_trend(group, measure, runs, reference.get(group, {}), alpha) for group in groups for measure in MEASURES]
     return tuple(sorted(trends, key=lambda trend: trend.state != "drifted"))
 
 
-def _trend(group: str, measure: Measure, runs: Iterable[RunSummary], reference: Sample | None, alpha: float) -> Trend:
+def _trend(group: str, measure: Measure, runs: Iterable[RunSummary], reference: Sample, alpha: float) -> Trend:
     nights = [night for run in runs for night in run.groups if night.group == group and night.num_scored >= MIN_STRIPS]
-    medians = np.array([m for night in nights if (m := night.median(measure)) is not None])
-    yardstick_N = reference.values(measure) if reference is not None else np.empty(0)
+    medians = np.array([night.medians[measure] for night in nights if measure in night.medians])
+    yardstick_N = np.asarray(reference.get(measure, ()))
     if len(medians) < MIN_RUNS or len(yardstick_N) < MIN_STRIPS:
         few_runs = f"{len(medians)} runs are too few to see a trend; {MIN_RUNS} are needed"
         few_strips = f"{len(yardstick_N)} calibration strips are too few to judge; {MIN_STRIPS} are needed"
@@ -294,4 +283,4 @@ def warnings(shifts: Iterable[Shift], trends: Iterable[Trend]) -> tuple[str, ...
     """One line per finding that an operator has to know, for the report and the job's summary."""
     findings: list[Shift | Trend] = [*shifts, *trends]
     found = [finding for finding in findings if finding.state == "drifted"]
-    return tuple(f"{'all strips' if f.group == ALL else f.group}: {f.reason}" for f in found)
+    return tuple(f"{'all strips' if f.group == ALL_STRIPS else f.group}: {f.reason}" for f in found)

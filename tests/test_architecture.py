@@ -20,8 +20,10 @@ MAX_JOB_LINES = 100
 
 COLUMNS: tuple[frozenset[str], ...] = (
     frozenset({"config", "schema"}),
-    frozenset({"data", "models", "memory_bank", "metrics", "job_config", "job"}),
-    frozenset({"scoring", "training", "calibration", "checkpoint", "report", "provenance", "fitting"}),
+    frozenset({"job_config", "train_config", "job"}),
+    frozenset({"data", "models", "memory_bank", "metrics", "drift"}),
+    frozenset({"scoring", "training", "calibration", "checkpoint", "report", "provenance", "fitting", "runs"}),
+    frozenset({"trained", "batch_scoring"}),
     frozenset({"evaluation"}),
     frozenset({"distributed"}),
 )
