@@ -8,73 +8,85 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    FlexibleChecksumError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
 from steelray.config import ConfigError
+from steelray.data.local_folder import LocalFolder, ObjectChanged, ObjectMissing, StoredObject
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
     from mypy_boto3_s3 import S3Client
 
+__all__ = ["Location", "ObjectChanged", "ObjectMissing", "StoredObject"]
+
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
+CHECK_TIMEOUT_S = 8
+"""Read timeout of an access check, so that a store which never answers is found out in well under 30 s."""
+READ_ATTEMPTS = 3
+"""For bodies that break off or arrive damaged, which boto3's own retries do not cover."""
+
+FAILURES = (BotoCoreError, ClientError)
+BROKEN_BODY = (FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+MISSING = ("NoSuchKey", "NotFound", "404")
 CONFLICTS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
-
-
-class ObjectMissing(Exception):
-    """There is no object under that key."""
-
-
-class ObjectChanged(Exception):
-    """The object's checksum or length is not the one that was listed."""
-
-
-@dataclass(frozen=True)
-class StoredObject:
-    """What a listing knows of one object. `etag` is S3's; for a local file it is made of its time and size."""
-
-    key: str
-    etag: str
-    size_bytes: int
-    last_modified: datetime
-
-
-def _file_etag(stat: os.stat_result) -> str:
-    return hashlib.md5(f"{stat.st_mtime_ns}-{stat.st_size}".encode(), usedforsecurity=False).hexdigest()
+REFUSALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "AccessDenied", "ExpiredToken")
 
 
 def _s3_client(*, patient: bool = True) -> "S3Client":
     import boto3
     from botocore.config import Config
 
-    retries = {"mode": "standard", "total_max_attempts": 8 if patient else 2}
-    return boto3.client(
-        "s3",
-        config=Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries),  # type: ignore[arg-type]
-    )
+    timeout_s, attempts = (READ_TIMEOUT_S, 8) if patient else (CHECK_TIMEOUT_S, 2)
+    retries = {"mode": "standard", "total_max_attempts": attempts}
+    config = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=timeout_s, retries=retries)  # type: ignore[arg-type]
+    try:
+        # not boto3.client: its session remembers the first credentials of the process
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError:
+        raise ConfigError("AWS_ENDPOINT_URL is not a URL: write http://host:port or https://host") from None
 
 
-def _why(error: Exception) -> str:
-    """One line for a storage failure, without anything secret."""
-    from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3"
+
+def _translated(error: Exception, where: str, key: str = "") -> Exception:
+    """A failure of the store as `ObjectMissing`, `ObjectChanged` or an `OSError` of one line without secrets."""
+    code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
+    if code in MISSING:
+        return ObjectMissing(key)
+    if code in CONFLICTS:
+        return ObjectChanged(f"{key} has been written by somebody else")
+    if isinstance(error, FlexibleChecksumError):
+        return ObjectChanged("its body does not match the store's checksum")
+    endpoint = (_endpoint() or "AWS S3").rpartition("@")[2]  # an endpoint may hold a password
     if isinstance(error, NoCredentialsError):
-        return "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
-    if isinstance(error, EndpointConnectionError):
-        return f"cannot reach {endpoint}: check AWS_ENDPOINT_URL and the network"
-    if isinstance(error, ClientError):
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "AccessDenied", "ExpiredToken"):
-            return f"{endpoint} refuses access ({code}): check the credentials and their rights"
-        if code in ("NoSuchBucket", "404"):
-            return f"no such bucket at {endpoint}: check its name"
-        return f"{endpoint} answers {code}"
-    return f"{endpoint}: {type(error).__name__}"
+        why = "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+    elif isinstance(error, EndpointConnectionError):
+        why = f"cannot reach {endpoint}: check AWS_ENDPOINT_URL and the network"
+    elif isinstance(error, ParamValidationError):
+        why = "not a valid name of a bucket"
+    elif code in REFUSALS:
+        why = f"{endpoint} refuses access ({code}): check the credentials and their rights"
+    elif code == "NoSuchBucket":
+        why = f"no such bucket at {endpoint}: check its name"
+    else:
+        why = f"{endpoint} answers {code}" if code else f"{endpoint} fails ({type(error).__name__})"
+    return OSError(f"{where}: {why}")
 
 
 class Location:
@@ -91,20 +103,20 @@ class Location:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") if len(uri) > 1 else uri
-        parts = urlsplit(uri)
         self.bucket: str | None = None
-        if parts.scheme == "s3":
-            if not parts.netloc:
-                raise ConfigError(f"{uri}: no bucket in it; write s3://bucket/prefix")
-            # not parts.path: a prefix may hold '?' or '#'
-            self.bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        scheme, separator, rest = uri.partition("://")
+        if separator and scheme == "s3":
+            self.bucket, _, prefix = rest.partition("/")
             self.prefix = prefix.strip("/")
-        elif parts.scheme in ("", "file"):
-            path = parts.path if parts.scheme == "file" else uri
-            self.prefix = str(Path(path).expanduser().absolute())
-            self.uri = self.prefix
+            if "@" in self.bucket:
+                raise ConfigError("an s3:// URI takes no credentials: they belong in the AWS_* variables")
+            if not self.bucket:
+                raise ConfigError(f"{uri}: no bucket in it; write s3://bucket/prefix")
+        elif separator and scheme != "file":
+            raise ConfigError(f"{uri}: scheme {scheme}:// is not supported; write s3://bucket/prefix or a path")
         else:
-            raise ConfigError(f"{uri}: scheme {parts.scheme}:// is not supported; write s3://bucket/prefix or a path")
+            self._folder = LocalFolder(rest if separator else uri)
+            self.uri = self.prefix = str(self._folder.root)
         self._client: S3Client | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -114,7 +126,9 @@ class Location:
         return self.uri
 
     def __truediv__(self, key: str) -> "Location":
-        return Location(f"{self.uri}/{key}")
+        below = Location(f"{self.uri}/{key}")
+        below._client = self._client
+        return below
 
     @property
     def client(self) -> "S3Client":
@@ -123,15 +137,10 @@ class Location:
         return self._client
 
     def full_key(self, key: str) -> str:
-        """The key as the store knows it: below this location's prefix."""
+        """The key as the store knows it: below this location's prefix. Raises `ValueError` if it leads out of it."""
+        if ".." in key.split("/"):  # AWS takes it literally, but other stores follow it
+            raise ValueError(f"{key!r} leads out of {self.uri}")
         return f"{self.prefix}/{key}" if self.prefix else key
-
-    def _local(self, key: str) -> Path:
-        root = Path(self.prefix)
-        path = root / key
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise ValueError(f"{key!r} leads out of {root}")
-        return path
 
     def check_access(self, *, create: bool = False) -> None:
         """Fails within seconds if the place cannot be used, with the reason in one line.
@@ -143,22 +152,13 @@ class Location:
             ConfigError: missing folder or bucket, wrong credentials, unreachable endpoint.
         """
         if self.bucket is None:
-            if create:
-                try:
-                    Path(self.prefix).mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise ConfigError(f"{self.prefix}: cannot be created ({error.strerror})") from None
-            elif not Path(self.prefix).is_dir():
-                raise ConfigError(f"{self.prefix}: no such folder")
+            self._folder.check_access(create=create)
             return
-        from botocore.exceptions import BotoCoreError, ClientError
-
+        prefix = f"{self.prefix}/" if self.prefix else ""
         try:
-            _s3_client(patient=False).list_objects_v2(
-                Bucket=self.bucket, Prefix=self.prefix + "/" if self.prefix else "", MaxKeys=1
-            )
-        except (BotoCoreError, ClientError) as error:
-            raise ConfigError(f"s3://{self.bucket}: {_why(error)}") from None
+            _s3_client(patient=False).list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
+        except FAILURES as error:
+            raise ConfigError(str(_translated(error, f"s3://{self.bucket}"))) from None
 
     def list(self) -> Iterator[StoredObject]:
         """All objects below this location, in the store's order (S3 pages of 1000), keys relative to it.
@@ -167,30 +167,17 @@ class Location:
             ConfigError: the place cannot be listed.
         """
         if self.bucket is None:
-            yield from self._list_folder(Path(self.prefix))
+            yield from self._folder.list()
             return
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        prefix = self.prefix + "/" if self.prefix else ""
+        prefix = f"{self.prefix}/" if self.prefix else ""
         try:
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 for item in page.get("Contents", []):
                     key = item["Key"][len(prefix) :]
                     if key and not key.endswith("/"):
                         yield StoredObject(key, item["ETag"].strip('"'), item["Size"], item["LastModified"])
-        except (BotoCoreError, ClientError) as error:
-            raise ConfigError(f"{self.uri}: cannot be listed: {_why(error)}") from None
-
-    def _list_folder(self, root: Path) -> Iterator[StoredObject]:
-        for folder, _, names in os.walk(root, followlinks=True):
-            for name in names:
-                path = Path(folder, name)
-                try:
-                    stat = path.stat()
-                except OSError:
-                    continue  # a dangling link, or gone since
-                key = path.relative_to(root).as_posix()
-                yield StoredObject(key, _file_etag(stat), stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+        except FAILURES as error:
+            raise ConfigError(f"cannot be listed: {_translated(error, self.uri)}") from None
 
     def read(self, key: str) -> bytes:
         """The object's bytes. boto3 verifies the store's checksum where there is one.
@@ -199,22 +186,18 @@ class Location:
             ObjectMissing: there is none. OSError: the store failed for another reason, after retries.
         """
         if self.bucket is None:
-            try:
-                return self._local(key).read_bytes()
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                raise ObjectMissing(key) from None
-        from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
-
+            return self._folder.read(key)
         try:
-            return self.client.get_object(Bucket=self.bucket, Key=self.full_key(key))["Body"].read()
-        except FlexibleChecksumError:
-            raise ObjectChanged("its body does not match the store's checksum") from None
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
-                raise ObjectMissing(key) from None
-            raise OSError(f"{self.uri}: {_why(error)}") from None
-        except BotoCoreError as error:
-            raise OSError(f"{self.uri}: {_why(error)}") from None
+            full_key = self.full_key(key)
+        except ValueError:
+            raise ObjectMissing(key) from None
+        for attempt in range(1, READ_ATTEMPTS + 1):
+            try:
+                return self.client.get_object(Bucket=self.bucket, Key=full_key)["Body"].read()
+            except FAILURES as error:
+                if attempt == READ_ATTEMPTS or not isinstance(error, BROKEN_BODY):
+                    raise _translated(error, self.uri, key) from None
+        raise AssertionError
 
     def read_listed(self, key: str, etag: str, size_bytes: int) -> bytes:
         """The object's bytes if they are still those that were listed.
@@ -225,8 +208,11 @@ class Location:
         body = self.read(key)
         if len(body) != size_bytes:
             raise ObjectChanged(f"has {len(body)} bytes, {size_bytes} were listed")
-        # a plain ETag is the body's MD5; a multipart one (with a dash) or an encrypted one is not
-        if self.bucket and re.fullmatch(r"[0-9a-f]{32}", etag):
+        if self.bucket is None:
+            if self.etag(key) != etag:
+                raise ObjectChanged("has been written since it was listed")
+        elif re.fullmatch(r"[0-9a-f]{32}", etag):
+            # a plain ETag is the body's MD5; a multipart one (with a dash) or an encrypted one is not
             seen = hashlib.md5(body, usedforsecurity=False).hexdigest()
             if seen != etag:
                 raise ObjectChanged(f"its MD5 is {seen}, the listing's ETag {etag}")
@@ -239,18 +225,12 @@ class Location:
             OSError: the store failed, after retries.
         """
         if self.bucket is None:
-            path = self._local(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            part.write_bytes(body)
-            part.replace(path)
+            self._folder.write(key, body)
             return
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             self.client.put_object(Bucket=self.bucket, Key=self.full_key(key), Body=body)
-        except (BotoCoreError, ClientError) as error:
-            raise OSError(f"{self.uri}: {_why(error)}") from None
+        except FAILURES as error:
+            raise _translated(error, self.uri, key) from None
 
     def write_if(self, key: str, body: bytes, etag: str | None) -> None:
         """Stores an object only if the present one still has this ETag (None: only if there is none).
@@ -259,39 +239,24 @@ class Location:
             ObjectChanged: somebody else has written it. OSError: as `write`.
         """
         if self.bucket is None:
-            import fcntl
-
-            path = self._local(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.with_name(f".{path.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if self.etag(key) != etag:
-                    raise ObjectChanged(f"{key} has been written by somebody else")
-                self.write(key, body)
+            self._folder.write_if(key, body, etag)
             return
-        from botocore.exceptions import BotoCoreError, ClientError
-
         condition: dict[str, str] = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         try:
             self.client.put_object(Bucket=self.bucket, Key=self.full_key(key), Body=body, **condition)  # type: ignore[arg-type]
-        except (BotoCoreError, ClientError) as error:
-            if isinstance(error, ClientError) and error.response["Error"].get("Code") in CONFLICTS:
-                raise ObjectChanged(f"{key} has been written by somebody else") from None
-            raise OSError(f"{self.uri}: {_why(error)}") from None
+        except FAILURES as error:
+            raise _translated(error, self.uri, key) from None
 
     def etag(self, key: str) -> str | None:
         """The object's ETag, for `write_if`; None if there is no object."""
         if self.bucket is None:
-            path = self._local(key)
-            return _file_etag(path.stat()) if path.is_file() else None
-        from botocore.exceptions import ClientError
-
+            return self._folder.etag(key)
         try:
             return self.client.head_object(Bucket=self.bucket, Key=self.full_key(key))["ETag"].strip('"')
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NotFound"):
+        except FAILURES as error:
+            if isinstance(failure := _translated(error, self.uri, key), ObjectMissing):
                 return None
-            raise OSError(f"{self.uri}: {_why(error)}") from None
+            raise failure from None
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under that key."""
@@ -300,9 +265,12 @@ class Location:
     def delete(self, key: str) -> None:
         """Deletes one object; it need not be there."""
         if self.bucket is None:
-            self._local(key).unlink(missing_ok=True)
-        else:
+            self._folder.delete(key)
+            return
+        try:
             self.client.delete_object(Bucket=self.bucket, Key=self.full_key(key))
+        except FAILURES as error:
+            raise _translated(error, self.uri, key) from None
 
     def delete_all(self) -> int:
         """Deletes every object below this location; returns how many."""
@@ -317,7 +285,7 @@ class Location:
 
         if self.bucket is None:
             return pafs.LocalFileSystem(), self.prefix
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = _endpoint()
         parts = urlsplit(endpoint) if endpoint else None
         filesystem = pafs.S3FileSystem(
             endpoint_override=parts.netloc if parts else None,
