@@ -68,12 +68,12 @@ class Calibration:
     Attributes:
         group_pattern: regular expression over keys; its captures, joined by `/`, name a strip's group. None: one group.
         groups: by name; `ALL_STRIPS` is always there.
-        map_median: median anomaly_map value of nominal strips: where heatmaps begin.
+        map_mean: median over nominal strips of their mean anomaly_map value: where heatmaps begin.
     """
 
     group_pattern: str | None
     groups: dict[str, GroupThresholds]
-    map_median: float
+    map_mean: float
 
     def group_of(self, image_key: str) -> str:
         """The group of a key."""
@@ -97,7 +97,7 @@ class Calibration:
                 )
                 for name, group in raw["groups"].items()
             }
-            return Calibration(raw["group_pattern"], groups, float(raw["map_median"]))
+            return Calibration(raw["group_pattern"], groups, float(raw["map_mean"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"calibration is incomplete ({error}): run jobs/calibrate.py again") from None
 
@@ -121,22 +121,22 @@ def conformal_threshold(values_N: NDArray[np.floating[Any]], rate: float) -> Thr
         raise ValueError("a threshold needs at least one score, and finite ones only")
     rank = min(math.ceil((count + 1) * (1 - rate)), count)
     tail = (1 - CONFIDENCE) / 2
-    low, high = beta.ppf([tail, 1 - tail], count + 1 - rank, rank)
+    low, high = (float(beta.ppf(share, count + 1 - rank, rank)) for share in (tail, 1 - tail))
     value = float(np.sort(values_N)[rank - 1])
-    return Threshold(value, rate, max(rate, 1 / (count + 1)), float(low), float(high))
+    return Threshold(value, rate, max(rate, 1 / (count + 1)), low, high)
 
 
 def calibrate(
     image_keys: Sequence[str],
     scores_N: NDArray[np.floating[Any]],
     map_peaks_N: NDArray[np.floating[Any]],
-    map_median: float,
+    map_means_N: NDArray[np.floating[Any]],
     config: CalibrationConfig,
 ) -> Calibration:
     """Sets all thresholds on held-out nominal strips.
 
     Args:
-        map_peaks_N: the largest anomaly_map value of each strip.
+        map_peaks_N, map_means_N: the largest and the mean anomaly_map value of each strip.
 
     Raises:
         ConfigError: there are no strips, or their scores are not finite.
@@ -161,4 +161,4 @@ def calibrate(
             )
     except ValueError as error:
         raise ConfigError(f"no threshold can be set on {len(scores_N)} held-out strips: {error}") from None
-    return Calibration(config.group_pattern, groups, map_median)
+    return Calibration(config.group_pattern, groups, float(np.median(map_means_N)))

@@ -192,7 +192,7 @@ class DatasetConfig:
     """A labelled dataset in the layout in which it is downloaded."""
 
     kind: Literal["severstal", "mvtec", "folder"]
-    """`severstal`: train_images/ and train.csv. `mvtec`: train/good, test, ground_truth. `folder`: nominal, anomalous."""
+    """`severstal`: train_images, train.csv. `mvtec`: train/good, test, ground_truth. `folder`: nominal, anomalous."""
     root: str
     """Its folder."""
     tiling: Literal["none", "400x256", "256x256"] = "none"

@@ -13,13 +13,13 @@ from scipy import ndimage
 from steelray import metrics
 from steelray.config import ConfigError
 from steelray.data.datasets import NOMINAL, Dataset, Sample, load_dataset
-from steelray.data.storage import Location
 from steelray.fitting import fit_memory_bank
 from steelray.job_config import EvaluateConfig
-from steelray.memory_bank.bank import MemoryBank, read_bank
+from steelray.memory_bank.bank import BankInfo
 from steelray.memory_bank.shard import IndexShard, LocalSearch
-from steelray.models.patch_embedder import EmbedFunction, build_patch_embedder, compile_embedder
+from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
 from steelray.scoring import PatchCoreScorer, Scorer
+from steelray.trained import Model, load_scorer, open_model, read_weights
 
 QUARTERS = 4
 TOP_PIXELS = 409
@@ -104,12 +104,6 @@ def figures(predictions: Predictions, *, quarters: bool) -> dict[str, float]:
     return result
 
 
-def load_scorer(bank: MemoryBank, embed: EmbedFunction, stride_px: int, num_threads: int) -> PatchCoreScorer:
-    """A scorer that holds the whole bank."""
-    search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
-    return PatchCoreScorer(embed, search, bank.info.embedder, bank.info.scoring, stride_px)
-
-
 def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], None]) -> dict[str, Any]:
     """Fits on a dataset's nominal images (or loads a bank) and scores its test images, once per split seed.
 
@@ -122,17 +116,8 @@ def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], N
     Raises:
         ConfigError: the dataset or the bank cannot be used.
     """
-    stored = None
-    embedder_config = config.embedder
-    if config.bank_uri is not None:
-        location = Location(config.bank_uri)
-        location.check_access()
-        stored = read_bank(location.read, config.bank_uri)
-        embedder_config = stored.info.embedder
-    embedder = build_patch_embedder(
-        embedder_config, stored.info.weights_digest if stored else None, read_weights=read_weights
-    )
-    embed = compile_embedder(embedder, backend=config.compute.backend, num_threads=num_threads)
+    stored = open_model(config.model_uri) if config.model_uri is not None else None
+    fit = _Fitting(config, num_threads) if stored is None else None
     seeds = config.seeds if config.data.kind != "mvtec" else config.seeds[:1]
     rows: list[dict[str, float]] = []
     baseline_rows: list[dict[str, float]] = []
@@ -143,11 +128,11 @@ def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], N
             raise ConfigError(f"{config.data.root}: no anomalous images to test on")
         report(f"seed {seed}: fitting on {len(dataset.fit)} images, testing on {len(dataset.test)}")
         start_s = time.perf_counter()
-        bank = stored or _fit(config, dataset, embed, embedder.weights_digest)
+        scorer, facts = fit(dataset) if fit is not None else _load(stored, config, num_threads)
         fit_s = time.perf_counter() - start_s
         quarters = config.data.kind == "severstal" and config.data.tiling == "none"
         start_s = time.perf_counter()
-        predictions = predict(load_scorer(bank, embed, embedder.stride_px, num_threads), dataset.test)
+        predictions = predict(scorer, dataset.test)
         score_s = time.perf_counter() - start_s
         rows.append(figures(predictions, quarters=quarters))
         report("  " + ", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()))
@@ -157,38 +142,47 @@ def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], N
             "num_fit": len(dataset.fit),
             "num_test": len(dataset.test),
             "num_anomalous": sum(sample.is_anomalous for sample in dataset.test),
-            "bank_vectors": bank.info.num_vectors,
-            "cover_radius": bank.info.coreset["cover_radius"],
+            **facts,
             "fit_s": round(fit_s, 2),
             "images_per_s": round(len(dataset.test) / score_s, 2),
         }
     result: dict[str, Any] = {**_means(rows), "std": _spreads(rows), "seeds": list(seeds), **counts}
     if baseline_rows:
         result["local_standard_deviation"] = {**_means(baseline_rows), "std": _spreads(baseline_rows)}
-    return {**result, "dataset": asdict(config.data), "embedder": asdict(embedder_config)}
+    return {**result, "method": stored.method if stored else "patchcore", "dataset": asdict(config.data)}
 
 
-def read_weights(uri: str) -> bytes:
-    """Fetches a weights file from a path or an s3:// URI. Raises `ConfigError`."""
-    folder, _, name = uri.rpartition("/")
-    try:
-        return Location(folder or ".").read(name)
-    except Exception as error:
-        raise ConfigError(
-            f"weights {uri} cannot be read ({type(error).__name__}): give a file or an s3:// URI"
-        ) from None
+class _Fitting:
+    """PatchCore, fitted anew on each split; the embedder is built once."""
+
+    def __init__(self, config: EvaluateConfig, num_threads: int) -> None:
+        self._config, self._num_threads = config, num_threads
+        self._embedder = build_patch_embedder(config.embedder, read_weights=read_weights)
+        self._embed = compile_embedder(self._embedder, backend=config.compute.backend, num_threads=num_threads)
+
+    def __call__(self, dataset: Dataset) -> tuple[Scorer, dict[str, Any]]:
+        bank = fit_memory_bank(
+            [sample.key for sample in dataset.fit],
+            [sample.load() for sample in dataset.fit],
+            self._embed,
+            embedder=self._config.embedder,
+            weights_digest=self._embedder.weights_digest,
+            coreset=self._config.coreset,
+            scoring=self._config.scoring,
+        )
+        search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=self._num_threads)])
+        scorer = PatchCoreScorer(self._embed, search, bank.info.embedder, bank.info.scoring, self._embedder.stride_px)
+        return scorer, _bank_facts(bank.info)
 
 
-def _fit(config: EvaluateConfig, dataset: Dataset, embed: EmbedFunction, weights_digest: str) -> MemoryBank:
-    return fit_memory_bank(
-        [sample.key for sample in dataset.fit],
-        [sample.load() for sample in dataset.fit],
-        embed,
-        embedder=config.embedder,
-        weights_digest=weights_digest,
-        coreset=config.coreset,
-        scoring=config.scoring,
-    )
+def _load(model: Model | None, config: EvaluateConfig, num_threads: int) -> tuple[Scorer, dict[str, Any]]:
+    assert model is not None
+    scorer = load_scorer(model, config.compute, num_threads=num_threads)
+    return scorer, _bank_facts(model.bank) if model.bank is not None else {}
+
+
+def _bank_facts(info: BankInfo) -> dict[str, Any]:
+    return {"bank_vectors": info.num_vectors, "cover_radius": info.coreset["cover_radius"]}
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -205,7 +199,7 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 
 def _markdown_lines(result: dict[str, Any]) -> Iterator[str]:
-    methods = {"PatchCore": result}
+    methods = {result["method"]: result}
     if "local_standard_deviation" in result:
         methods["local standard deviation"] = result["local_standard_deviation"]
     names = list(result["std"])

@@ -12,7 +12,7 @@ from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, ScoringC
 from steelray.data.decode import resize
 from steelray.memory_bank.bank import MemoryBank, make_bank
 from steelray.memory_bank.coreset import CoresetShard, Progress, num_centers_of, project, select
-from steelray.models.patch_embedder import EmbedFunction
+from steelray.models.portable_embedder import EmbedFunction
 
 
 def embed_images(

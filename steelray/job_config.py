@@ -41,29 +41,22 @@ class ScoreArchiveConfig:
 
     archive: ArchiveConfig
     """The images to score."""
-    bank_uri: str
-    """A memory bank made by jobs/build_memory_bank.py."""
+    model_uri: str
+    """A memory bank or a trained checkpoint: what jobs/build_memory_bank.py or jobs/train.py left."""
     results_uri: str
-    """Where runs go; this one into results_uri/RUN_ID/."""
+    """Where runs go; this one into results_uri/runs/RUN_ID/, and results_uri/published.json will point at it."""
     embedder: EmbedderConfig | None = None
     """Leave null to use the bank's own; if given it must agree with the bank."""
+    calibration: int | None = None
+    """Version of the model's calibration to use; null: the newest."""
     threshold: float | None = None
-    """Flag strips above this score instead of the bank's calibrated threshold."""
+    """Flag strips above this score instead of above the calibrated threshold."""
     save_anomaly_maps: bool = False
     """Also keep every strip's anomaly map (float16 .npy), for pixel metrics; about 0.8 MB per 1600x256 strip."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    run_id: str | None = None
-    """Name of this run; null: from the time and the inputs."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
-
-    def __post_init__(self) -> None:
-        if self.run_id is not None:
-            require(
-                self.run_id.replace("-", "").replace("_", "").isalnum(),
-                f"run_id may hold letters, digits, '-' and '_' only: {self.run_id!r}",
-            )
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,8 @@ class EvaluateConfig:
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    bank_uri: str | None = None
-    """Score with this bank; null builds one from the dataset's nominal images, in memory."""
+    model_uri: str | None = None
+    """Score with this memory bank or checkpoint; null builds a bank from the dataset's nominal images, in memory."""
     seeds: tuple[int, ...] = (0,)
     """Split seeds (severstal, folder); the figures are the mean over them, with their spread."""
     baselines: bool = False

@@ -92,6 +92,7 @@ SCORES = pa.schema(
         pa.field("verdict", pa.string()),
         pa.field("group", pa.string()),
         pa.field("map_peak", pa.float32()),
+        pa.field("map_mean", pa.float32()),
         pa.field("defect_area_fraction", pa.float32()),
         pa.field("boxes", pa.list_(BOX)),
         pa.field("heatmap_key", pa.string()),
@@ -105,5 +106,6 @@ SCORES = pa.schema(
 """The score table: one row per object of the manifest, never fewer, never more.
 
 `anomaly_score` is raw (a distance); `is_anomalous` says that it exceeds `threshold`, the review level of the strip's
-`group`. `verdict` is a `Verdict`; `map_peak` the largest value of the anomaly map, which pixel thresholds rest on.
+`group`. `verdict` is a `Verdict`; `map_peak` and `map_mean` are the largest and the mean value of the
+anomaly map: pixel thresholds rest on the one, drift shows in the other.
 """

@@ -14,7 +14,7 @@ from scipy import ndimage
 from steelray.config import EmbedderConfig, ScoringConfig
 from steelray.data.decode import resize
 from steelray.memory_bank.shard import BankSearch
-from steelray.models.patch_embedder import EmbedFunction
+from steelray.models.portable_embedder import EmbedFunction
 
 Images = Sequence[NDArray[np.uint8]]
 """pixels_HWC uint8, C = 1 or 3; sizes may differ."""

@@ -1,8 +1,8 @@
 """A model's folder, whatever the method: who it is, what it takes, how it is calibrated, and the way to its `Scorer`.
 
-    bank.json or checkpoint.json …       the model (steelray.memory_bank.bank, steelray.checkpoint)
-    calibrations/000001.json             thresholds; the highest number counts
-    calibrations/000001.parquet          the score rows they rest on, schema `SCORES`
+bank.json or checkpoint.json …       the model (steelray.memory_bank.bank, steelray.checkpoint)
+calibrations/000001.json             thresholds; the highest number counts
+calibrations/000001.parquet          the score rows they rest on, schema `SCORES`
 """
 
 import json
@@ -18,7 +18,7 @@ from steelray.config import ComputeConfig, ConfigError, EmbedderConfig, ScoringC
 from steelray.data.storage import Location, ObjectMissing
 from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info, read_vectors
 from steelray.memory_bank.shard import BankSearch, IndexShard, LocalSearch
-from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
 from steelray.scoring import PatchCoreScorer, Scorer
 
 CALIBRATIONS = "calibrations"
@@ -36,6 +36,11 @@ class Model:
     input_size_px: tuple[int, int] | None
     """Height and width that every image must have; None: any."""
     bank: BankInfo | None
+
+    @property
+    def bank_id(self) -> str | None:
+        """Digest of the memory bank, where there is one."""
+        return self.bank.bank_id if self.bank is not None else None
 
 
 def read_weights(uri: str) -> bytes:
@@ -77,25 +82,61 @@ def check_agreement(model: Model, embedder: EmbedderConfig | None, scoring: Scor
             )
 
 
+def portable_embedder(
+    embedder: EmbedderConfig, weights_digest: str | None, compute: ComputeConfig, use_gpu: bool
+) -> PortableEmbedder | None:
+    """The embedder made ready once for all CPU actors; None where actors run it with torch.
+
+    Raises:
+        ConfigError: unknown backbone, or weights that cannot be had, do not fit or are not those of the bank.
+    """
+    from steelray.models.patch_embedder import build_patch_embedder, export_openvino, uses_openvino
+
+    module = build_patch_embedder(embedder, weights_digest, read_weights=read_weights)
+    return export_openvino(module) if uses_openvino(compute.backend, use_gpu) else None
+
+
+def load_embed(
+    embedder: EmbedderConfig,
+    weights_digest: str,
+    compute: ComputeConfig,
+    num_threads: int,
+    portable: PortableEmbedder | None,
+) -> tuple[EmbedFunction, int]:
+    """The embedder as a function in this process, and its stride in pixels."""
+    if portable is not None:
+        return portable.compile(num_threads), portable.stride_px
+    from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+
+    module = build_patch_embedder(embedder, weights_digest, read_weights=read_weights)
+    return compile_embedder(module, backend=compute.backend, num_threads=num_threads), module.stride_px
+
+
 def load_scorer(
-    model: Model, compute: ComputeConfig, *, num_threads: int, search: BankSearch | None = None, use_gpu: bool = False
+    model: Model,
+    compute: ComputeConfig,
+    *,
+    num_threads: int,
+    search: BankSearch | None = None,
+    portable: PortableEmbedder | None = None,
+    use_gpu: bool = False,
 ) -> Scorer:
     """The model, ready to score in this process.
 
     Args:
         search: where its memory bank is searched; None loads the whole bank here.
+        portable: from `portable_embedder`; None builds the embedder here.
 
     Raises:
         ConfigError: weights that cannot be had, or a damaged file.
     """
     assert model.bank is not None
     location, info = Location(model.uri), model.bank
-    embedder = build_patch_embedder(info.embedder, info.weights_digest, read_weights=read_weights)
-    embed = compile_embedder(embedder, backend=compute.backend, num_threads=num_threads)
+    embed, stride_px = load_embed(info.embedder, info.weights_digest, compute, num_threads, portable)
     if search is None:
         vectors_ND = read_vectors(location.read, info)
         search = LocalSearch([IndexShard(vectors_ND, num_threads=num_threads, use_gpu=use_gpu)])
-    return PatchCoreScorer(embed, search, info.embedder, info.scoring, embedder.stride_px)
+    return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px)
 
 
 def _versions(location: Location) -> list[int]:

@@ -12,6 +12,9 @@ TASK_CPUS = 0.25
 """Logical share of a reading, decoding or writing task: they mostly wait for storage."""
 SHARD_CPUS = 0.25
 """Logical share of a shard actor."""
+MIN_SCORER_CPUS = 0.25
+RESTARTS = 3
+"""How often Ray may restart an actor that holds a shard."""
 SCORER_SHARE = 0.75
 """Logical share of a scorer per configured CPU; the rest carries the tasks that feed it."""
 
@@ -43,8 +46,10 @@ def plan_compute(cpus: float, gpus: float, compute: ComputeConfig, num_shards: i
         raise ConfigError(
             f"a scorer needs {compute.gpus_per_scorer} GPUs, the cluster has {gpus:g}: set compute.gpus_per_scorer to 0"
         )
-    if compute.num_scorers is None and 0 < free_cpus < scorer_cpus:
-        scorer_cpus = free_cpus  # a small machine: one scorer takes what the shards leave
+    if compute.num_scorers is None and free_cpus > 0:
+        # a small machine: as many scorers as it has cores for, which share what the shards leave
+        wanted = max(1, int(cpus / compute.cpus_per_scorer))
+        scorer_cpus = min(scorer_cpus, max(free_cpus / wanted, MIN_SCORER_CPUS))
     fit = int(free_cpus / scorer_cpus + 1e-6) if free_cpus > 0 else 0
     if compute.gpus_per_scorer > 0:
         fit = min(fit, int(gpus / compute.gpus_per_scorer + 1e-6))

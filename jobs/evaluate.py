@@ -1,0 +1,31 @@
+"""Figures of a method on a labelled dataset: AUROC, AP, AUPRO, accuracy, as JSON and Markdown.
+
+python jobs/evaluate.py --config jobs/configs/bottle_patchcore.yaml --data.root path/to/mvtec/bottle
+"""
+
+from pathlib import Path
+from typing import Any
+
+from steelray.job import num_cores, run_job, say, show_plan
+from steelray.job_config import EvaluateConfig
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    if config.dry_run:
+        return show_plan(config, {"threads": num_cores()})
+    import json
+
+    from steelray.evaluation import evaluate, to_markdown
+
+    result = evaluate(config, num_cores(), say)
+    say(to_markdown(result))
+    if config.output_dir is not None:
+        folder = Path(config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        (folder / "evaluation.md").write_text(to_markdown(result))
+    return result
+
+
+if __name__ == "__main__":
+    run_job(EvaluateConfig, run, __doc__ or "")

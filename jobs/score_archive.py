@@ -1,0 +1,20 @@
+"""Scores an archive of images: object storage to a score table, heatmaps of what is flagged, and run.json.
+
+python jobs/score_archive.py --archive.uri s3://archive/tonight --model_uri s3://archive/banks/line1 \\
+    --results_uri s3://results/line1
+"""
+
+from typing import Any
+
+from steelray.job import run_job, say
+from steelray.job_config import ScoreArchiveConfig
+
+
+def run(config: ScoreArchiveConfig) -> dict[str, Any]:
+    from steelray.distributed.archive_scorer import score_archive
+
+    return score_archive(config, say)
+
+
+if __name__ == "__main__":
+    run_job(ScoreArchiveConfig, run, __doc__ or "")

@@ -1,0 +1,248 @@
+"""The main job: an archive through decoding tasks, scoring actors and a writer into a reconciled, published table."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint.checkpoint_filter import CheckpointManager
+from ray.exceptions import RayError
+
+from steelray.batch_scoring import BatchScorer, RunStamp
+from steelray.calibration import Calibration
+from steelray.config import ComputeConfig
+from steelray.data.archive import list_archive
+from steelray.data.storage import Location
+from steelray.distributed.cluster import TASK_CPUS, ComputePlan, connected, plan_compute
+from steelray.distributed.image_source import images_per_task, read_images
+from steelray.distributed.search_actors import ActorSearch, start_search_servers
+from steelray.job import num_cores
+from steelray.job_config import ScoreArchiveConfig
+from steelray.memory_bank.planner import BankPlan, plan_bank
+from steelray.models.portable_embedder import PortableEmbedder
+from steelray.provenance import run_record
+from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, publish, run_id_of
+from steelray.trained import Model, check_agreement, load_scorer, open_model, portable_embedder, read_calibration
+
+ROWS_PER_FILE = 4096
+"""Rows of one parquet file of the score table, where the archive is large enough."""
+
+Report = Callable[[str], None]
+
+
+class ScoringActor:
+    """Holds a loaded model; Ray Data hands it batches. Arguments as of `BatchScorer` and `load_scorer`."""
+
+    def __init__(
+        self,
+        model: Model,
+        compute: ComputeConfig,
+        plan: ComputePlan,
+        portable: PortableEmbedder | None,
+        servers: list[Any],
+        stamp: RunStamp,
+        calibration: Calibration | None,
+        options: dict[str, Any],
+    ) -> None:
+        scorer = load_scorer(
+            model,
+            compute,
+            num_threads=plan.scorer_threads,
+            search=ActorSearch(servers) if servers else None,
+            portable=portable,
+            use_gpu=plan.scorer_gpus > 0,
+        )
+        self._score_batch = BatchScorer(scorer, stamp, calibration, **options)
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        return self._score_batch(decoded)
+
+
+class NoFilter(CheckpointManager):  # type: ignore[misc]
+    """Ray Data's two-phase write without its filter actor, which wants a CPU: the manifest is filtered beforehand."""
+
+    def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
+        return None, 0
+
+
+def portable_model(model: Model, compute: ComputeConfig) -> PortableEmbedder | None:
+    """The model's embedder, made ready once for all CPU actors; None where it has none or runs on torch."""
+    if model.bank is None:
+        return None
+    return portable_embedder(model.bank.embedder, model.bank.weights_digest, compute, compute.gpus_per_scorer > 0)
+
+
+def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: int | None = None) -> BankPlan | None:
+    """Where a model's memory bank will live; None if it has none."""
+    if model.bank is None:
+        return None
+    return plan_bank(
+        model.bank.num_vectors,
+        model.bank.dim,
+        memory_per_actor_bytes=compute.memory_per_actor_bytes,
+        placement=compute.bank_placement,
+        num_shards=compute.bank_shards,
+        cluster_memory_bytes=cluster_memory_bytes,
+    )
+
+
+def start_bank(model: Model, plan: BankPlan | None, gpus: float) -> list[Any]:
+    """The actors that hold a sharded bank, loaded; none if it is replicated. Raises `BankUnavailable`."""
+    if model.bank is None or plan is None or plan.placement == "replicated":
+        return []
+    return start_search_servers(model.uri, model.bank.bank_id, model.bank.num_vectors, plan.num_shards, gpus)
+
+
+def scored(
+    images: ray.data.Dataset, compute: ComputeConfig, plan: ComputePlan, arguments: tuple[Any, ...]
+) -> ray.data.Dataset:
+    """Decoded images to score rows, over a pool of `ScoringActor`s.
+
+    Args:
+        arguments: of `ScoringActor`.
+    """
+    return images.map_batches(
+        ScoringActor,
+        fn_constructor_args=arguments,
+        compute=ActorPoolStrategy(size=plan.num_scorers),
+        batch_size=compute.batch_size,
+        batch_format="pyarrow",
+        num_cpus=plan.scorer_cpus,
+        num_gpus=plan.scorer_gpus or None,
+    )
+
+
+def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
+    """Scores an archive; running it again continues, or finds that there is nothing to do.
+
+    Returns:
+        The summary: run id, counts, places, rates.
+
+    Raises:
+        ConfigError: something the user has to correct, before any cluster work.
+        IncompleteRun: rows are missing although everything ran.
+    """
+    started_at = datetime.now(UTC)
+    Location(config.results_uri).check_access(create=not config.dry_run)
+    model = open_model(config.model_uri)
+    check_agreement(model, config.embedder)
+    calibration, version = read_calibration(config.model_uri, config.calibration)
+    bank_plan = plan_model_bank(model, config.compute)
+    manifest = list_archive(config.archive)
+    identity = {
+        "archive": config.archive.uri,
+        "model_id": model.model_id,
+        "bank_id": model.bank_id,
+        "calibration": calibration.to_dict(),
+        "threshold": config.threshold,
+        "decode": asdict(config.decode),
+        "save_anomaly_maps": config.save_anomaly_maps,
+    }
+    run = Run(config.results_uri, run_id_of(manifest, **identity))
+    facts = {
+        "run_id": run.run_id,
+        "model": {"uri": model.uri, "method": model.method, "model_id": model.model_id},
+        "bank_id": identity["bank_id"],
+        "calibration_version": version,
+        "bank_plan": bank_plan and asdict(bank_plan),
+        "objects": manifest.num_rows,
+    }
+    if config.dry_run:
+        compute_plan = plan_compute(num_cores(), 0, config.compute, _num_shards(bank_plan))
+        return {"dry_run": True, "config": asdict(config), "plan": {**facts, "compute": compute_plan.to_dict()}}
+    if (record := run.record()) is not None:
+        report(f"run {run.run_id} is complete already: nothing to do")
+        publish(run)
+        return {**record["summary"], "already_complete": True}
+
+    discarded = run.discard_pending()
+    remaining = run.remaining(manifest)
+    if remaining.num_rows < manifest.num_rows or discarded:
+        report(f"run {run.run_id} goes on: {remaining.num_rows} of {manifest.num_rows} objects are left")
+    else:
+        report(f"run {run.run_id}: {manifest.num_rows} objects in {config.archive.uri}")
+    run.write_manifest(manifest)
+    scoring_s = 0.0
+    if remaining.num_rows:
+        portable = portable_model(model, config.compute)
+        with connected() as resources:
+            compute_plan = plan_compute(
+                resources.get("CPU", 0), resources.get("GPU", 0), config.compute, _num_shards(bank_plan)
+            )
+            facts["compute_plan"] = compute_plan.to_dict()
+            if bank_plan is not None:
+                plan_model_bank(model, config.compute, int(resources.get("memory", 0)) or None)
+                report(f"memory bank {bank_plan.placement}: {bank_plan.reason}")
+            start_s = time.perf_counter()
+            _score(config, model, portable, calibration, run, remaining, compute_plan, bank_plan)
+            scoring_s = time.perf_counter() - start_s
+    counts = run.reconcile(manifest)
+    summary = {
+        "run_id": run.run_id,
+        "counts": counts,
+        "scored_now": remaining.num_rows,
+        "scoring_s": round(scoring_s, 2),
+        "images_per_s": round(remaining.num_rows / scoring_s, 2) if scoring_s else None,
+        "threshold": config.threshold or calibration.groups[""].review.value,
+        "scores_uri": f"{run.location}/{SCORES_DIR}",
+        "run_uri": str(run.location),
+    }
+    run.finish(run_record(config, started_at, **facts, summary=summary))
+    publish(run)
+    return summary
+
+
+def _num_shards(plan: BankPlan | None) -> int:
+    return plan.num_shards if plan is not None and plan.placement == "sharded" else 0
+
+
+def _score(
+    config: ScoreArchiveConfig,
+    model: Model,
+    portable: PortableEmbedder | None,
+    calibration: Calibration,
+    run: Run,
+    remaining: pa.Table,
+    plan: ComputePlan,
+    bank_plan: BankPlan | None,
+) -> None:
+    servers = start_bank(model, bank_plan, plan.scorer_gpus)
+    stamp = RunStamp(run.run_id, model.model_id, model.bank_id, model.input_size_px)
+    options = {
+        "threshold": config.threshold,
+        "pictures": run.location,
+        "save_anomaly_maps": config.save_anomaly_maps,
+    }
+    rows_per_task = images_per_task(remaining.num_rows, plan.num_scorers, config.compute.batch_size)
+    images = read_images(config.archive.uri, remaining, config.decode, rows_per_task)
+    arguments = (model, config.compute, plan, portable, servers, stamp, calibration, options)
+    rows = scored(images, config.compute, plan, arguments)
+    filesystem, path = (run.location / CHECKPOINT_DIR).arrow()
+    rows.context.checkpoint_config = CheckpointConfig(
+        "image_key",
+        path,
+        override_filesystem=filesystem,
+        delete_checkpoint_on_success=False,
+        checkpoint_manager_cls=NoFilter,
+    )
+    filesystem, path = (run.location / SCORES_DIR).arrow()
+    try:
+        rows.write_parquet(
+            path,
+            filesystem=filesystem,
+            min_rows_per_file=max(1, min(ROWS_PER_FILE, remaining.num_rows // 4)),
+            ray_remote_args={"num_cpus": TASK_CPUS},
+        )
+    except RayError as error:
+        raise RuntimeError(f"run {run.run_id} stopped: {_cause(error)}; run the same command to continue") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The line of a remote error that says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,79 @@
+"""Actors that hold a finished bank, each a slice of it, and the search over all of them.
+
+The class is plain; `ray.remote` is applied where it is started. Ray restarts a lost actor, which reads its slice from
+storage again. Shapes as in `steelray.memory_bank`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+
+from steelray.data.storage import Location
+from steelray.distributed.cluster import RESTARTS, SHARD_CPUS
+from steelray.memory_bank.bank import read_info, read_vectors
+from steelray.memory_bank.merge import Neighbors, merge_neighbors
+from steelray.memory_bank.planner import shard_bounds
+from steelray.memory_bank.shard import BankUnavailable, IndexShard
+
+
+class SearchServer:
+    """A slice of a bank, read from storage."""
+
+    def __init__(self, bank_uri: str, bank_id: str, use_gpu: bool, start: int, stop: int) -> None:
+        location = Location(bank_uri)
+        info = read_info(location.read, bank_uri)
+        if info.bank_id != bank_id:
+            raise BankUnavailable(f"{bank_uri} now holds bank {info.bank_id}, not {bank_id}")
+        self._shard = IndexShard(read_vectors(location.read, info, start, stop), first_id=start, use_gpu=use_gpu)
+
+    def search(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> Neighbors:
+        return self._shard.search(queries_QD, num_neighbors)
+
+
+class ActorSearch:
+    """The whole bank over shard actors; a `BankSearch`. Queries go through the object store once."""
+
+    def __init__(self, servers: Sequence[Any]) -> None:
+        self._servers = list(servers)
+
+    def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> "_RemoteSearch":
+        queries = ray.put(queries_QD)
+        return _RemoteSearch([s.search.remote(queries, num_neighbors) for s in self._servers], num_neighbors)
+
+
+class _RemoteSearch:
+    def __init__(self, refs: Sequence[Any], num_neighbors: int) -> None:
+        self._refs = list(refs)
+        self._num_neighbors = num_neighbors
+
+    def result(self) -> Neighbors:
+        try:
+            answers = ray.get(self._refs)
+        except RayError as error:
+            raise BankUnavailable(f"a shard of the memory bank did not answer ({type(error).__name__})") from error
+        return merge_neighbors(answers, self._num_neighbors)
+
+
+def start_search_servers(bank_uri: str, bank_id: str, num_vectors: int, num_shards: int, gpus: float = 0) -> list[Any]:
+    """One actor per shard, spread over the nodes, all loaded when this returns.
+
+    Raises:
+        BankUnavailable: one of them cannot load its shard.
+    """
+    actor = ray.remote(SearchServer).options(
+        num_cpus=SHARD_CPUS,
+        num_gpus=gpus,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
+        scheduling_strategy="SPREAD",
+    )
+    servers = [actor.remote(bank_uri, bank_id, gpus > 0, *bounds) for bounds in shard_bounds(num_vectors, num_shards)]
+    try:
+        ray.get([server.__ray_ready__.remote() for server in servers])
+    except RayError as error:
+        raise BankUnavailable(f"a shard of {bank_uri} cannot be loaded: {error}") from error
+    return servers

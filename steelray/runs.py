@@ -1,0 +1,198 @@
+"""Where a scoring run keeps its things, who it is, and when its results count.
+
+    results_uri/published.json                 which run counts now, and those that did before
+    results_uri/runs/RUN_ID/manifest.parquet   what had to be scored
+    results_uri/runs/RUN_ID/scores/*.parquet   the score table, part by part
+    results_uri/runs/RUN_ID/heatmaps/*.png     of flagged images
+    results_uri/runs/RUN_ID/checkpoint/        which rows are safely written; gone when the run is complete
+    results_uri/runs/RUN_ID/run.json           written last: a run without it is not complete
+
+Results are invisible until a run is reconciled with its manifest and published by one conditional write.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pds
+import pyarrow.parquet as pq
+
+from steelray.config import ConfigError
+from steelray.data.storage import Location, ObjectMissing
+from steelray.schema import SCORES, Status
+
+POINTER, RUNS = "published.json", "runs"
+MANIFEST_FILE, SCORES_DIR, CHECKPOINT_DIR, RECORD_FILE = "manifest.parquet", "scores", "checkpoint", "run.json"
+PENDING = ".pending.parquet"
+"""What Ray Data calls a checkpoint whose rows may not have been written."""
+
+
+class IncompleteRun(Exception):
+    """The score table is not one row per manifest entry. The run can be continued by running it again."""
+
+
+def run_id_of(manifest: pa.Table, **identity: Any) -> str:
+    """Digest of the manifest and of everything else that scores depend on: the same work has the same name.
+
+    Args:
+        identity: JSON-able: model and bank ids, thresholds, decoding limits.
+    """
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
+    for batch in manifest.select(["image_key", "etag", "size_bytes"]).to_batches(max_chunksize=65_536):
+        for column in batch.columns:
+            digest.update("\0".join(map(str, column.to_pylist())).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    results_uri: str
+    run_id: str
+
+    @property
+    def location(self) -> Location:
+        return Location(f"{self.results_uri.rstrip('/')}/{RUNS}/{self.run_id}")
+
+    def record(self) -> dict[str, Any] | None:
+        """run.json, if the run is complete."""
+        try:
+            record: dict[str, Any] = json.loads(self.location.read(RECORD_FILE))
+        except ObjectMissing:
+            return None
+        return record
+
+    def write_manifest(self, manifest: pa.Table) -> None:
+        """Keeps what has to be scored."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(manifest, sink)
+        self.location.write(MANIFEST_FILE, sink.getvalue().to_pybytes())
+
+    def manifest(self) -> pa.Table:
+        """What has to be scored, schema `MANIFEST`."""
+        return pq.read_table(pa.BufferReader(self.location.read(MANIFEST_FILE)))
+
+    def discard_pending(self) -> int:
+        """Removes rows that a killed run had begun to write but not finished; returns how many files."""
+        location = self.location
+        names = [stored.key for stored in (location / CHECKPOINT_DIR).list() if stored.key.endswith(PENDING)]
+        begun = {name.removesuffix(PENDING) for name in names}
+        if begun:
+            for stored in list((location / SCORES_DIR).list()):
+                if any(stored.key.startswith(prefix) for prefix in begun):
+                    location.delete(f"{SCORES_DIR}/{stored.key}")
+        for name in names:
+            location.delete(f"{CHECKPOINT_DIR}/{name}")
+        return len(names)
+
+    def remaining(self, manifest: pa.Table) -> pa.Table:
+        """The manifest's rows that are not safely written yet. Call `discard_pending` first."""
+        done = self._dataset(CHECKPOINT_DIR, pa.schema([SCORES.field("image_key")]))
+        if done is None:
+            return manifest
+        keys = done.to_table().column("image_key").combine_chunks()
+        return manifest.filter(pc.invert(pc.is_in(manifest.column("image_key"), value_set=keys)))
+
+    def scores(self, columns: list[str] | None = None) -> pa.Table:
+        """The score table (or some of its columns), sorted by key."""
+        dataset = self._dataset(SCORES_DIR, SCORES)
+        if dataset is None:
+            return SCORES.empty_table().select(columns or SCORES.names)
+        return dataset.to_table(columns=columns).sort_by("image_key")
+
+    def _dataset(self, folder: str, schema: pa.Schema) -> pds.Dataset | None:
+        location = self.location / folder
+        names = [stored.key for stored in location.list() if stored.key.endswith(".parquet")]
+        if not names:
+            return None
+        filesystem, root = location.arrow()
+        return pds.dataset([f"{root}/{name}" for name in sorted(names)], schema=schema, filesystem=filesystem)
+
+    def reconcile(self, manifest: pa.Table) -> dict[str, int]:
+        """Checks that there is exactly one row per manifest entry.
+
+        Returns:
+            Counts: listed, one per status that occurs, flagged.
+
+        Raises:
+            IncompleteRun: rows are missing, double, or of objects that were not listed.
+        """
+        table = self.scores(["image_key", "status", "is_anomalous"])
+        listed, scored = manifest.column("image_key"), table.column("image_key")
+        if not listed.combine_chunks().equals(scored.combine_chunks()):
+            distinct = pc.count_distinct(scored).as_py()
+            found = pc.sum(pc.is_in(listed, value_set=scored.combine_chunks())).as_py() or 0
+            raise IncompleteRun(
+                f"run {self.run_id}: {len(listed)} objects listed, {len(scored)} rows written, {distinct} of them "
+                f"distinct, {len(listed) - found} objects without a row: run the same command again"
+            )
+        counts = {"listed": len(listed)}
+        statuses = table.column("status").value_counts().to_pylist()
+        counts.update({entry["values"]: entry["counts"] for entry in sorted(statuses, key=lambda e: -e["counts"])})
+        counts["flagged"] = pc.sum(table.column("is_anomalous")).as_py() or 0
+        assert sum(counts[status] for status in Status if status in counts) == counts["listed"]
+        return counts
+
+    def finish(self, record: bytes) -> None:
+        """Marks the run as complete."""
+        self.location.write(RECORD_FILE, record)
+        (self.location / CHECKPOINT_DIR).delete_all()
+
+
+@dataclass(frozen=True)
+class Published:
+    """published.json: the run that counts, and those before it, newest first."""
+
+    run_ids: tuple[str, ...]
+    etag: str | None
+    """Of the pointer that was read; None where there is none yet."""
+
+    @property
+    def current(self) -> str | None:
+        return self.run_ids[0] if self.run_ids else None
+
+
+def read_published(results_uri: str) -> Published:
+    """Which run counts now."""
+    location = Location(results_uri)
+    etag = location.etag(POINTER)
+    if etag is None:
+        return Published((), None)
+    return Published(tuple(json.loads(location.read(POINTER))["run_ids"]), etag)
+
+
+def _point_at(results_uri: str, run_ids: list[str], etag: str | None) -> None:
+    body = {"run_id": run_ids[0], "run_ids": run_ids, "published_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    Location(results_uri).write_if(POINTER, json.dumps(body, indent=2).encode(), etag)
+
+
+def publish(run: Run) -> None:
+    """Makes a complete run the one that counts. Raises `ObjectChanged` if another run is published at the same time."""
+    before = read_published(run.results_uri)
+    if before.current != run.run_id:
+        earlier = [run_id for run_id in before.run_ids if run_id != run.run_id]
+        _point_at(run.results_uri, [run.run_id, *earlier], before.etag)
+
+
+def roll_back(results_uri: str) -> str:
+    """Makes the run before the present one count again; returns its id. Raises `ConfigError` if there is none."""
+    before = read_published(results_uri)
+    if len(before.run_ids) < 2:
+        raise ConfigError(f"{results_uri}: there is no earlier published run to go back to")
+    _point_at(results_uri, list(before.run_ids[1:]), before.etag)
+    return before.run_ids[1]
+
+
+def published_runs(results_uri: str) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Published runs with their records, newest first; those that retention has removed are left out."""
+    for run_id in read_published(results_uri).run_ids:
+        run = Run(results_uri, run_id)
+        record = run.record()
+        if record is not None:
+            yield run, record
