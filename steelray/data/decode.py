@@ -62,8 +62,8 @@ def decode(body: bytes, config: DecodeConfig | None = None) -> NDArray[np.uint8]
     if pixels_HWC.shape[2] == 3 and _is_grey(pixels_HWC):
         pixels_HWC = pixels_HWC[:, :, :1]
     pixels_HWC = np.ascontiguousarray(pixels_HWC)
-    if pixels_HWC.min() == pixels_HWC.max() and pixels_HWC.size > pixels_HWC.shape[2]:
-        raise Undecodable(Status.BLANK, f"every pixel is {int(pixels_HWC.flat[0])}")
+    if pixels_HWC.size > pixels_HWC.shape[2] and (pixels_HWC == pixels_HWC[0, 0]).all():
+        raise Undecodable(Status.BLANK, f"every pixel is {', '.join(map(str, pixels_HWC[0, 0]))}")
     return pixels_HWC
 
 

@@ -17,18 +17,8 @@ from botocore.config import Config
 from steelray.config import ConfigError
 from steelray.data.object_store import ObjectStore
 from steelray.data.storage import Location, ObjectChanged, ObjectMissing
+from tests.awkward import AWKWARD_KEYS
 from tests.fakes import faulty_store
-
-AWKWARD_KEYS = [
-    "plain.jpg",
-    "line 1/strip 7.jpg",
-    "quotes'and\"more.jpg",
-    "unicode/блок-Ω-钢.jpg",
-    "<script>alert(1)</script>.jpg",
-    "a&b=c?d#e+f%20g.jpg",
-    "same/name.jpg",
-    "other/name.jpg",
-]
 
 
 @pytest.fixture(params=["folder", "s3"])
