@@ -24,7 +24,7 @@ COLUMNS: tuple[frozenset[str], ...] = (
     frozenset({"data", "models", "memory_bank", "metrics", "drift"}),
     frozenset({"scoring", "training", "calibration", "checkpoint", "report", "provenance", "fitting", "runs"}),
     frozenset({"trained", "batch_scoring"}),
-    frozenset({"evaluation"}),
+    frozenset({"evaluation", "demo"}),
     frozenset({"distributed"}),
 )
 """A part of steelray may import what stands in a row above its own, and itself. Not its siblings, nothing below."""

@@ -49,7 +49,7 @@ def list_archive(config: ArchiveConfig) -> pa.Table:
             )
         )
         for column in (keys, etags, sizes, times):
-            column.clear()  # type: ignore[attr-defined]
+            column.clear()
 
     for stored in location.list():
         seen += 1

@@ -52,7 +52,7 @@ class Sample:
     def load_mask(self, size_px: tuple[int, int]) -> NDArray[np.bool_]:
         """mask_HW: where the defect is, at height and width `size_px` (nearest neighbour where that is a resize)."""
         if self.run_lengths:
-            mask_HW = decode_run_lengths(self.run_lengths, STRIP_SIZE_PX).any(axis=0)
+            mask_HW = np.asarray(decode_run_lengths(self.run_lengths, STRIP_SIZE_PX).any(axis=0))
             if self.tile:
                 mask_HW = self.tile.cut(mask_HW)
         elif self.mask_path is not None:
@@ -151,14 +151,15 @@ def _load_severstal(root: Path) -> tuple[list[Sample], list[Sample]]:
     codes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     with table.open(newline="") as file:
         reader = csv.DictReader(file)
-        names = reader.fieldnames or []
+        names = set(reader.fieldnames or [])
+        joined = "ImageId_ClassId" in names  # the layout of the competition's first days
+        if not joined and not names >= {"ImageId", "ClassId", "EncodedPixels"}:
+            raise ConfigError(f"{table}: columns are {sorted(names)}, expected ImageId,ClassId,EncodedPixels")
         for row in reader:
-            if "ImageId_ClassId" in names:  # the layout of the competition's first days
-                image_id, _, class_id = row["ImageId_ClassId"].rpartition("_")
-            elif {"ImageId", "ClassId", "EncodedPixels"} <= set(names):
-                image_id, class_id = row["ImageId"], row["ClassId"]
-            else:
-                raise ConfigError(f"{table}: columns are {names}, expected ImageId,ClassId,EncodedPixels")
+            name = row["ImageId_ClassId"] if joined else f"{row['ImageId']}_{row['ClassId']}"
+            image_id, _, class_id = name.rpartition("_")
+            if not class_id.isdecimal():
+                raise ConfigError(f"{table}: line {reader.line_num} has class {class_id!r}, not a number")
             if row["EncodedPixels"]:
                 codes[image_id].append((int(class_id), row["EncodedPixels"]))
     nominal, anomalous = [], []

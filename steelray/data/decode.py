@@ -72,8 +72,8 @@ def _to_uint8(image: Image.Image, white_level: int) -> NDArray[np.uint8]:
         values_HW = np.asarray(image).astype(np.float32)
         if not np.isfinite(values_HW).all():
             raise ValueError("has values that are not finite")
-        scaled_HW = np.clip(values_HW * (255.0 / white_level), 0, 255)
-        return np.rint(scaled_HW).astype(np.uint8)[:, :, None]
+        scaled_HW = np.rint(np.clip(values_HW * (255.0 / white_level), 0, 255))
+        return np.asarray(scaled_HW, dtype=np.uint8)[:, :, None]
     if image.mode in ("L", "1"):
         return np.asarray(image.convert("L"))[:, :, None]
     if image.mode == "LA":

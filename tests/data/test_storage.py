@@ -112,13 +112,6 @@ def test_delete_all_stays_below_the_location(location: Location) -> None:
     assert [stored.key for stored in location.list()] == ["ab/3"]
 
 
-def test_more_than_a_page_of_objects_is_listed(location: Location) -> None:
-    keys = [f"{number % 3}/{number:05d}" for number in range(1_105)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda key: location.write(key, b"x"), keys))
-    assert sorted(stored.key for stored in location.list()) == sorted(keys)
-
-
 def test_threads_may_share_a_location(s3_uri: str) -> None:
     Location(s3_uri).write("strip", b"steel")
     location = Location(s3_uri)
