@@ -73,6 +73,17 @@ def heatmap_png(
     return _png(image, 1 if width_px is None else 9, transparency=_palette(levels)[:, 3].tobytes())
 
 
+def read_heatmap(png: bytes) -> NDArray[np.float32]:
+    """The map_HW that `heatmap_png` has drawn, scaled so that `lower` is 0 and `upper` is 1, in 255 steps.
+
+    What a small overlay is made of when only the stored heatmap is at hand: `heatmap_png(read_heatmap(png), 0, 1, 400)`.
+    """
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        if image.mode != "P":
+            raise ValueError(f"not a heatmap: mode {image.mode}")
+        return np.asarray(image, dtype=np.float32) / 255
+
+
 def _png(image: Image.Image, compress_level: int, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=compress_level, **options)

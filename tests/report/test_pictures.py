@@ -109,3 +109,10 @@ def test_a_contact_sheet_takes_images_of_any_shape_and_keys_of_any_length(shape)
 
 def test_no_strips_make_an_empty_sheet():
     assert _opened(pictures.contact_sheet([], 0.0, 1.0)).height < 100
+
+
+def test_a_stored_heatmap_gives_its_map_back(map_HW):
+    map_01_HW = pictures.read_heatmap(pictures.heatmap_png(map_HW, 0.1, 0.9))
+    np.testing.assert_allclose(map_01_HW, np.clip((map_HW - 0.1) / 0.8, 0, 1), atol=0.5 / 255 + 1e-6)
+    with pytest.raises(ValueError, match="not a heatmap"):
+        pictures.read_heatmap(pictures.contact_sheet([], 0, 1))

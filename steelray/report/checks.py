@@ -1,0 +1,211 @@
+"""The first screen: is everything fine, and what should a person look at. Pure judgements on `ReportData`."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow.compute as pc
+from scipy import stats
+
+from steelray import drift
+from steelray.drift import ALL_STRIPS
+from steelray.report.data import GroupLimits, ReportData
+from steelray.report.rows import Counts
+from steelray.report.words import number, percent
+from steelray.schema import Verdict
+
+SIGNIFICANT = 0.001
+"""A flag rate is called unusual only if chance gives it less often than this."""
+USUAL_EXCESS = 2.0
+"""Times the highest flag rate of the earlier runs that is still not remarkable."""
+MIN_HISTORY = 3
+"""Earlier runs that a flag rate is compared with; fewer, and only `MAX_FLAG_RATE` counts."""
+MAX_FLAG_RATE = 0.25
+
+
+class Level(StrEnum):
+    """How urgent a finding is."""
+
+    OK = "ok"
+    LOOK = "look"
+    PROBLEM = "problem"
+
+    @property
+    def urgency(self) -> int:
+        """Larger is more urgent."""
+        return list(Level).index(self)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the first screen; `anchor` is the section that says more."""
+
+    level: Level
+    title: str
+    detail: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class GroupFlags:
+    """What a group's threshold promised, and what came."""
+
+    group: str
+    limits: GroupLimits | None
+    fallback: bool
+    num_scored: int
+    num_review: int
+    num_reject: int
+
+    @property
+    def num_flagged(self) -> int:
+        return self.num_review + self.num_reject
+
+    @property
+    def expected(self) -> tuple[float, float, float] | None:
+        """False alarms to expect if all strips are nominal: number, and the lower and upper end of its interval."""
+        if self.limits is None:
+            return None
+        review, count = self.limits.review, self.num_scored
+        return review.rate * count, review.rate_low * count, review.rate_high * count
+
+    @property
+    def reading(self) -> str:
+        """The flag rate in words."""
+        if self.expected is None:
+            return "no promise: the threshold was set by hand or not at all"
+        if self.num_scored == 0:
+            return "no strips"
+        _, low, high = self.expected
+        if chance(self.num_flagged, self.num_scored, high / self.num_scored, upwards=True) < SIGNIFICANT:
+            return f"about {number(self.num_flagged - self.expected[0], 0)} above what false alarms explain"
+        if chance(self.num_flagged, self.num_scored, low / self.num_scored, upwards=False) < SIGNIFICANT:
+            return "fewer than false alarms alone should give: scores have fallen"
+        return "no more than false alarms explain"
+
+
+def chance(count: int, total: int, rate: float, *, upwards: bool) -> float:
+    """Probability of so many flagged strips, or more (or fewer), at this rate."""
+    rate = min(max(rate, 0.0), 1.0)
+    return float(stats.binom.sf(count - 1, total, rate) if upwards else stats.binom.cdf(count, total, rate))
+
+
+def flags_by_group(data: ReportData, counts: Counts) -> list[GroupFlags]:
+    """Expected and seen, for every group with a row in the table."""
+    own: Mapping[str, GroupLimits] = {limits.group: limits for limits in data.thresholds}
+    if data.threshold_override is not None:
+        own = {}
+    return [
+        GroupFlags(
+            group=group,
+            limits=own.get(group, own.get(ALL_STRIPS)),
+            fallback=group not in own and ALL_STRIPS in own,
+            num_scored=counts.scored_in(group),
+            num_review=counts.of(group, Verdict.REVIEW),
+            num_reject=counts.of(group, Verdict.REJECT),
+        )
+        for group in counts.groups
+    ]
+
+
+def run_checks(data: ReportData, counts: Counts) -> list[Check]:
+    """Everything that has to hold before the flags can be trusted, in the order of importance."""
+    return [
+        _reconciled(data, counts),
+        _quarantine(data, counts),
+        _flag_rate(data, counts),
+        _drift(data),
+        *_support(data, counts),
+    ]
+
+
+def _reconciled(data: ReportData, counts: Counts) -> Check:
+    distinct = pc.count_distinct(data.scores["image_key"]).as_py()
+    earlier = f"; {number(data.num_already_scored)} more were scored by earlier runs" if data.num_already_scored else ""
+    if counts.num_rows == data.num_listed == distinct:
+        detail = f"{number(data.num_listed)} listed, {number(counts.num_rows)} rows: none lost, none twice{earlier}"
+        return Check(Level.OK, "Complete", detail, "run")
+    detail = (
+        f"{number(data.num_listed)} listed, but {number(counts.num_rows)} rows of {number(distinct)} objects: "
+        "run the same command again"
+    )
+    return Check(Level.PROBLEM, "Not complete", detail, "run")
+
+
+def _quarantine(data: ReportData, counts: Counts) -> Check:
+    if counts.num_failed == 0:
+        return Check(Level.OK, "Every object has a score", "nothing in quarantine", "failures")
+    share = counts.num_failed / max(1, counts.num_rows)
+    detail = f"{number(counts.num_failed)} objects ({percent(share)}) in quarantine"
+    if data.quarantine_limit is None:
+        return Check(Level.OK, "Objects without a score", detail, "failures")
+    limit = percent(data.quarantine_limit)
+    if share > data.quarantine_limit:
+        return Check(Level.PROBLEM, "Too many objects without a score", f"{detail}; the limit is {limit}", "failures")
+    return Check(Level.OK, "Few objects without a score", f"{detail}, within the limit of {limit}", "failures")
+
+
+def _flag_rate(data: ReportData, counts: Counts) -> Check:
+    seen = counts.num_flagged / max(1, counts.num_scored)
+    flags = flags_by_group(data, counts)
+    expectations = [flag.expected for flag in flags]
+    if counts.num_scored == 0:
+        return Check(Level.PROBLEM, "No strip has a score", "every object is in quarantine", "thresholds")
+    detail = f"{percent(seen)} flagged"
+    known = [expected for expected in expectations if expected is not None]
+    if len(known) == len(expectations):
+        low, high = (sum(expected[end] for expected in known) / counts.num_scored for end in (1, 2))
+        detail += f"; false alarms alone give {percent(low)} to {percent(high)}"
+        if chance(counts.num_flagged, counts.num_scored, low, upwards=False) < SIGNIFICANT:
+            return Check(Level.LOOK, "Fewer flags than expected", f"{detail}: defects may be missed", "thresholds")
+    earlier = [run.num_flagged / scored for run in data.history if (scored := run.num_rows - run.num_failed) > 0]
+    usual = USUAL_EXCESS * max(earlier) if len(earlier) >= MIN_HISTORY else MAX_FLAG_RATE
+    if seen > usual and chance(counts.num_flagged, counts.num_scored, usual, upwards=True) < SIGNIFICANT:
+        compared = (
+            f"at most {percent(max(earlier))} in the last {len(earlier)} runs" if earlier else "a quarter is a lot"
+        )
+        return Check(Level.LOOK, "Unusually many flags", f"{detail}; {compared}", "thresholds")
+    return Check(Level.OK, "Flag rate is plausible", detail, "thresholds")
+
+
+def _drift(data: ReportData) -> Check:
+    warnings = drift.warnings(data.shifts, data.trends)
+    judged = sum(shift.state in ("steady", "drifted") for shift in data.shifts)
+    if warnings:
+        more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
+        return Check(Level.LOOK, "Drift", f"{warnings[0]}{more}", "drift")
+    if judged == 0:
+        return Check(Level.OK, "Drift not judged", "too few strips in every group", "drift")
+    absent = sorted({shift.group for shift in data.shifts if shift.state == "absent"})
+    note = f"; no strips came from {', '.join(absent)}" if absent else ""
+    return Check(Level.OK, "No drift", f"the strips look as they did at calibration{note}", "drift")
+
+
+def _support(data: ReportData, counts: Counts) -> Iterator[Check]:
+    if data.threshold_override is not None:
+        detail = f"set by hand to {data.threshold_override:.4g}: no false-alarm rate is promised"
+        yield Check(Level.LOOK, "Threshold", detail, "thresholds")
+        return
+    if not data.thresholds:
+        yield Check(Level.LOOK, "No threshold", "nothing is flagged: run jobs/calibrate.py", "thresholds")
+        return
+    used = {id(flag.limits): flag.limits for flag in flags_by_group(data, counts) if flag.limits and flag.num_scored}
+    weak = [limits for limits in used.values() if limits.review.rate > limits.review.asked_rate]
+    if weak:
+        least = min(weak, key=lambda limits: limits.num_strips)
+        detail = (
+            f"{number(least.num_strips)} calibration strips support a false-alarm rate of "
+            f"{percent(least.review.rate)}, not the {percent(least.review.asked_rate)} asked for: calibrate on more"
+        )
+        yield Check(Level.LOOK, "Thresholds rest on few strips", detail, "thresholds")
+
+
+def headline(checks: list[Check]) -> tuple[Level, str]:
+    """The one sentence at the top."""
+    problems = sum(check.level == Level.PROBLEM for check in checks)
+    looks = sum(check.level == Level.LOOK for check in checks)
+    if problems:
+        return Level.PROBLEM, "Do not rely on this run yet"
+    if looks:
+        return Level.LOOK, f"The run is complete; {'one thing needs' if looks == 1 else f'{looks} things need'} a look"
+    return Level.OK, "The run is complete and sound"

@@ -1,0 +1,119 @@
+"""Which charts a page shows, and of what."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import numpy as np
+from markupsafe import Markup
+
+from steelray.drift import ALL_STRIPS, Measure, RunSummary, Sample, samples_by_group, summarize_run
+from steelray.report import charts
+from steelray.report.checks import GroupFlags
+from steelray.report.data import ReportData
+from steelray.report.words import group_name, measure_title
+
+MAX_CHARTS = 6
+"""Of one kind; the tables tell the rest."""
+MAX_RUNS = 30
+
+Titled = tuple[str, Markup]
+
+
+def score_charts(data: ReportData, flags: Sequence[GroupFlags]) -> list[Titled]:
+    """A histogram of the scores of every group, those with most flags first."""
+    night = samples_by_group(data.scores)
+    alone = len(flags) == 1
+    chosen = sorted((flag for flag in flags if flag.num_scored), key=lambda flag: -flag.num_flagged)[:MAX_CHARTS]
+    found = []
+    for place, flag in enumerate(chosen):
+        marks = [(data.threshold_override, "by hand", charts.REVIEW)] if data.threshold_override is not None else []
+        if flag.limits is not None:
+            review, reject = flag.limits.review.value, flag.limits.reject.value
+            marks = [(review, "review", charts.REVIEW), (reject, "reject", charts.REJECT)]
+        # strips without a group stand beside groups only in the table of all strips
+        sample = night[ALL_STRIPS] if alone else night.get(flag.group, {})
+        if not alone and flag.group == ALL_STRIPS:
+            continue
+        reference = data.reference.get(ALL_STRIPS if alone and flag.group not in data.reference else flag.group, {})
+        title = group_name(flag.group, alone=alone)
+        found.append((title, _histogram("score", title, sample, reference, marks, f"score{place}")))
+    return found
+
+
+def drift_charts(data: ReportData) -> list[Titled]:
+    """Tonight over calibration, for what has drifted."""
+    night = samples_by_group(data.scores)
+    drifted = [shift for shift in data.shifts if shift.state == "drifted"][:MAX_CHARTS]
+    found = []
+    for place, shift in enumerate(drifted):
+        title = f"{group_name(shift.group, alone=True)}: {measure_title(shift.measure).lower()}"
+        sample, reference = night.get(shift.group, {}), data.reference.get(shift.group, {})
+        found.append((title, _histogram(shift.measure, title, sample, reference, [], f"drift{place}")))
+    return found
+
+
+def _histogram(
+    measure: Measure,
+    title: str,
+    night: Sample,
+    reference: Sample,
+    marks: Sequence[tuple[float, str, str]],
+    chart_id: str,
+) -> Markup:
+    night_N, reference_N = (np.asarray(sample.get(measure, ())) for sample in (night, reference))
+    parts = [f"Histogram of {title}: {measure_title(measure).lower()} of {len(night_N)} strips tonight"]
+    if len(night_N):
+        parts.append(f"median {np.median(night_N):.3g}")
+    if len(reference_N):
+        parts.append(f"against {len(reference_N)} calibration strips with median {np.median(reference_N):.3g}")
+    parts += [f"{text} threshold {value:.4g}" for value, text, _ in marks]
+    labelled = [(value, f"{text} {value:.3g}", color) for value, text, color in marks]
+    return charts.histogram(night_N, reference_N, labelled, measure_title(measure), ", ".join(parts), chart_id)
+
+
+def trend_charts(data: ReportData) -> list[Titled]:
+    """Flag rate and medians over the last runs, this one last; of all strips, then of groups with a trend."""
+    if not data.history:
+        return []
+    tonight = summarize_run(data.run_id, data.finished_at.isoformat(), data.scores)
+    runs = [*data.history, tonight][-MAX_RUNS:]
+    found = _run_charts(runs, "trend")
+    moving = [trend for trend in data.trends if trend.state == "drifted" and trend.group != ALL_STRIPS]
+    for place, trend in enumerate(moving[:MAX_CHARTS]):
+        title = f"{trend.group}: {measure_title(trend.measure).lower()}, median"
+        values = [_median(run, trend.group, trend.measure) for run in runs]
+        found.append((title, _line(values, runs, title, f"moving{place}", from_zero=False)))
+    return found
+
+
+def index_charts(runs: Sequence[RunSummary]) -> list[Titled]:
+    """The same over the runs of the index page, oldest first."""
+    return _run_charts(runs[-MAX_RUNS:], "index") if len(runs) > 1 else []
+
+
+def _run_charts(runs: Sequence[RunSummary], name: str) -> list[Titled]:
+    shares = [100 * run.num_flagged / max(1, run.num_rows - run.num_failed) for run in runs]
+    series: list[tuple[str, list[float]]] = [("Flagged, % of scored strips", shares)]
+    measures: tuple[Measure, ...] = ("score", "brightness")
+    for measure in measures:
+        series.append(
+            (f"{measure_title(measure)}, median of all strips", [_median(r, ALL_STRIPS, measure) for r in runs])
+        )
+    failed = [100 * run.num_failed / max(1, run.num_rows) for run in runs]
+    series.append(("Without a score, % of objects", failed))
+    return [
+        (title, _line(values, runs, title, f"{name}{place}", from_zero="%" in title))
+        for place, (title, values) in enumerate(series)
+        if np.isfinite(values).any()
+    ]
+
+
+def _median(run: RunSummary, group: str, measure: Measure) -> float:
+    return next((float(s.medians[measure]) for s in run.groups if s.group == group and measure in s.medians), np.nan)
+
+
+def _line(values: Sequence[float], runs: Sequence[RunSummary], title: str, chart_id: str, *, from_zero: bool) -> Markup:
+    days = [datetime.fromisoformat(run.finished_at).strftime("%-d %b") for run in runs]
+    finite = [value for value in values if np.isfinite(value)]
+    description = f"{title}: {len(runs)} runs, now {values[-1]:.3g}, between {min(finite):.3g} and {max(finite):.3g}"
+    return charts.trend(values, days, description, chart_id, from_zero=from_zero)

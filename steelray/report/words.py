@@ -1,0 +1,94 @@
+"""Numbers, times and statuses as an operator reads them."""
+
+from datetime import UTC, datetime
+
+from steelray.drift import ALL_STRIPS, Measure
+from steelray.schema import Status, Verdict
+
+FAILURES: dict[Status, tuple[str, str]] = {
+    Status.MISSING: ("Gone when it was read", "was the archive cleaned up during the run?"),
+    Status.CHANGED: (
+        "Not the bytes that were listed",
+        "overwritten during the run, or damaged on the way: score it again",
+    ),
+    Status.EMPTY: ("Empty file", "the upload did not finish: check the camera's uploader"),
+    Status.TOO_LARGE: ("Larger than the limit", "raise decode.max_bytes or decode.max_pixels if such images are meant"),
+    Status.UNREADABLE: ("Not a readable image", "cut off or not an image at all: check the camera's uploader"),
+    Status.WRONG_SHAPE: ("Another size than the nominal strips", "another camera or crop: it needs its own model"),
+    Status.TOO_SMALL: ("Too small to score", "a cropped image or a thumbnail"),
+    Status.BLANK: ("One single grey level", "dead camera, closed shutter or no strip on the line"),
+    Status.UNSCORED: ("The model gave no finite score", "keep the image and report it"),
+}
+"""What a status means, and what to do about it."""
+
+VERDICTS: dict[Verdict, str] = {
+    Verdict.NORMAL: "Normal",
+    Verdict.REVIEW: "Review",
+    Verdict.REJECT: "Reject",
+}
+MEASURES: dict[Measure, str] = {
+    "brightness": "Brightness",
+    "score": "Anomaly score",
+    "distance": "Patch distance",
+}
+
+
+def number(value: float, digits: int = 0) -> str:
+    """With thousands separated: 12,345."""
+    return f"{value:,.{digits}f}"
+
+
+def score(value: float) -> str:
+    """Four significant digits, so that columns of scores line up: 2.130."""
+    return f"{value:#.4g}".rstrip(".")
+
+
+def percent(share: float) -> str:
+    """Two significant digits below ten percent, one decimal above: 0.26 %, 12.3 %."""
+    value = 100 * share
+    if value == 0 or value >= 10:
+        return f"{value:.1f} %" if value % 100 else f"{value:.0f} %"
+    return f"{value:.2g} %" if value >= 0.01 else "< 0.01 %"
+
+
+def duration(seconds: float) -> str:
+    """At most two units: 2 h 27 min, 3 min 5 s, 12 s."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def size(num_bytes: float) -> str:
+    """In the unit that leaves one to three digits: 1.4 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.1f} {unit}"
+
+
+def moment(time: datetime) -> str:
+    """In UTC: 25 Nov 2026, 02:14 UTC."""
+    return time.astimezone(UTC).strftime("%-d %b %Y, %H:%M UTC")
+
+
+def group_name(group: str, *, alone: bool = False) -> str:
+    """A group as a person reads it; the strips without one are all of them if there are no others (`alone`)."""
+    if group == ALL_STRIPS:
+        return "all strips" if alone else "no group"
+    return group
+
+
+def status_title(status: str) -> str:
+    """A status or verdict in words; one that is not known stays as it is."""
+    for known, (title, _) in FAILURES.items():
+        if status == known:
+            return title
+    return next((title for verdict, title in VERDICTS.items() if status == verdict), status)
+
+
+def measure_title(measure: Measure) -> str:
+    """What drift is judged by, in words."""
+    return MEASURES[measure]
