@@ -32,7 +32,7 @@ MAX_ROUND_PICKS = 2048
 """B is at most this, which bounds the memory of step 3."""
 
 Progress = Callable[[int, int, float], None]
-"""Called once per round with the picks so far, the picks asked for and the cover radius reached."""
+"""Called with the picks so far, the picks asked for and the cover radius reached: once a second, and at the end."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ def farthest(squared_distances_N: torch.Tensor, count: int) -> torch.Tensor:
 
 def _merge(offers: Sequence[Candidates], count: int) -> Candidates:
     """The `count` farthest of all shards' offers, in order."""
+    offers = [offer for offer in offers if len(offer.indices_T)] or offers[:1]
     if len(offers) == 1:
         return offers[0]
     distances = torch.cat([offer.squared_distances_T for offer in offers])
@@ -215,16 +216,16 @@ def select(
     num_chosen = 0
     if centers_KD is None:
         picked_B = torch.tensor([start_index])
-        centers_BD = torch.cat([shard.points(picked_B).cpu() for shard in shards])
-        if len(centers_BD) != 1:
-            raise ValueError(f"start_index {start_index} names {len(centers_BD)} points, not one")
+        found = [points_BD.cpu() for shard in shards if len(points_BD := shard.points(picked_B))]
+        if [len(points_BD) for points_BD in found] != [1]:
+            raise ValueError(f"start_index {start_index} names {sum(map(len, found))} points, not one")
+        [centers_BD] = found
         chosen.append(picked_B)
         num_chosen = 1
     else:
         picked_B = torch.empty(0, dtype=torch.int64)
         centers_BD = centers_KD
-    last_progress_s = 0.0
-    rounds = 0
+    last_progress_s, rounds = 0.0, 0
     while True:
         for start in range(0, max(1, len(centers_BD)), MAX_ROUND_PICKS):  # existing centres may be many
             last = start + MAX_ROUND_PICKS >= len(centers_BD)

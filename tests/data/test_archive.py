@@ -25,8 +25,9 @@ def keys_of(uri: str, **settings: object) -> list[str]:
 
 
 def test_every_object_is_listed_once_in_bytewise_order(uri: str) -> None:
+    location = Location(uri)
     for key in AWKWARD_KEYS:
-        Location(uri).write(key, key.encode())
+        location.write(key, key.encode())
     table = list_archive(ArchiveConfig(uri))
     assert table.schema == MANIFEST
     assert table.column("image_key").to_pylist() == sorted(AWKWARD_KEYS, key=str.encode)
@@ -81,8 +82,9 @@ def test_a_cut_off_works_on_the_times_of_the_store(s3_uri: str) -> None:
 
 
 def test_a_limit_takes_the_first_in_key_order(uri: str) -> None:
+    location = Location(uri)
     for key in ("c", "a", "b"):
-        Location(uri).write(key, b"x")
+        location.write(key, b"x")
     assert keys_of(uri, limit=2) == ["a", "b"]
 
 
