@@ -11,7 +11,7 @@ from pathlib import Path
 from steelray.config import ConfigError
 
 
-class ObjectMissing(Exception):
+class ObjectMissing(LookupError):
     """There is no object under that key."""
 
 

@@ -10,7 +10,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -25,9 +25,10 @@ FORMAT_VERSION = 1
 SHARD_BYTES = 64 * 2**20
 INFO_FILE = "bank.json"
 IMAGES_FILE = "images.arrow"
+ORIGIN = ("image_index", "grid_row", "grid_column")
 
 Read = Callable[[str], bytes]
-"""Fetches one of the bank's files by its name."""
+"""Fetches one of the bank's files by its name. Raises `LookupError` if there is none."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,18 @@ def make_bank(
     input_size_px: tuple[int, int] | None,
     coreset: dict[str, Any],
 ) -> MemoryBank:
-    """Gives the vectors an identity."""
+    """Gives the vectors an identity.
+
+    Raises:
+        ConfigError: the scoring asks for more neighbours than there are vectors.
+    """
+    if scoring.num_neighbors > len(vectors_ND):
+        raise ConfigError(
+            f"scoring.num_neighbors is {scoring.num_neighbors} but the bank has {len(vectors_ND)} vectors: "
+            "lower it, or raise coreset.ratio"
+        )
     digest = settings_digest(embedder, weights_digest, scoring)
-    digest.update(np.ascontiguousarray(vectors_ND))
+    digest.update(np.ascontiguousarray(vectors_ND).data)
     info = BankInfo(
         bank_id=digest.hexdigest()[:16],
         embedder=embedder,
@@ -149,10 +159,14 @@ def read_info(read: Read, where: str) -> BankInfo:
         where: the bank's URI, for messages.
 
     Raises:
-        ConfigError: not a bank, or of another format version.
+        ConfigError: no bank, or one of another format version.
     """
     try:
-        raw = json.loads(read(INFO_FILE))
+        body = read(INFO_FILE)
+    except LookupError:
+        raise ConfigError(f"{where}: no memory bank there ({INFO_FILE} is missing): check the URI") from None
+    try:
+        raw = json.loads(body)
         version = raw["format_version"]
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{where}/{INFO_FILE}: not a memory bank's description; rebuild the bank") from None
@@ -182,40 +196,53 @@ def read_vectors(read: Read, info: BankInfo, start: int = 0, stop: int | None = 
     """Vectors `start` to `stop` (global ids), reading only the files that hold them.
 
     Raises:
-        ConfigError: a file's digest is not the one in bank.json.
+        ConfigError: a file is missing, or its digest is not the one in bank.json.
     """
-    return _read_column(read, info, "vector", start, info.num_vectors if stop is None else stop)
+    return _read_columns(read, info, ["vector"], start, info.num_vectors if stop is None else stop)[0]
 
 
 def read_origins(read: Read, info: BankInfo) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     """Where every vector came from: origins_N3 and the image keys. Raises `ConfigError` as `read_vectors`."""
-    assert info.images is not None
-    columns = [_read_column(read, info, n, 0, info.num_vectors) for n in ("image_index", "grid_row", "grid_column")]
-    keys = _from_ipc(_verified(read, info.images)).column("image_key").to_pylist()
-    return np.stack(columns, axis=1), tuple(keys)
+    return np.stack(_read_columns(read, info, ORIGIN, 0, info.num_vectors), axis=1), _read_keys(read, info)
 
 
 def read_bank(read: Read, where: str) -> MemoryBank:
     """The whole bank. Raises `ConfigError` as `read_info` and `read_vectors`."""
     info = read_info(read, where)
-    return MemoryBank(info, read_vectors(read, info), *read_origins(read, info))
+    vectors_ND, *origins = _read_columns(read, info, ["vector", *ORIGIN], 0, info.num_vectors)
+    return MemoryBank(info, vectors_ND, np.stack(origins, axis=1), _read_keys(read, info))
 
 
-def _read_column(read: Read, info: BankInfo, name: str, start: int, stop: int) -> NDArray[Any]:
+def _read_columns(read: Read, info: BankInfo, names: Sequence[str], start: int, stop: int) -> list[NDArray[Any]]:
+    """Rows `start` to `stop` of some columns; every file is read once."""
     parts, first = [], 0
     for file in info.shards:
         low, high = max(start, first), min(stop, first + file.num_rows)
         if low < high:
-            column = _from_ipc(_verified(read, file)).column(name).combine_chunks().slice(low - first, high - low)
-            is_vector = pa.types.is_fixed_size_list(column.type)
-            values = column.flatten().to_numpy() if is_vector else column.to_numpy()
-            parts.append(values.reshape(-1, info.dim) if is_vector else values)
+            table = _from_ipc(_verified(read, file)).slice(low - first, high - low)
+            parts.append([_to_numpy(table.column(name).combine_chunks()) for name in names])
         first += file.num_rows
-    return np.concatenate(parts) if len(parts) != 1 else np.array(parts[0])
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _to_numpy(column: pa.Array) -> NDArray[Any]:
+    if pa.types.is_fixed_size_list(column.type):
+        vectors_ND: NDArray[Any] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+        return vectors_ND
+    values: NDArray[Any] = column.to_numpy()
+    return values
+
+
+def _read_keys(read: Read, info: BankInfo) -> tuple[str, ...]:
+    assert info.images is not None
+    return tuple(_from_ipc(_verified(read, info.images)).column("image_key").to_pylist())
 
 
 def _verified(read: Read, file: BankFile) -> bytes:
-    body = read(file.name)
+    try:
+        body = read(file.name)
+    except LookupError:
+        raise ConfigError(f"bank file {file.name} is missing: the bank is incomplete, rebuild it") from None
     if _sha256(body) != file.sha256:
         raise ConfigError(f"bank file {file.name}: digest differs from bank.json's; it is damaged, rebuild the bank")
     return body

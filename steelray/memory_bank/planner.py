@@ -7,7 +7,7 @@ from typing import Literal
 from steelray.config import ConfigError
 
 BYTES_PER_VALUE = 4
-OVERHEAD = 2.0
+OVERHEAD = 2
 """Loading holds the file's table and the index's copy at once."""
 
 
@@ -36,7 +36,8 @@ def plan_bank(
     Raises:
         ConfigError: the bank does not fit the cluster, or not into the placement or the shards that were asked for.
     """
-    total_bytes = int(num_vectors * dim * BYTES_PER_VALUE * OVERHEAD)
+    vector_bytes = dim * BYTES_PER_VALUE * OVERHEAD
+    total_bytes = num_vectors * vector_bytes
     size = f"the bank needs {_mib(total_bytes)} ({num_vectors} x {dim} float32, twice while loading)"
     limit = f"{_mib(memory_per_actor_bytes)} per actor"
     if cluster_memory_bytes is not None and total_bytes > cluster_memory_bytes:
@@ -51,17 +52,15 @@ def plan_bank(
         if not fits:
             raise ConfigError(f"{size}, more than {limit}: use compute.bank_placement sharded")
         return BankPlan("replicated", 1, total_bytes, f"{size}; {limit}: {why}, every scorer holds a copy")
-    needed = max(1, -(-total_bytes // memory_per_actor_bytes))
+    vectors_per_actor = memory_per_actor_bytes // vector_bytes
+    if vectors_per_actor == 0:
+        raise ConfigError(f"a vector of {dim} values needs {vector_bytes} bytes, more than {memory_per_actor_bytes}")
+    needed = -(-num_vectors // vectors_per_actor)
     shards = num_shards or needed
     if shards > num_vectors:
         raise ConfigError(f"bank_shards is {shards} but the bank has {num_vectors} vectors: use fewer shards")
-    largest = -(-num_vectors // shards)  # uneven cuts: the largest shard has to fit
-    per_actor = int(largest * dim * BYTES_PER_VALUE * OVERHEAD)
-    if num_shards is None:
-        while per_actor > memory_per_actor_bytes and shards < num_vectors:
-            shards += 1
-            per_actor = int(-(-num_vectors // shards) * dim * BYTES_PER_VALUE * OVERHEAD)
-    if per_actor > memory_per_actor_bytes:
+    per_actor = -(-num_vectors // shards) * vector_bytes  # uneven cuts: the largest shard has to fit
+    if shards < needed:
         raise ConfigError(f"{size}; {shards} shards of {_mib(per_actor)} exceed {limit}: use at least {needed} shards")
     return BankPlan("sharded", shards, per_actor, f"{size}; {limit}: {why}, {shards} shard actors hold it together")
 
