@@ -39,7 +39,8 @@ def aupro(masks: Sequence[Bools], anomaly_maps: Sequence[Floats], *, max_fpr: fl
     """Area under the per-region overlap curve up to a false-positive rate (Bergmann et al. 2020), scaled to [0, 1].
 
     A region is an 8-connected component of a mask; its overlap is the share of it above the threshold. The curve is
-    taken at `AUPRO_POINTS` false-positive rates, where it is exact.
+    taken at `AUPRO_POINTS` false-positive rates, where it is exact: between thresholds it is a straight line, as a ROC
+    curve is.
     """
     labels_N, scores_N = _flat(masks, anomaly_maps)
     _check_both(labels_N)
@@ -47,12 +48,16 @@ def aupro(masks: Sequence[Bools], anomaly_maps: Sequence[Floats], *, max_fpr: fl
     fprs = np.linspace(0, max_fpr, AUPRO_POINTS)
     ranks = np.clip(len(negatives) - 1 - np.floor(fprs * len(negatives)).astype(np.int64), 0, len(negatives) - 1)
     thresholds = negatives[ranks]
+    # where nominal pixels tie, the rate lies between that of the pixels above the tie and that of those at or above it
+    above, at_least = (1 - np.searchsorted(negatives, thresholds, side) / len(negatives) for side in ("right", "left"))
+    share = np.clip((fprs - above) / (at_least - above), 0, 1)
     overlaps = []
     for mask_HW, map_HW in zip(masks, anomaly_maps, strict=True):
         regions_HW, count = ndimage.label(mask_HW, structure=np.ones((3, 3)))
         for region in range(1, count + 1):
             values = np.sort(map_HW[regions_HW == region])
-            overlaps.append(1 - np.searchsorted(values, thresholds, side="right") / len(values))
+            at_most, below = (np.searchsorted(values, thresholds, side) / len(values) for side in ("right", "left"))
+            overlaps.append(1 - (1 - share) * at_most - share * below)
     return float(np.trapezoid(np.mean(overlaps, axis=0), fprs) / max_fpr)
 
 
