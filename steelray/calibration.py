@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from steelray.config import CalibrationConfig, ConfigError
 
@@ -121,7 +121,7 @@ def conformal_threshold(values_N: NDArray[np.floating[Any]], rate: float) -> Thr
         raise ValueError("a threshold needs at least one score, and finite ones only")
     rank = min(math.ceil((count + 1) * (1 - rate)), count)
     tail = (1 - CONFIDENCE) / 2
-    low, high = (float(beta.ppf(share, count + 1 - rank, rank)) for share in (tail, 1 - tail))
+    low, high = (float(betaincinv(count + 1 - rank, rank, share)) for share in (tail, 1 - tail))
     value = float(np.sort(values_N)[rank - 1])
     return Threshold(value, rate, max(rate, 1 / (count + 1)), low, high)
 

@@ -88,8 +88,8 @@ class DemoConfig:
     """Scratch folder: object store, archive, bank and results."""
     num_strips: int = 240
     """Strips of the generated archive that is scored."""
-    num_nominal: int = 40
-    """Generated nominal strips to learn from."""
+    num_nominal: int = 80
+    """Generated nominal strips: four tenths to learn from, the others to set thresholds on."""
     seed: int = 0
 
     def __post_init__(self) -> None:

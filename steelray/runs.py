@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -105,6 +106,11 @@ class Run:
         if dataset is None:
             return SCORES.empty_table().select(columns or SCORES.names)
         return dataset.to_table(columns=columns).sort_by("image_key")
+
+    def write_table(self, path: Path) -> None:
+        """The whole score table as one local parquet file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(self.scores(), path)
 
     def _dataset(self, folder: str, schema: pa.Schema) -> pds.Dataset | None:
         location = self.location / folder

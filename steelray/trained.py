@@ -8,6 +8,7 @@ calibrations/000001.parquet          the score rows they rest on, schema `SCORES
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -82,10 +83,11 @@ def check_agreement(model: Model, embedder: EmbedderConfig | None, scoring: Scor
             )
 
 
+@lru_cache(maxsize=4)
 def portable_embedder(
     embedder: EmbedderConfig, weights_digest: str | None, compute: ComputeConfig, use_gpu: bool
 ) -> PortableEmbedder | None:
-    """The embedder made ready once for all CPU actors; None where actors run it with torch.
+    """The embedder made ready once for all CPU actors of this process's jobs; None where actors run it with torch.
 
     Raises:
         ConfigError: unknown backbone, or weights that cannot be had, do not fit or are not those of the bank.

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 from ray.exceptions import RayError
@@ -19,7 +18,7 @@ from steelray.config import ComputeConfig
 from steelray.data.archive import list_archive
 from steelray.data.storage import Location
 from steelray.distributed.cluster import TASK_CPUS, ComputePlan, connected, plan_compute
-from steelray.distributed.image_source import images_per_task, read_images
+from steelray.distributed.image_source import map_images
 from steelray.distributed.search_actors import ActorSearch, start_search_servers
 from steelray.job import num_cores
 from steelray.job_config import ScoreArchiveConfig
@@ -36,14 +35,18 @@ Report = Callable[[str], None]
 
 
 class ScoringActor:
-    """Holds a loaded model; Ray Data hands it batches. Arguments as of `BatchScorer` and `load_scorer`."""
+    """Holds a loaded model; Ray Data hands it batches. Arguments as of `BatchScorer` and `load_scorer`.
+
+    Args:
+        portable: a reference to the `PortableEmbedder` or None, in a list: the actor's arguments stay small.
+    """
 
     def __init__(
         self,
         model: Model,
         compute: ComputeConfig,
         plan: ComputePlan,
-        portable: PortableEmbedder | None,
+        portable: list[ray.ObjectRef],
         servers: list[Any],
         stamp: RunStamp,
         calibration: Calibration | None,
@@ -54,7 +57,7 @@ class ScoringActor:
             compute,
             num_threads=plan.scorer_threads,
             search=ActorSearch(servers) if servers else None,
-            portable=portable,
+            portable=ray.get(portable[0]),
             use_gpu=plan.scorer_gpus > 0,
         )
         self._score_batch = BatchScorer(scorer, stamp, calibration, **options)
@@ -96,25 +99,6 @@ def start_bank(model: Model, plan: BankPlan | None, gpus: float) -> list[Any]:
     if model.bank is None or plan is None or plan.placement == "replicated":
         return []
     return start_search_servers(model.uri, model.bank.bank_id, model.bank.num_vectors, plan.num_shards, gpus)
-
-
-def scored(
-    images: ray.data.Dataset, compute: ComputeConfig, plan: ComputePlan, arguments: tuple[Any, ...]
-) -> ray.data.Dataset:
-    """Decoded images to score rows, over a pool of `ScoringActor`s.
-
-    Args:
-        arguments: of `ScoringActor`.
-    """
-    return images.map_batches(
-        ScoringActor,
-        fn_constructor_args=arguments,
-        compute=ActorPoolStrategy(size=plan.num_scorers),
-        batch_size=compute.batch_size,
-        batch_format="pyarrow",
-        num_cpus=plan.scorer_cpus,
-        num_gpus=plan.scorer_gpus or None,
-    )
 
 
 def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
@@ -218,10 +202,8 @@ def _score(
         "pictures": run.location,
         "save_anomaly_maps": config.save_anomaly_maps,
     }
-    rows_per_task = images_per_task(remaining.num_rows, plan.num_scorers, config.compute.batch_size)
-    images = read_images(config.archive.uri, remaining, config.decode, rows_per_task)
-    arguments = (model, config.compute, plan, portable, servers, stamp, calibration, options)
-    rows = scored(images, config.compute, plan, arguments)
+    arguments = (model, config.compute, plan, [ray.put(portable)], servers, stamp, calibration, options)
+    rows = map_images(config.archive.uri, remaining, config.decode, config.compute, plan, ScoringActor, arguments)
     filesystem, path = (run.location / CHECKPOINT_DIR).arrow()
     rows.context.checkpoint_config = CheckpointConfig(
         "image_key",

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy
 
 from steelray.batch_scoring import RunStamp, images_of
 from steelray.calibration import ALL_STRIPS, calibrate
@@ -20,20 +19,20 @@ from steelray.config import ComputeConfig, ConfigError, EmbedderConfig
 from steelray.data.archive import list_archive
 from steelray.data.decode import resize
 from steelray.data.storage import Location
-from steelray.distributed.archive_scorer import plan_model_bank, scored, start_bank
+from steelray.distributed.archive_scorer import ScoringActor, plan_model_bank, start_bank
 from steelray.distributed.cluster import ComputePlan, connected, plan_compute
 from steelray.distributed.embedding_actors import RemoteShards, start_embedding_servers
-from steelray.distributed.image_source import images_per_task, read_images
+from steelray.distributed.image_source import map_images
 from steelray.fitting import common_size, coreset_statistics, patch_origins
 from steelray.job import num_cores
 from steelray.job_config import BuildMemoryBankConfig
 from steelray.memory_bank.bank import INFO_FILE, MemoryBank, bank_files, make_bank
 from steelray.memory_bank.coreset import num_centers_of, select
-from steelray.models.patch_embedder import build_patch_embedder, export_openvino, uses_openvino
+from steelray.models.patch_embedder import build_patch_embedder
 from steelray.models.portable_embedder import PortableEmbedder
 from steelray.provenance import run_record
 from steelray.schema import Status
-from steelray.trained import load_embed, open_model, read_weights, write_calibration
+from steelray.trained import load_embed, open_model, portable_embedder, read_weights, write_calibration
 
 Report = Callable[[str], None]
 MIN_NOMINAL = 2
@@ -58,10 +57,12 @@ class EmbeddingActor:
         digest: str,
         compute: ComputeConfig,
         plan: ComputePlan,
-        portable: PortableEmbedder | None,
+        portable: list[ray.ObjectRef],
         servers: list[Any],
     ) -> None:
-        self._embed, self._min_size_px = load_embed(embedder, digest, compute, plan.scorer_threads, portable)
+        self._embed, self._min_size_px = load_embed(
+            embedder, digest, compute, plan.scorer_threads, ray.get(portable[0])
+        )
         self._resize_px = embedder.resize_px
         self._servers = servers
 
@@ -116,15 +117,14 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
         manifest.num_rows, config.calibration.held_out_fraction, config.calibration.seed
     )
     embedder = build_patch_embedder(config.embedder, read_weights=read_weights)
-    portable = None
-    if uses_openvino(config.compute.backend, config.compute.gpus_per_scorer > 0) and not config.dry_run:
-        portable = export_openvino(embedder)
     num_servers = config.compute.bank_shards or 1
     facts: dict[str, Any] = {"objects": manifest.num_rows, "fit": len(fit_rows), "held_out": len(held_out_rows)}
     facts |= {"embedding_shards": num_servers, "dim": embedder.dim}
     if config.dry_run:
         plan = plan_compute(num_cores(), 0, config.compute, num_servers)
         return {"dry_run": True, "config": asdict(config), "plan": {**facts, "compute": plan.to_dict()}}
+    use_gpu = config.compute.gpus_per_scorer > 0
+    portable = portable_embedder(config.embedder, embedder.weights_digest, config.compute, use_gpu)
     with connected() as resources:
         plan = plan_compute(resources.get("CPU", 0), resources.get("GPU", 0), config.compute, num_servers)
         report(f"embedding {len(fit_rows)} of {manifest.num_rows} nominal images in {config.nominal.uri}")
@@ -253,16 +253,8 @@ def _embed(
     plan: ComputePlan,
     servers: list[Any],
 ) -> pa.Table:
-    rows_per_task = images_per_task(manifest.num_rows, plan.num_scorers, config.compute.batch_size)
-    embedded = read_images(config.nominal.uri, manifest, config.decode, rows_per_task).map_batches(
-        EmbeddingActor,
-        fn_constructor_args=(config.embedder, digest, config.compute, plan, portable, servers),
-        compute=ActorPoolStrategy(size=plan.num_scorers),
-        batch_size=config.compute.batch_size,
-        batch_format="pyarrow",
-        num_cpus=plan.scorer_cpus,
-        num_gpus=plan.scorer_gpus or None,
-    )
+    arguments = (config.embedder, digest, config.compute, plan, [ray.put(portable)], servers)
+    embedded = map_images(config.nominal.uri, manifest, config.decode, config.compute, plan, EmbeddingActor, arguments)
     return pa.concat_tables(ray.get(embedded.to_arrow_refs()))
 
 
@@ -274,9 +266,8 @@ def _score_held_out(
     servers = start_bank(model, bank_plan, config.compute.gpus_per_scorer)
     plan = plan_compute(resources.get("CPU", 0), resources.get("GPU", 0), config.compute, len(servers))
     stamp = RunStamp("calibration", model.model_id, model.bank_id, model.input_size_px)
-    rows_per_task = images_per_task(manifest.num_rows, plan.num_scorers, config.compute.batch_size)
-    images = read_images(config.nominal.uri, manifest, config.decode, rows_per_task)
-    rows = scored(images, config.compute, plan, (model, config.compute, plan, portable, servers, stamp, None, {}))
+    arguments: tuple[Any, ...] = (model, config.compute, plan, [ray.put(portable)], servers, stamp, None, {})
+    rows = map_images(config.nominal.uri, manifest, config.decode, config.compute, plan, ScoringActor, arguments)
     table = pa.concat_tables(ray.get(rows.to_arrow_refs()))
     for server in servers:
         ray.kill(server)

@@ -1,4 +1,4 @@
-"""A manifest as a Ray dataset of decoded images: listing order in, one row per object out, whatever its state."""
+"""A manifest through decoding tasks and a pool of actors: one row per object, whatever its state."""
 
 import math
 from collections import deque
@@ -8,13 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
+from ray.data import ActorPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from steelray.config import DecodeConfig
+from steelray.config import ComputeConfig, DecodeConfig
 from steelray.data.decode import Undecodable, decode
 from steelray.data.storage import Location, ObjectChanged, ObjectMissing
-from steelray.distributed.cluster import TASK_CPUS
+from steelray.distributed.cluster import TASK_CPUS, ComputePlan
 from steelray.schema import DECODED, Status
 
 FETCHERS = 8
@@ -119,7 +120,30 @@ class ImageDatasource(Datasource):  # type: ignore[misc]
         return tasks
 
 
-def read_images(uri: str, manifest: pa.Table, config: DecodeConfig, rows_per_task: int) -> ray.data.Dataset:
-    """The images of a manifest, schema `DECODED`, in tasks of their own beside the scorers."""
-    source = ImageDatasource(uri, manifest, config, rows_per_task)
-    return ray.data.read_datasource(source, override_num_blocks=source.num_tasks, num_cpus=TASK_CPUS)
+def map_images(
+    uri: str,
+    manifest: pa.Table,
+    decode_config: DecodeConfig,
+    compute: ComputeConfig,
+    plan: ComputePlan,
+    actor: type,
+    arguments: tuple[Any, ...],
+) -> ray.data.Dataset:
+    """The images of a manifest, decoded in tasks of their own, through a pool of actors.
+
+    Args:
+        actor: called with tables of schema `DECODED`, `compute.batch_size` rows each.
+        arguments: of its constructor.
+    """
+    rows_per_task = images_per_task(manifest.num_rows, plan.num_scorers, compute.batch_size)
+    source = ImageDatasource(uri, manifest, decode_config, rows_per_task)
+    images = ray.data.read_datasource(source, override_num_blocks=source.num_tasks, num_cpus=TASK_CPUS)
+    return images.map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        compute=ActorPoolStrategy(size=min(plan.num_scorers, source.num_tasks)),
+        batch_size=compute.batch_size,
+        batch_format="pyarrow",
+        num_cpus=plan.scorer_cpus,
+        num_gpus=plan.scorer_gpus or None,
+    )

@@ -1,0 +1,36 @@
+# Everything from python3 and a network to PyPI: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install demo test lint types check bench test-slow test-faults test-cluster soak audit clean
+.DEFAULT_GOAL := help
+
+help:  ## This list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+install: $(VENV)/ready  ## .venv with the pinned versions.
+
+demo: install  ## Score a generated archive in a real S3 server on this machine.
+	$(BIN)/python jobs/demo.py
+
+test: install  ## The tests that every change must pass.
+	$(BIN)/python -m pytest -m "not slow and not faults and not cluster"
+
+lint: install  ## ruff: style, imports, security rules.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy, strict.
+	$(BIN)/mypy
+
+check: lint types test  ## All three.
+
+clean:  ## Remove what the demo and the benchmarks left; the environment stays.
+	rm -rf .demo .bench

@@ -1,0 +1,97 @@
+"""One small Ray cluster for all distributed tests, and a small bank in S3 to score with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from steelray.config import ArchiveConfig, CalibrationConfig, CoresetConfig, EmbedderConfig
+from steelray.data.object_store import ObjectStore
+from steelray.data.storage import Location
+from steelray.data.synthetic import DEFECTS, make_strip
+from steelray.distributed.archive_scorer import score_archive
+from steelray.distributed.bank_builder import build_memory_bank
+from steelray.distributed.cluster import connected
+from steelray.job_config import BuildMemoryBankConfig, ScoreArchiveConfig
+from steelray.runs import Run
+
+SIZE_PX = (64, 256)
+EMBEDDER = EmbedderConfig(levels=(2,))
+
+
+def strip_jpeg(index: int, defect: str | None = None, seed: int = 0) -> bytes:
+    """A small strip."""
+    return make_strip(seed, index, defect=defect, size_px=SIZE_PX).jpeg()
+
+
+def build_config(nominal_uri: str, bank_uri: str, **changes: object) -> BuildMemoryBankConfig:
+    """Settings of a small bank."""
+    settings: dict[str, object] = {
+        "nominal": ArchiveConfig(nominal_uri),
+        "bank_uri": bank_uri,
+        "embedder": EMBEDDER,
+        "coreset": CoresetConfig(ratio=0.05),
+        "calibration": CalibrationConfig(held_out_fraction=0.4, false_alarm_rate=0.1, reject_rate=0.1),
+        **changes,
+    }
+    return BuildMemoryBankConfig(**settings)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class World:
+    """A store with nominal strips, an archive and a bank."""
+
+    nominal_uri: str
+    archive_uri: str
+    bank_uri: str
+    keys: tuple[str, ...]
+    defects: dict[str, str]
+
+
+def silent(line: str) -> None:
+    """Takes no notice of progress."""
+
+
+@pytest.fixture(scope="session")
+def cluster(object_store: ObjectStore) -> Iterator[dict[str, float]]:
+    """Ray with two CPUs, started after the store so that its workers reach it."""
+    with connected(num_cpus=2) as resources:
+        yield resources
+
+
+@pytest.fixture(scope="session")
+def world(cluster: dict[str, float]) -> World:
+    """24 nominal strips, a night of 20 with five defects, and a bank built on the cluster."""
+    root = "s3://archive/world"
+    nominal, archive = Location(f"{root}/nominal"), Location(f"{root}/archive")
+    for index in range(24):
+        nominal.write(f"{index:02d}.jpg", strip_jpeg(index))
+    defects: dict[str, str] = {}
+    keys = []
+    for index in range(20):
+        key = f"line{index % 2}/strip {index:02d}.jpg"
+        defect = DEFECTS[index // 4 % 4] if index % 4 == 3 else None
+        archive.write(key, strip_jpeg(index, defect, seed=1))
+        keys.append(key)
+        if defect:
+            defects[key] = defect
+    build_memory_bank(build_config(nominal.uri, f"{root}/bank"), silent)
+    return World(nominal.uri, archive.uri, f"{root}/bank", tuple(sorted(keys)), defects)
+
+
+@pytest.fixture(scope="session")
+def clean_run(world: World) -> Run:
+    """The night scored once, undisturbed, with a replicated bank."""
+    summary = score_archive(score_config(world, "s3://archive/world/results"), silent)
+    return Run("s3://archive/world/results", summary["run_id"])
+
+
+def score_config(world: World, results_uri: str, **changes: object) -> ScoreArchiveConfig:
+    """Settings that score the world's night."""
+    settings: dict[str, object] = {
+        "archive": ArchiveConfig(world.archive_uri),
+        "model_uri": world.bank_uri,
+        "results_uri": results_uri,
+        **changes,
+    }
+    return ScoreArchiveConfig(**settings)  # type: ignore[arg-type]
