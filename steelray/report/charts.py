@@ -83,7 +83,7 @@ def histogram(
         highest = max(
             (_shares(sample_N, edges).max() for sample_N in (night_N, reference_N) if len(sample_N)), default=1
         )
-        axes.set_ylim(0, 1.6 * highest)  # room for the names of the thresholds
+        axes.set_ylim(0, (1.6 if marks else 1.1) * highest)  # room for the names of the thresholds
         ticks = [share for share in (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0) if share <= 1.05 * highest]
         axes.set_yticks(ticks, [f"{100 * share:.0f}%" for share in ticks])
         axes.grid(axis="y", color=LINE, linewidth=0.8)

@@ -21,11 +21,13 @@ from steelray.report import words
 from steelray.report.checks import flags_by_group, headline, run_checks
 from steelray.report.data import GalleryItem, IndexEntry, ReportData, safe_url
 from steelray.report.figures import drift_charts, index_charts, score_charts, trend_charts
-from steelray.report.rows import Counts, embedded_rows, script_json
+from steelray.report.rows import Counts, fitting_rows
 from steelray.schema import Verdict
 
-MAX_GALLERY_BYTES = 6_000_000
-"""Pictures that a page carries, as text; further strips of the gallery are left to the table."""
+MAX_ROWS_BYTES = 3_000_000
+"""What the table may weigh; of a larger one the less telling rows are left out."""
+MAX_DATA_BYTES = 7_500_000
+"""Table and pictures together; strips of the gallery beyond it are left to the table."""
 NUM_EXAMPLES = 3
 SCRIPTS = ("gallery.js", "table.js")
 
@@ -74,11 +76,11 @@ def _page(template: str, scripts: Sequence[str], **values: Any) -> str:
 
 
 def render_report(data: ReportData) -> str:
-    """The page of one run, as HTML. Weighs less than 8 MB and carries at most `MAX_ROWS` rows."""
+    """The page of one run, as HTML. However large the run, it weighs less than 8 MB."""
     counts = Counts(data.scores)
     checks = run_checks(data, counts)
     level, sentence = headline(checks)
-    rows = embedded_rows(data.scores)
+    rows_json, num_embedded = fitting_rows(data.scores, MAX_ROWS_BYTES)
     flags = flags_by_group(data, counts)
     return _page(
         "report.html.j2",
@@ -97,7 +99,7 @@ def render_report(data: ReportData) -> str:
         num_review=counts.of(None, Verdict.REVIEW),
         throughput=words.number(counts.num_rows / max(data.scoring_s, 1e-9), 1),
         took=words.duration((data.finished_at - data.started_at).total_seconds()),
-        items=_gallery(data),
+        items=_gallery(data, MAX_DATA_BYTES - len(rows_json)),
         flags=[{**vars(flag), **_derived(flag)} for flag in flags],
         score_charts=score_charts(data, flags),
         warnings=drift.warnings(data.shifts, data.trends),
@@ -107,8 +109,8 @@ def render_report(data: ReportData) -> str:
         num_runs=len(data.history) + 1,
         failures=_failures(data, counts),
         failed_share=counts.num_failed / max(1, counts.num_rows),
-        num_embedded=len(rows["key"]),
-        rows_json=Markup(script_json(rows)),  # noqa: S704 (holds no <, > or &)
+        num_embedded=num_embedded,
+        rows_json=Markup(rows_json),  # noqa: S704 (holds no <, > or &)
         details=_details(data, counts),
     )
 
@@ -121,14 +123,14 @@ def _derived(flag: Any) -> dict[str, Any]:
     }
 
 
-def _gallery(data: ReportData) -> list[dict[str, Any]]:
+def _gallery(data: ReportData, max_bytes: int) -> list[dict[str, Any]]:
     """The items that fit, worst first, with what the template derives from them."""
     review = {limits.group: limits.review.value for limits in data.thresholds}
     cards: list[dict[str, Any]] = []
     spent = 0
     for item in data.gallery:
         spent += sum(-(-len(picture) // 3) * 4 for picture in _pictures(item))
-        if spent > MAX_GALLERY_BYTES:
+        if spent > max_bytes:
             break
         limit = data.threshold_override or review.get(item.group, review.get(drift.ALL_STRIPS))
         times = f"{item.score / limit:.2f}" if limit and limit > 0 else None

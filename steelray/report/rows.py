@@ -101,7 +101,7 @@ def embedded_rows(scores: pa.Table, limit: int = MAX_ROWS) -> dict[str, Any]:
         return column.dictionary.to_pylist(), column.indices.to_pylist()
 
     def rounded(name: str) -> list[float | None]:
-        return [None if v is None or not np.isfinite(v) else float(f"{v:.4g}") for v in table[name].to_pylist()]
+        return [None if v is None or not np.isfinite(v) else float(f"{v:.6g}") for v in table[name].to_pylist()]
 
     groups, group_indices = encoded("group")
     names, state_indices = encoded("status")
@@ -120,6 +120,16 @@ def embedded_rows(scores: pa.Table, limit: int = MAX_ROWS) -> dict[str, Any]:
         "brightness": rounded("mean_brightness"),
         "boxes": pc.fill_null(pc.list_value_length(table["boxes"]), 0).to_pylist(),
     }
+
+
+def fitting_rows(scores: pa.Table, max_bytes: int, limit: int = MAX_ROWS) -> tuple[str, int]:
+    """As many of the most telling rows as `max_bytes` of JSON hold, at most `limit`; and how many those are."""
+    while True:
+        rows = embedded_rows(scores, limit)
+        text = script_json(rows)
+        if len(text) <= max_bytes or limit <= 1:
+            return text, len(rows["key"])
+        limit = int(min(limit, len(rows["key"])) * 0.95 * max_bytes / len(text))
 
 
 def script_json(value: Any) -> str:

@@ -47,7 +47,7 @@ def percent(share: float) -> str:
     """Two significant digits below ten percent, one decimal above: 0.26 %, 12.3 %."""
     value = 100 * share
     if value == 0 or value >= 10:
-        return f"{value:.1f} %" if value % 100 else f"{value:.0f} %"
+        return f"{value:.1f}".removesuffix(".0") + " %"
     return f"{value:.2g} %" if value >= 0.01 else "< 0.01 %"
 
 

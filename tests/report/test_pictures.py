@@ -116,3 +116,13 @@ def test_a_stored_heatmap_gives_its_map_back(map_HW):
     np.testing.assert_allclose(map_01_HW, np.clip((map_HW - 0.1) / 0.8, 0, 1), atol=0.5 / 255 + 1e-6)
     with pytest.raises(ValueError, match="not a heatmap"):
         pictures.read_heatmap(pictures.contact_sheet([], 0, 1))
+
+
+def test_gallery_pictures_are_small_and_show_the_worst_place(map_HW):
+    pixels_HWC = np.random.default_rng(0).integers(90, 120, (256, 1600, 1), dtype=np.uint8)
+    strip, overlay, patch, center_px = pictures.gallery_pictures(pixels_HWC, map_HW, 0.1, 1.0)
+    assert center_px == (162, 1202)
+    assert _opened(strip).size == (800, 128)
+    assert _opened(overlay).size == (400, 64)
+    assert _opened(patch).size == (96, 96)
+    assert len(strip) + len(overlay) + len(patch) < 25_000
