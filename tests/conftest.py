@@ -9,7 +9,8 @@ import pytest
 
 from steelray.config import EmbedderConfig
 from steelray.data.object_store import ObjectStore, running_object_store
-from steelray.models.patch_embedder import EmbedFunction, PatchEmbedder, build_patch_embedder, compile_embedder
+from steelray.models.patch_embedder import PatchEmbedder, build_patch_embedder, compile_embedder
+from steelray.models.portable_embedder import EmbedFunction
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -105,11 +105,14 @@ def build_patch_embedder(
         mean = std = (0.5, 0.5, 0.5)
         reference = timm.create_model(config.backbone, pretrained=False).state_dict()
         state = _map_by_position(state, reference, config)
-    missing = features.load_state_dict(state, strict=False).missing_keys
-    if missing:
+    needed = {n: v.shape for n, v in features.state_dict().items() if not n.endswith("num_batches_tracked")}
+    wrong = [name for name, shape in needed.items() if name not in state or state[name].shape != shape]
+    if wrong:
         raise ConfigError(
-            f"weights {config.weights} do not fit {config.backbone}: {len(missing)} tensors missing, first {missing[0]}"
+            f"weights {config.weights} do not fit {config.backbone}: {len(wrong)} of {len(needed)} tensors are missing "
+            f"or have another shape, first {wrong[0]}"
         )
+    features.load_state_dict(state, strict=False)
     embedder = PatchEmbedder(features, config, mean, std)
     if expected_digest is not None and embedder.weights_digest != expected_digest:
         raise ConfigError(
@@ -219,7 +222,8 @@ def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: 
         module = torch.compile(module, dynamic=False)
 
     def embed(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        images = torch.from_numpy(np.ascontiguousarray(images_BHWC)).to(device).permute(0, 3, 1, 2)
+        # torch takes no read-only arrays, as batches of a dataset are
+        images = torch.from_numpy(np.require(images_BHWC, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             embeddings: NDArray[np.float32] = module(images.expand(-1, 3, -1, -1)).float().cpu().numpy()
         return embeddings
