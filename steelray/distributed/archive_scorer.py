@@ -113,6 +113,7 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
     """
     started_at = datetime.now(UTC)
     Location(config.results_uri).check_access(create=not config.dry_run)
+    Location(config.archive.uri).check_access()
     model = open_model(config.model_uri)
     check_agreement(model, config.embedder)
     calibration, version = read_calibration(config.model_uri, config.calibration)

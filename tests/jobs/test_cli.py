@@ -1,0 +1,182 @@
+"""The jobs as a person or a scheduler runs them: processes with arguments, exit codes, one line of JSON."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from steelray.data.object_store import ObjectStore
+from steelray.data.storage import Location
+from steelray.data.synthetic import DEFECTS, encode, make_strip
+
+REPOSITORY = Path(__file__).parent.parent.parent
+JOBS = sorted((REPOSITORY / "jobs").glob("*.py"))
+SECONDS_FOR_AN_ERROR = 30
+
+
+def run_job(name: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
+def summary_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    assert done.returncode == 0, done.stderr
+    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_help_answers_at_once_without_torch_or_ray(job: Path) -> None:
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = [{str(job)!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(job)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'ray', 'timm', 'faiss'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    seconds = []
+    for _ in range(3):
+        start_s = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - start_s)
+        assert done.returncode == 0, done.stderr
+    assert "--config" in done.stdout
+    assert "ARG:" in done.stdout or "usage:" in done.stdout
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--archive.uri", "/none", "--model_uri", "/none", "--results_uri", "/none", "--shards", "3"], "shards"),
+        (["--archive.uri", "/none", "--model_uri", "/none"], "results_uri"),
+        (["--archive.uri", "/none", "--archive.limit", "0", "--model_uri", "a", "--results_uri", "b"], "limit must be"),
+        (["--config", "/no/such/file.yaml"], "file.yaml"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str], message: str) -> None:
+    done = run_job("score_archive", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+
+
+def score_arguments(root: str, **changes: str) -> list[str]:
+    settings = {
+        "archive.uri": f"{root}/archive",
+        "model_uri": f"{root}/bank",
+        "results_uri": f"{root}/results",
+        **changes,
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong-canary-secret"}, "refuses access"),
+        ({"AWS_ACCESS_KEY_ID": "wrong-canary-id"}, "refuses access"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "cannot reach http://127.0.0.1:1"),
+    ],
+)
+def test_a_store_that_cannot_be_used_ends_the_job_in_seconds(
+    s3_uri: str, environment: dict[str, str], message: str
+) -> None:
+    start_s = time.perf_counter()
+    done = run_job("score_archive", *score_arguments(s3_uri), env=environment)
+    assert time.perf_counter() - start_s < SECONDS_FOR_AN_ERROR
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+    assert "canary" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("job", "changes", "message"),
+    [
+        ("score_archive", {"archive.uri": "s3://no-such-bucket/x"}, "no such bucket"),
+        ("score_archive", {}, "no model there"),
+        ("build_memory_bank", {"embedder.backbone": "resnet_of_steel"}, "not known to timm"),
+        ("build_memory_bank", {"embedder.levels": "[9]"}, "has no feature levels"),
+        ("build_memory_bank", {"nominal.uri": "s3://archive/empty-prefix"}, "the archive is empty"),
+    ],
+)
+def test_mistakes_are_found_before_any_cluster_work(
+    s3_uri: str, job: str, changes: dict[str, str], message: str
+) -> None:
+    for index in range(2):
+        Location(f"{s3_uri}/archive").write(f"{index}.jpg", b"x")
+    if job == "score_archive":
+        arguments = score_arguments(s3_uri, **changes)
+    else:
+        settings = {"nominal.uri": f"{s3_uri}/archive", "bank_uri": f"{s3_uri}/bank", **changes}
+        arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    start_s = time.perf_counter()
+    done = run_job(job, *arguments)
+    assert time.perf_counter() - start_s < SECONDS_FOR_AN_ERROR
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert message in done.stderr
+
+
+def test_a_bank_is_built_and_an_archive_scored_through_the_object_store(object_store: ObjectStore, s3_uri: str) -> None:
+    nominal, archive = Location(f"{s3_uri}/nominal"), Location(f"{s3_uri}/archive")
+    for index in range(6):
+        nominal.write(f"{index}.png", encode(make_strip(0, index, size_px=(64, 128)).pixels_HW, "PNG"))
+    for index in range(4):
+        defect = DEFECTS[index] if index % 2 else None
+        pixels_HW = make_strip(1, index, defect=defect, size_px=(64, 128)).pixels_HW
+        archive.write(f"night/{index}.png", encode(pixels_HW, "PNG"))
+    archive.write("night/empty.png", b"")
+    bank = ["--nominal.uri", nominal.uri, "--bank_uri", f"{s3_uri}/bank", "--embedder.levels", "[2]"]
+    built = run_job("build_memory_bank", *bank, "--coreset.ratio", "0.1")
+    assert summary_of(built)["vectors"] == 51  # 4 strips of 8x16 cells, a tenth
+    done = run_job("score_archive", *score_arguments(s3_uri))
+    summary = summary_of(done)
+    counts = summary["counts"]
+    assert isinstance(counts, dict)
+    assert counts["listed"] == 5
+    assert counts["ok"] == 4
+    assert counts["empty"] == 1
+    record = json.loads(Location(str(summary["run_uri"])).read("run.json"))
+    assert record["config"]["archive"]["uri"] == archive.uri
+    assert record["packages"]["ray"]
+    assert record["summary"] == summary
+    secret = object_store.environment["AWS_SECRET_ACCESS_KEY"]
+    written = b"".join(Location(s3_uri).read(stored.key) for stored in Location(s3_uri).list())
+    assert secret.encode() not in written
+    assert all(secret not in text for text in (built.stdout, built.stderr, done.stdout, done.stderr))
+
+
+def test_evaluate_prints_its_figures_and_writes_the_table(tmp_path: Path) -> None:
+    for folder, count in (("nominal", 20), ("anomalous/scratch", 4)):
+        (tmp_path / folder).mkdir(parents=True)
+        for index in range(count):
+            defect = "scratch" if folder != "nominal" else None
+            strip = make_strip(count, index, defect=defect, size_px=(128, 256))
+            (tmp_path / folder / f"{index}.jpg").write_bytes(strip.jpeg())
+            if defect:
+                (tmp_path / "masks/scratch").mkdir(parents=True, exist_ok=True)
+                mask = encode(strip.mask_HW.astype("uint8") * 255, "PNG")
+                (tmp_path / "masks/scratch" / f"{index}.png").write_bytes(mask)
+    done = run_job(
+        "evaluate", "--data.kind", "folder", "--data.root", str(tmp_path), "--data.num_fit", "15", "--baselines",
+        "--output_dir", str(tmp_path / "out"),
+    )  # fmt: skip
+    summary = summary_of(done)
+    assert isinstance(summary["image_auroc"], float)
+    assert isinstance(summary["pixel_auroc"], float)
+    assert summary["image_auroc"] > 0.9
+    assert summary["pixel_auroc"] > 0.9
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == summary
+    assert "local standard deviation" in (tmp_path / "out" / "evaluation.md").read_text()
