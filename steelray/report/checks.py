@@ -27,6 +27,8 @@ class Level(StrEnum):
     """How urgent a finding is."""
 
     OK = "ok"
+    NOTE = "note"
+    """Not judged, or worth knowing; nothing to do."""
     LOOK = "look"
     PROBLEM = "problem"
 
@@ -138,7 +140,7 @@ def _quarantine(data: ReportData, counts: Counts) -> Check:
     share = counts.num_failed / max(1, counts.num_rows)
     detail = f"{number(counts.num_failed)} objects ({percent(share)}) in quarantine"
     if data.quarantine_limit is None:
-        return Check(Level.OK, "Objects without a score", detail, "failures")
+        return Check(Level.NOTE, "Objects without a score", detail, "failures")
     limit = percent(data.quarantine_limit)
     if share > data.quarantine_limit:
         return Check(Level.PROBLEM, "Too many objects without a score", f"{detail}; the limit is {limit}", "failures")
@@ -175,10 +177,12 @@ def _drift(data: ReportData) -> Check:
         more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
         return Check(Level.LOOK, "Drift", f"{warnings[0]}{more}", "drift")
     if judged == 0:
-        return Check(Level.OK, "Drift not judged", "too few strips in every group", "drift")
+        return Check(Level.NOTE, "Drift not judged", "too few strips in every group", "drift")
     absent = sorted({shift.group for shift in data.shifts if shift.state == "absent"})
     note = f"; no strips came from {', '.join(absent)}" if absent else ""
-    return Check(Level.OK, "No drift", f"the strips look as they did at calibration{note}", "drift")
+    return Check(
+        Level.NOTE if absent else Level.OK, "No drift", f"the strips look as they did at calibration{note}", "drift"
+    )
 
 
 def _support(data: ReportData, counts: Counts) -> Iterator[Check]:

@@ -47,8 +47,10 @@ def percent(share: float) -> str:
     """Two significant digits below ten percent, one decimal above: 0.26 %, 12.3 %."""
     value = 100 * share
     if value == 0 or value >= 10:
-        return f"{value:.1f}".removesuffix(".0") + " %"
-    return f"{value:.2g} %" if value >= 0.01 else "< 0.01 %"
+        text = f"{value:.1f}".removesuffix(".0")
+    else:
+        text = f"{value:.2g}" if value >= 0.01 else "<\u00a00.01"
+    return f"{text}\u00a0%"  # the sign stays on the number's line
 
 
 def duration(seconds: float) -> str:
