@@ -38,7 +38,8 @@ class Scorer(Protocol):
 class PatchCoreScorer:
     """Distance of every patch to its nearest vectors in the memory bank (PatchCore, sections 3.3).
 
-    Differs from the paper: no re-weighting of the image score. Distances are Euclidean, not squared.
+    Differs from the paper: no re-weighting of the image score. Distances are Euclidean, not squared. An image whose
+    embedding is not finite gets NaN for map and score.
     """
 
     def __init__(
@@ -57,13 +58,18 @@ class PatchCoreScorer:
             for embeddings_hwD in self._embed(np.stack(group)):
                 grid = embeddings_hwD.shape[:2]
                 queries_QD = embeddings_hwD.reshape(-1, embeddings_hwD.shape[2])
+                finite = bool(np.isfinite(queries_QD).all())
+                if not finite:
+                    queries_QD = np.zeros_like(queries_QD)  # an index has no answer to what is not finite
                 future = self._search.submit(queries_QD, self._scoring.num_neighbors)
-                pending.append((future, grid, group[0].shape[:2]))
+                pending.append((future, grid, group[0].shape[:2], finite))
         maps: AnomalyMaps = []
         scores = []
-        for future, grid, size in pending:
+        for future, grid, size, finite in pending:
             squared_QK, _ = future.result()
             distances_hw = np.sqrt(squared_QK).mean(axis=1).reshape(grid)
+            if not finite:
+                distances_hw = np.full_like(distances_hw, np.nan)
             scores.append(self._image_score(distances_hw))
             maps.append(upsample(distances_hw, size, self._scoring.sigma_px))
         return maps, np.array(scores, dtype=np.float32)

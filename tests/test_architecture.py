@@ -22,7 +22,19 @@ COLUMNS: tuple[frozenset[str], ...] = (
     frozenset({"config", "schema"}),
     frozenset({"job_config", "train_config", "job"}),
     frozenset({"data", "models", "memory_bank", "metrics", "drift"}),
-    frozenset({"scoring", "training", "calibration", "checkpoint", "report", "provenance", "fitting", "runs"}),
+    frozenset(
+        {
+            "scoring",
+            "reconstruction_scoring",
+            "training",
+            "calibration",
+            "checkpoint",
+            "report",
+            "provenance",
+            "fitting",
+            "runs",
+        }
+    ),
     frozenset({"trained", "batch_scoring"}),
     frozenset({"evaluation", "demo"}),
     frozenset({"distributed"}),

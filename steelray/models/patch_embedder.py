@@ -45,16 +45,18 @@ class PatchEmbedder(nn.Module):
         weights_digest: SHA-256 over names, shapes and values of the weights that are used.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self, backbone: nn.Module, config: EmbedderConfig, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.config = config
-        info = backbone.feature_info  # type: ignore[union-attr]
-        self.dim = sum(info.channels())  # type: ignore[operator]
-        self.stride_px = max(info.reduction())  # type: ignore[operator]
-        self.grid_stride_px = min(info.reduction())  # type: ignore[operator]
+        info: Any = backbone.feature_info
+        self.dim: int = sum(info.channels())
+        self.stride_px: int = max(info.reduction())
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
         self.eval().requires_grad_(False)
@@ -216,7 +218,8 @@ def uses_openvino(backend: Backend, on_gpu: bool) -> bool:
 
 def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: int, compiled: bool) -> EmbedFunction:
     torch.set_num_threads(num_threads)
-    module: Any = embedder.to(device, memory_format=torch.channels_last)
+    module: Any = embedder
+    module = module.to(device, memory_format=torch.channels_last)
     bf16 = embedder.config.precision == "bf16"
     if compiled:
         module = torch.compile(module, dynamic=False)
