@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint types check bench test-slow test-faults test-cluster soak audit clean
+.PHONY: help install demo test lint types check bench test-slow test-faults test-cluster soak audit readme clean
 .DEFAULT_GOAL := help
 
 help:  ## This list.
@@ -23,6 +23,9 @@ demo: install  ## Score a generated archive in a real S3 server on this machine.
 test: install  ## The tests that every change must pass.
 	$(BIN)/python -m pytest -m "not slow and not faults and not cluster"
 
+test-slow: install  ## The figures on real images, and what takes minutes.
+	$(BIN)/python -m pytest -m slow
+
 lint: install  ## ruff: style, imports, security rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,3 +37,6 @@ check: lint types test  ## All three.
 
 clean:  ## Remove what the demo and the benchmarks left; the environment stays.
 	rm -rf .demo .bench
+
+readme: install  ## Write the README's file tree anew.
+	$(BIN)/python -m tests.test_readme

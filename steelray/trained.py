@@ -20,6 +20,7 @@ from steelray.data.storage import Location, ObjectMissing
 from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info, read_vectors
 from steelray.memory_bank.shard import BankSearch, IndexShard, LocalSearch
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.schema import SCORES
 from steelray.scoring import PatchCoreScorer, Scorer
 
 CALIBRATIONS = "calibrations"
@@ -162,8 +163,6 @@ def read_calibration(uri: str, version: int | None = None) -> tuple[Calibration,
 
 def read_calibration_rows(uri: str, version: int) -> pa.Table:
     """The score rows that a calibration rests on; an empty table if they were not kept."""
-    from steelray.schema import SCORES
-
     try:
         body = Location(uri).read(f"{CALIBRATIONS}/{version:06d}.parquet")
     except ObjectMissing:
@@ -180,6 +179,8 @@ def write_calibration(uri: str, calibration: Calibration, rows: pa.Table, source
     """
     location = Location(uri)
     version = (_versions(location) or [0])[-1] + 1
+    groups = [calibration.group_of(key) for key in rows.column("image_key").to_pylist()]
+    rows = rows.set_column(rows.schema.get_field_index("group"), SCORES.field("group"), pa.array(groups, pa.string()))
     body = pa.BufferOutputStream()
     pq.write_table(rows, body)
     record: dict[str, Any] = {

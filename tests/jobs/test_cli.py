@@ -21,7 +21,7 @@ SECONDS_FOR_AN_ERROR = 30
 def run_job(name: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments]
     environment = {**os.environ, **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment, check=False)
 
 
 def summary_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
