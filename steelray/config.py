@@ -107,6 +107,10 @@ class CoresetConfig:
         require(
             self.cover_radius is None or self.cover_radius >= 0, f"cover_radius must be >= 0, not {self.cover_radius}"
         )
+        require(
+            self.projection_dim is None or self.projection_dim > 0,
+            f"projection_dim must be > 0, not {self.projection_dim}",
+        )
 
 
 @dataclass(frozen=True)

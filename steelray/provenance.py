@@ -26,14 +26,26 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, with `+` if it has changes; None outside a checkout."""
-    folder = Path(steelray.__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
-    except OSError:
+    """The commit of the source tree, with `+` if it has changes; None outside a checkout of it."""
+    source = Path(steelray.__file__)
+    # an installed package may lie inside somebody else's checkout
+    if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
         return None
-    return done.stdout.strip() or None
+    return _git(source.parent, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(folder), *arguments],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def hardware() -> dict[str, Any]:

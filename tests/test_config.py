@@ -1,0 +1,75 @@
+"""Settings that make no sense are refused where they are made, in one line that names them."""
+
+from collections.abc import Callable
+
+import pytest
+
+from steelray.config import (
+    ArchiveConfig,
+    CalibrationConfig,
+    ComputeConfig,
+    ConfigError,
+    CoresetConfig,
+    DatasetConfig,
+    DecodeConfig,
+    EmbedderConfig,
+    ScoringConfig,
+)
+
+
+@pytest.mark.parametrize(
+    "section", [CalibrationConfig, ComputeConfig, CoresetConfig, DecodeConfig, EmbedderConfig, ScoringConfig]
+)
+def test_defaults_are_valid_and_frozen(section: Callable[[], object]) -> None:
+    config = section()
+    assert config == section()
+    with pytest.raises(AttributeError):
+        config.anything = 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "name"),
+    [
+        (ArchiveConfig, {"uri": ""}, "uri"),
+        (ArchiveConfig, {"uri": "x", "limit": 0}, "limit"),
+        (DecodeConfig, {"max_bytes": 0}, "max_bytes"),
+        (DecodeConfig, {"max_pixels": -1}, "max_pixels"),
+        (DecodeConfig, {"white_level": 0}, "white_level"),
+        (DecodeConfig, {"white_level": 65536}, "white_level"),
+        (EmbedderConfig, {"levels": ()}, "levels"),
+        (EmbedderConfig, {"levels": (3, 2)}, "levels"),
+        (EmbedderConfig, {"levels": (2, 2)}, "levels"),
+        (EmbedderConfig, {"levels": (-1, 2)}, "levels"),
+        (EmbedderConfig, {"neighborhood": 2}, "neighborhood"),
+        (EmbedderConfig, {"neighborhood": -1}, "neighborhood"),
+        (EmbedderConfig, {"resize_px": (31, 256)}, "resize_px"),
+        (CoresetConfig, {"ratio": 0.0}, "ratio"),
+        (CoresetConfig, {"ratio": 1.1}, "ratio"),
+        (CoresetConfig, {"ratio": float("nan")}, "ratio"),
+        (CoresetConfig, {"max_centers": 0}, "max_centers"),
+        (CoresetConfig, {"cover_radius": -0.1}, "cover_radius"),
+        (CoresetConfig, {"projection_dim": 0}, "projection_dim"),
+        (ScoringConfig, {"num_neighbors": 0}, "num_neighbors"),
+        (ScoringConfig, {"sigma_px": -1.0}, "sigma_px"),
+        (ScoringConfig, {"sigma_px": float("nan")}, "sigma_px"),
+        (ScoringConfig, {"top_fraction": 0.0}, "top_fraction"),
+        (CalibrationConfig, {"held_out_fraction": 1.0}, "held_out_fraction"),
+        (CalibrationConfig, {"false_alarm_rate": 0.0}, "false_alarm_rate"),
+        (CalibrationConfig, {"reject_rate": 0.5}, "reject_rate"),
+        (CalibrationConfig, {"group_pattern": "("}, "group_pattern"),
+        (ComputeConfig, {"num_scorers": 0}, "num_scorers"),
+        (ComputeConfig, {"cpus_per_scorer": 0.0}, "cpus_per_scorer"),
+        (ComputeConfig, {"gpus_per_scorer": -1.0}, "gpus_per_scorer"),
+        (ComputeConfig, {"batch_size": 0}, "batch_size"),
+        (ComputeConfig, {"bank_shards": 0}, "bank_shards"),
+        (ComputeConfig, {"memory_per_actor_bytes": 0}, "memory_per_actor_bytes"),
+        (DatasetConfig, {"kind": "folder", "root": "x", "num_fit": 0}, "num_fit"),
+        (DatasetConfig, {"kind": "mvtec", "root": "x", "tiling": "256x256"}, "tiling"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(
+    section: Callable[..., object], settings: dict[str, object], name: str
+) -> None:
+    with pytest.raises(ConfigError, match=name) as caught:
+        section(**settings)
+    assert "\n" not in str(caught.value)
