@@ -22,6 +22,7 @@ from steelray.config import CalibrationConfig, ConfigError
 ALL_STRIPS = ""
 """The name of the group that holds every strip: the fallback of small groups and unknown keys."""
 CONFIDENCE = 0.95
+MIN_NOMINAL = 2
 
 
 @dataclass(frozen=True)
@@ -162,3 +163,16 @@ def calibrate(
     except ValueError as error:
         raise ConfigError(f"no threshold can be set on {len(scores_N)} held-out strips: {error}") from None
     return Calibration(config.group_pattern, groups, float(np.median(map_means_N)))
+
+
+def split_held_out(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to fit on and rows to set thresholds on, each rising; at least one of either.
+
+    Raises:
+        ConfigError: fewer than two rows.
+    """
+    if count < MIN_NOMINAL:
+        raise ConfigError(f"{count} nominal image(s): at least {MIN_NOMINAL} are needed, one to fit and one held out")
+    held_out = min(count - 1, max(1, round(fraction * count)))
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])

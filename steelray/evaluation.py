@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from steelray import metrics
+from steelray.calibration import ALL_STRIPS, conformal_threshold, split_held_out
 from steelray.config import ConfigError
 from steelray.data.datasets import NOMINAL, Dataset, Sample, load_dataset
 from steelray.fitting import fit_memory_bank
@@ -19,7 +20,7 @@ from steelray.memory_bank.bank import BankInfo
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
 from steelray.scoring import PatchCoreScorer, Scorer
-from steelray.trained import Model, load_scorer, open_model, read_weights
+from steelray.trained import Model, load_scorer, open_model, read_calibration, read_weights
 
 QUARTERS = 4
 TOP_PIXELS = 409
@@ -78,10 +79,11 @@ def predict(scorer: Scorer, samples: Sequence[Sample]) -> Predictions:
     )
 
 
-def figures(predictions: Predictions, *, quarters: bool) -> dict[str, float]:
+def figures(predictions: Predictions, *, quarters: bool, threshold: float | None = None) -> dict[str, float]:
     """The metrics of one test set.
 
     Args:
+        threshold: set on held-out nominal images; also report what it is worth.
         quarters: the images are whole strips: also judge each quarter of their width by itself, as the thesis does.
     """
     labels_N = np.array([kind != NOMINAL for kind in predictions.defect_types])
@@ -89,6 +91,11 @@ def figures(predictions: Predictions, *, quarters: bool) -> dict[str, float]:
         "image_auroc": metrics.image_auroc(labels_N, predictions.scores_N),
         "best_accuracy": metrics.best_accuracy(labels_N, predictions.scores_N)[0],
     }
+    if threshold is not None:
+        flagged_N = predictions.scores_N > threshold
+        result["accuracy"] = metrics.accuracy_at(labels_N, predictions.scores_N, threshold)
+        result["recall"] = float(flagged_N[labels_N].mean())
+        result["false_alarm_rate"] = float(flagged_N[~labels_N].mean())
     if predictions.has_masks:
         masks, maps = predictions.masks, predictions.anomaly_maps
         result["pixel_auroc"] = metrics.pixel_auroc(masks, maps)
@@ -128,13 +135,13 @@ def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], N
             raise ConfigError(f"{config.data.root}: no anomalous images to test on")
         report(f"seed {seed}: fitting on {len(dataset.fit)} images, testing on {len(dataset.test)}")
         start_s = time.perf_counter()
-        scorer, facts = fit(dataset) if fit is not None else _load(stored, config, num_threads)
+        scorer, threshold, facts = fit(dataset) if fit is not None else _load(stored, config, num_threads)
         fit_s = time.perf_counter() - start_s
         quarters = config.data.kind == "severstal" and config.data.tiling == "none"
         start_s = time.perf_counter()
         predictions = predict(scorer, dataset.test)
         score_s = time.perf_counter() - start_s
-        rows.append(figures(predictions, quarters=quarters))
+        rows.append(figures(predictions, quarters=quarters, threshold=threshold))
         report("  " + ", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()))
         if config.baselines:
             baseline_rows.append(figures(predict(LocalDeviation(), dataset.test), quarters=quarters))
@@ -160,10 +167,14 @@ class _Fitting:
         self._embedder = build_patch_embedder(config.embedder, read_weights=read_weights)
         self._embed = compile_embedder(self._embedder, backend=config.compute.backend, num_threads=num_threads)
 
-    def __call__(self, dataset: Dataset) -> tuple[Scorer, dict[str, Any]]:
+    def __call__(self, dataset: Dataset) -> tuple[Scorer, float | None, dict[str, Any]]:
+        settings, fit, held_out = self._config.calibration, dataset.fit, []
+        if settings is not None:
+            fit_rows, held_out_rows = split_held_out(len(fit), settings.held_out_fraction, settings.seed)
+            fit, held_out = [fit[row] for row in fit_rows], [fit[row] for row in held_out_rows]
         bank = fit_memory_bank(
-            [sample.key for sample in dataset.fit],
-            [sample.load() for sample in dataset.fit],
+            [sample.key for sample in fit],
+            [sample.load() for sample in fit],
             self._embed,
             embedder=self._config.embedder,
             weights_digest=self._embedder.weights_digest,
@@ -172,13 +183,17 @@ class _Fitting:
         )
         search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=self._num_threads)])
         scorer = PatchCoreScorer(self._embed, search, bank.info.embedder, bank.info.scoring, self._embedder.stride_px)
-        return scorer, _bank_facts(bank.info)
+        threshold = None
+        if settings is not None:
+            threshold = conformal_threshold(predict(scorer, held_out).scores_N, settings.false_alarm_rate).value
+        return scorer, threshold, {**_bank_facts(bank.info), "held_out": len(held_out)}
 
 
-def _load(model: Model | None, config: EvaluateConfig, num_threads: int) -> tuple[Scorer, dict[str, Any]]:
+def _load(model: Model | None, config: EvaluateConfig, num_threads: int) -> tuple[Scorer, float | None, dict[str, Any]]:
     assert model is not None
     scorer = load_scorer(model, config.compute, num_threads=num_threads)
-    return scorer, _bank_facts(model.bank) if model.bank is not None else {}
+    threshold = read_calibration(model.uri)[0].groups[ALL_STRIPS].review.value
+    return scorer, threshold, _bank_facts(model.bank) if model.bank is not None else {}
 
 
 def _bank_facts(info: BankInfo) -> dict[str, Any]:
@@ -203,10 +218,11 @@ def _markdown_lines(result: dict[str, Any]) -> Iterator[str]:
     if "local_standard_deviation" in result:
         methods["local standard deviation"] = result["local_standard_deviation"]
     names = list(result["std"])
-    yield f"{result['dataset']['kind']}: {result['num_fit']} images to fit, {result['num_test']} to test "
+    yield f"{result['dataset']['kind']}: {result['num_fit']} images to fit, {result['num_test']} to test"
     yield f"({result['num_anomalous']} anomalous), {len(result['seeds'])} split(s); mean ± standard deviation of splits"
     yield ""
     yield "| method | " + " | ".join(names) + " |"
     yield "|---" * (len(names) + 1) + "|"
     for method, row in methods.items():
-        yield f"| {method} | " + " | ".join(f"{row[n]:.4f} ± {row['std'][n]:.4f}" for n in names) + " |"
+        cells = (f"{row[name]:.4f} ± {row['std'][name]:.4f}" if name in row else "–" for name in names)
+        yield f"| {method} | " + " | ".join(cells) + " |"

@@ -70,6 +70,9 @@ class EvaluateConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     model_uri: str | None = None
     """Score with this memory bank or checkpoint; null builds a bank from the dataset's nominal images, in memory."""
+    calibration: CalibrationConfig | None = None
+    """Hold nominal fit images out of the bank, set a threshold on them, and report the accuracy it gives; null: all of
+    them go into the bank. A model given by model_uri has its threshold already."""
     seeds: tuple[int, ...] = (0,)
     """Split seeds (severstal, folder); the figures are the mean over them, with their spread."""
     baselines: bool = False

@@ -28,7 +28,7 @@ def describe(path: Path) -> str:
         first = text.partition("\n")[0]
     else:
         first = text.partition("\n")[0] if text.startswith("#") and not text.startswith("#!") else ""
-    sentence = re.split(r"(?<=[a-z0-9)])[.;] |: ", first.lstrip("# "), maxsplit=1)[0]
+    sentence = re.split(r"(?<=[a-z0-9)])\. |: ", first.lstrip("# "), maxsplit=1)[0]
     return sentence.rstrip(".")
 
 
@@ -47,6 +47,8 @@ def tree_lines() -> Iterator[str]:
             name = str(path.relative_to(folder))
             nested = folder == "jobs" and name.startswith("configs/")
             if nested or path.name == "__init__.py" or path.suffix not in {".py", ".yaml", ".md"}:
+                continue
+            if folder == "deploy" and "/" in name:
                 continue
             description = describe(path)
             yield f"  {name:34} {description}".rstrip()

@@ -14,7 +14,7 @@ import ray
 from numpy.typing import NDArray
 
 from steelray.batch_scoring import RunStamp, images_of
-from steelray.calibration import ALL_STRIPS, calibrate
+from steelray.calibration import ALL_STRIPS, calibrate, split_held_out
 from steelray.config import ComputeConfig, ConfigError, EmbedderConfig
 from steelray.data.archive import list_archive
 from steelray.data.decode import resize
@@ -23,6 +23,7 @@ from steelray.distributed.archive_scorer import ScoringActor, plan_model_bank, s
 from steelray.distributed.cluster import ComputePlan, connected, plan_compute
 from steelray.distributed.embedding_actors import RemoteShards, start_embedding_servers
 from steelray.distributed.image_source import map_images
+from steelray.distributed.placement import plan_on_cluster
 from steelray.fitting import common_size, coreset_statistics, patch_origins
 from steelray.job import num_cores
 from steelray.job_config import BuildMemoryBankConfig
@@ -35,7 +36,6 @@ from steelray.schema import Status
 from steelray.trained import load_embed, open_model, portable_embedder, read_weights, write_calibration
 
 Report = Callable[[str], None]
-MIN_NOMINAL = 2
 EMBEDDED = pa.schema(
     [
         pa.field("image_index", pa.int64(), nullable=False),
@@ -85,19 +85,6 @@ class EmbeddingActor:
         return pa.Table.from_pylist([{name: row.get(name) for name in EMBEDDED.names} for row in rows], EMBEDDED)
 
 
-def split_held_out(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to fit on and rows to set thresholds on, each rising; at least one of either.
-
-    Raises:
-        ConfigError: fewer than two rows.
-    """
-    if count < MIN_NOMINAL:
-        raise ConfigError(f"{count} nominal image(s): at least {MIN_NOMINAL} are needed, one to fit and one held out")
-    held_out = min(count - 1, max(1, round(fraction * count)))
-    order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
 def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str, Any]:
     """Builds, writes and calibrates a memory bank.
 
@@ -126,7 +113,8 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     use_gpu = config.compute.gpus_per_scorer > 0
     portable = portable_embedder(config.embedder, embedder.weights_digest, config.compute, use_gpu)
     with connected() as resources:
-        plan = plan_compute(resources.get("CPU", 0), resources.get("GPU", 0), config.compute, num_servers)
+        plan = plan_on_cluster(config.compute, num_servers, (config.nominal.uri, config.bank_uri), report)
+        resources = ray.cluster_resources()  # nodes may have joined
         report(f"embedding {len(fit_rows)} of {manifest.num_rows} nominal images in {config.nominal.uri}")
         start_s = time.perf_counter()
         bank, seconds, skipped = _select(

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import ray
 
+from steelray.calibration import split_held_out
 from steelray.config import ComputeConfig, ConfigError
 from steelray.data.archive import list_archive
 from steelray.data.decode import decode
 from steelray.data.storage import Location
-from steelray.distributed.bank_builder import build_memory_bank, split_held_out
+from steelray.distributed.bank_builder import build_memory_bank
 from steelray.distributed.embedding_actors import RemoteShards, start_embedding_servers
 from steelray.fitting import fit_memory_bank
 from steelray.memory_bank.bank import read_bank

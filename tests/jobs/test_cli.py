@@ -171,6 +171,8 @@ def test_evaluate_prints_its_figures_and_writes_the_table(tmp_path: Path) -> Non
                 (tmp_path / "masks/scratch" / f"{index}.png").write_bytes(mask)
     done = run_job(
         "evaluate", "--data.kind", "folder", "--data.root", str(tmp_path), "--data.num_fit", "15", "--baselines",
+        "--calibration.held_out_fraction", "0.3", "--calibration.false_alarm_rate", "0.2",
+        "--calibration.reject_rate", "0.2",
         "--output_dir", str(tmp_path / "out"),
     )  # fmt: skip
     summary = summary_of(done)
@@ -178,5 +180,7 @@ def test_evaluate_prints_its_figures_and_writes_the_table(tmp_path: Path) -> Non
     assert isinstance(summary["pixel_auroc"], float)
     assert summary["image_auroc"] > 0.9
     assert summary["pixel_auroc"] > 0.9
+    assert summary["recall"] == 1.0
+    assert summary["held_out"] == 4
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == summary
     assert "local standard deviation" in (tmp_path / "out" / "evaluation.md").read_text()
