@@ -6,8 +6,10 @@ Imports neither torch nor ray: `--help` answers at once.
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 import jsonargparse
@@ -43,20 +45,38 @@ def run_job(
 def parse(config_class: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
     """The job's config from a command line (None: the process's own). Raises `ConfigError`, or exits on `--help`."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    jsonargparse.typing.register_type(
+        datetime, datetime.isoformat, datetime.fromisoformat, fail_already_registered=False
+    )
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, default_env=False)
     parser.add_argument("--config", action="config", help="YAML file of settings, such as one of jobs/configs/.")
     parser.add_class_arguments(config_class, fail_untyped=True)
     flags = {f.name for f in dataclasses.fields(config_class) if f.type in (bool, "bool")}  # type: ignore[arg-type]
     try:
         namespace = parser.parse_args(_normalized(sys.argv[1:] if argv is None else argv, flags))
-        values = parser.instantiate_classes(namespace)
+        values = parser.instantiate(namespace)
         names = [f.name for f in dataclasses.fields(config_class)]  # type: ignore[arg-type]
         return config_class(**{name: values[name] for name in names})
     except ConfigError:
         raise
     except (jsonargparse.ArgumentError, TypeError, ValueError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(" ".join(lines) or type(error).__name__) from None
+        raise ConfigError(_one_line(error)) from None
+
+
+def _one_line(error: Exception) -> str:
+    """What jsonargparse says over many lines: which setting, what was expected, what was given."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines) or type(error).__name__
+    reasons = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
+    if "Union subtypes" in text and reasons:
+        key = re.match(r'Parser key "[^"]*":', text)
+        given = "" if "Namespace" in lines[-1] else f". {lines[-1]}"
+        text = f"{key[0] if key else ''} {'; or '.join(reasons)}{given}"
+    text = text.replace("Unexpected config:", "config: no settings (name: value) in the file")
+    text = text.replace("Problems parsing config:", "config: the file is not YAML:")
+    text = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", text)
+    return re.sub(r'^Parser key "([^"]*)":', r"\1:", text).strip()
 
 
 def _normalized(argv: Sequence[str], flags: set[str]) -> list[str]:
