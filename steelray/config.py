@@ -125,8 +125,24 @@ class ScoringConfig:
     """`max`: largest patch distance (the paper). `top_mean`: mean of the largest distances."""
     top_fraction: float = 0.004
     """Share of the patches that `top_mean` averages."""
+    own_strip_fraction: float = 0.0
+    """A patch that resembles this share of its own strip is no farther from normal than from those patches; 0: off."""
+    own_strip_margin_cells: int = 2
+    """Patches that near to a patch, in both directions, are not counted among those that it resembles."""
+    test_flips: Literal["none", "vertical", "horizontal", "both"] = "none"
+    """Also score the mirrored image and average; `both`: either way. Costs one more pass per mirrored image."""
+    background_level: int | None = None
+    """Patches with no pixel brighter than this, in them or beside them, are no steel and get distance 0; null: off."""
 
     def __post_init__(self) -> None:
+        require(
+            0 <= self.own_strip_fraction < 1, f"own_strip_fraction must lie in [0, 1), not {self.own_strip_fraction}"
+        )
+        require(self.own_strip_margin_cells >= 0, f"own_strip_margin_cells is negative: {self.own_strip_margin_cells}")
+        require(
+            self.background_level is None or 0 <= self.background_level <= 255,
+            f"background_level must lie in 0..255, not {self.background_level}",
+        )
         require(self.num_neighbors >= 1, f"num_neighbors must be >= 1, not {self.num_neighbors}")
         require(self.sigma_px >= 0, f"sigma_px must be >= 0, not {self.sigma_px}")
         require(0 < self.top_fraction <= 1, f"top_fraction must lie in (0, 1], not {self.top_fraction}")
@@ -177,6 +193,8 @@ class ComputeConfig:
     """`replicated`: every scorer holds the bank. `sharded`: it lives in shard actors. `auto`: by its size."""
     bank_shards: int | None = None
     """Number of shard actors when sharded (and of embedding shards while a bank is built); null: by its size."""
+    wait_for_nodes_s: float = 0
+    """How long to wait for an autoscaler to bring the nodes that the scorers need; 0: they must be there already."""
     memory_per_actor_bytes: int = 2 * 2**30
     """What one actor may spend on the bank before `auto` shards it."""
     backend: Literal["auto", "openvino", "eager", "compile"] = "auto"
@@ -189,6 +207,7 @@ class ComputeConfig:
         require(self.batch_size > 0, f"batch_size must be > 0, not {self.batch_size}")
         require(self.bank_shards is None or self.bank_shards > 0, f"bank_shards must be > 0, not {self.bank_shards}")
         require(self.memory_per_actor_bytes > 0, "memory_per_actor_bytes must be > 0")
+        require(self.wait_for_nodes_s >= 0, f"wait_for_nodes_s must be >= 0, not {self.wait_for_nodes_s}")
 
 
 @dataclass(frozen=True)

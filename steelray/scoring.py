@@ -4,6 +4,7 @@ Shapes: H height, W width, C channels of an image as the network sees it; h, w t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -13,13 +14,23 @@ from scipy import ndimage
 
 from steelray.config import EmbedderConfig, ScoringConfig
 from steelray.data.decode import resize
-from steelray.memory_bank.shard import BankSearch
+from steelray.data.foreground import foreground_cells
+from steelray.memory_bank.own_strip import own_strip_distances
+from steelray.memory_bank.shard import BankSearch, PendingSearch
 from steelray.models.portable_embedder import EmbedFunction
 
 Images = Sequence[NDArray[np.uint8]]
 """pixels_HWC uint8, C = 1 or 3; sizes may differ."""
 AnomalyMaps = list[NDArray[np.float32]]
 """HW float32 each, larger is more anomalous, at the size that the network sees (`resize_px`, or the image's own)."""
+
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "vertical": ((), (1,)),
+    "horizontal": ((), (2,)),
+    "both": ((), (1,), (2,)),
+}
+"""Axes of BHWC along which an image is mirrored, for each of its passes."""
 
 MAX_BOXES = 50
 MIN_BOX_AREA_PX = 16
@@ -39,7 +50,8 @@ class PatchCoreScorer:
     """Distance of every patch to its nearest vectors in the memory bank (PatchCore, sections 3.3).
 
     Differs from the paper: no re-weighting of the image score. Distances are Euclidean, not squared. An image whose
-    embedding is not finite gets NaN for map and score.
+    embedding is not finite gets NaN for map and score. The options of `ScoringConfig` beyond the paper's (the strip as
+    its own reference, mirrored passes, background) act on the distances, before map and score are made of them.
     """
 
     def __init__(
@@ -52,27 +64,48 @@ class PatchCoreScorer:
         self._scoring = scoring
 
     def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
-        pending = []
+        pending: list[tuple[NDArray[np.uint8], tuple[_View, ...]]] = []
         for group in _same_shape(self._prepare(image) for image in images):
             # the searches of a batch are all under way before the first answer is awaited
-            for embeddings_hwD in self._embed(np.stack(group)):
-                grid = embeddings_hwD.shape[:2]
-                queries_QD = embeddings_hwD.reshape(-1, embeddings_hwD.shape[2])
-                finite = bool(np.isfinite(queries_QD).all())
-                if not finite:
-                    queries_QD = np.zeros_like(queries_QD)  # an index has no answer to what is not finite
-                future = self._search.submit(queries_QD, self._scoring.num_neighbors)
-                pending.append((future, grid, group[0].shape[:2], finite))
+            stack_BHWC = np.stack(group)
+            views = [self._submit(stack_BHWC, axes) for axes in FLIPS[self._scoring.test_flips]]
+            pending.extend((image, of_image) for image, of_image in zip(group, zip(*views, strict=True), strict=True))
         maps: AnomalyMaps = []
         scores = []
-        for future, grid, size, finite in pending:
-            squared_QK, _ = future.result()
-            distances_hw = np.sqrt(squared_QK).mean(axis=1).reshape(grid)
-            if not finite:
-                distances_hw = np.full_like(distances_hw, np.nan)
+        for image, of_image in pending:
+            distances_hw: NDArray[np.float32] = np.stack([self._distances(view) for view in of_image]).mean(axis=0)
+            if self._scoring.background_level is not None:
+                grid = (distances_hw.shape[0], distances_hw.shape[1])
+                distances_hw = distances_hw * foreground_cells(image, grid, self._scoring.background_level)
             scores.append(self._image_score(distances_hw))
-            maps.append(upsample(distances_hw, size, self._scoring.sigma_px))
+            maps.append(upsample(distances_hw, image.shape[:2], self._scoring.sigma_px))
         return maps, np.array(scores, dtype=np.float32)
+
+    def _submit(self, stack_BHWC: NDArray[np.uint8], axes: tuple[int, ...]) -> "list[_View]":
+        """Embeds images mirrored along axes of BHWC, and starts their searches."""
+        views = []
+        for embeddings_hwD in self._embed(np.flip(stack_BHWC, axes)):
+            finite = bool(np.isfinite(embeddings_hwD).all())
+            if not finite:
+                embeddings_hwD = np.zeros_like(embeddings_hwD)  # an index has no answer to what is not finite
+            rows, columns, dim = embeddings_hwD.shape
+            future = self._search.submit(embeddings_hwD.reshape(-1, dim), self._scoring.num_neighbors)
+            own_hw = None
+            if self._scoring.own_strip_fraction > 0:
+                fraction, margin = self._scoring.own_strip_fraction, self._scoring.own_strip_margin_cells
+                own_hw = own_strip_distances(embeddings_hwD, fraction, margin)
+            views.append(_View(future, (rows, columns), finite, axes, own_hw))
+        return views
+
+    def _distances(self, view: "_View") -> NDArray[np.float32]:
+        """distances_hw of a view, turned back to the image as it is."""
+        squared_QK, _ = view.search.result()
+        distances_hw: NDArray[np.float32] = np.sqrt(squared_QK).mean(axis=1).reshape(view.grid)
+        if view.own_hw is not None:
+            distances_hw = np.minimum(distances_hw, view.own_hw)
+        if not view.finite:
+            distances_hw = np.full_like(distances_hw, np.nan)
+        return np.flip(distances_hw, tuple(axis - 1 for axis in view.axes))
 
     def _prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return image if self._resize_px is None else resize(image, self._resize_px)
@@ -82,6 +115,17 @@ class PatchCoreScorer:
             return float(distances_hw.max())
         count = max(1, round(self._scoring.top_fraction * distances_hw.size))
         return float(np.partition(distances_hw, -count, axis=None)[-count:].mean())
+
+
+@dataclass(frozen=True)
+class _View:
+    """One image, perhaps mirrored, whose search is under way."""
+
+    search: PendingSearch
+    grid: tuple[int, int]
+    finite: bool
+    axes: tuple[int, ...]
+    own_hw: NDArray[np.float32] | None
 
 
 def _same_shape(images: Any) -> Any:

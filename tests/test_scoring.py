@@ -51,6 +51,55 @@ def test_a_patch_counts_by_its_distance_to_the_nearest_vector() -> None:
     assert maps[0][-1, 0] == pytest.approx(2 * np.sqrt(2))
 
 
+def test_the_strip_is_its_own_reference_only_where_it_repeats_itself() -> None:
+    cells = [[50] * 30] * 6
+    cells[2] = [50] * 15 + [90] + [50] * 14
+    far_maps, far_scores = scorer(10, sigma_px=0).score([image(cells)])
+    own_maps, own_scores = scorer(10, sigma_px=0, own_strip_fraction=0.1).score([image(cells)])
+    assert far_maps[0].min() == pytest.approx(40 * np.sqrt(2))
+    assert own_maps[0].min() == pytest.approx(0, abs=1e-3)
+    assert own_scores.tolist() == pytest.approx([40 * np.sqrt(2)])  # from the strip; the bank would say 80
+    assert far_scores.tolist() == pytest.approx([80 * np.sqrt(2)])
+    _, near_scores = scorer(50, sigma_px=0, own_strip_fraction=0.1).score([image(cells)])
+    assert near_scores.tolist() == pytest.approx([40 * np.sqrt(2)])
+
+
+def cell_number(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """An embedder that is not symmetric: a cell's grey level plus its column, and its row."""
+    embeddings = mean_grey(images_BHWC)
+    rows, columns = embeddings.shape[1:3]
+    embeddings[..., 0] += np.arange(columns)
+    embeddings[..., 1] = np.arange(rows)[:, None]
+    return embeddings
+
+
+@pytest.mark.parametrize(("flips", "axes"), [("vertical", [0]), ("horizontal", [1]), ("both", [0, 1])])
+def test_mirrored_passes_are_turned_back_and_averaged(flips: str, axes: list[int]) -> None:
+    picture = image([[10, 20, 30], [40, 50, 60]])
+    passes = []
+    for axis in [None, *axes]:
+        mirrored = picture if axis is None else np.flip(picture, axis)
+        [map_HW], _ = scorer(10, 20, embed=cell_number, sigma_px=0).score([mirrored])
+        passes.append(map_HW if axis is None else np.flip(map_HW, axis))
+    [map_HW], scores = scorer(10, 20, embed=cell_number, sigma_px=0, test_flips=flips).score([picture])
+    np.testing.assert_allclose(map_HW, np.mean(passes, axis=0), rtol=1e-4, atol=1e-3)
+    assert np.abs(map_HW - passes[0]).max() > 0.1
+    assert scores[0] == pytest.approx(map_HW.max(), rel=1e-4)
+
+
+def test_background_is_never_anomalous_and_its_border_is() -> None:
+    cells = [[0, 0, 0, 0, 60, 50]] * 3
+    [plain_HW], _ = scorer(50, sigma_px=0).score([image(cells)])
+    [map_HW], scores = scorer(50, sigma_px=0, background_level=10).score([image(cells)])
+    assert plain_HW[0, 0] == pytest.approx(50 * np.sqrt(2))
+    assert map_HW[0, 0] == 0
+    assert map_HW[0, 3 * CELL_PX + CELL_PX // 2] > 0  # beside the steel
+    assert scores.tolist() == pytest.approx([50 * np.sqrt(2)])
+    black, black_scores = scorer(50, background_level=10, own_strip_fraction=0.1).score([image([[0] * 6] * 3)])
+    assert not black[0].any()
+    assert black_scores.tolist() == [0]
+
+
 def test_several_neighbours_count_by_the_mean_of_their_distances() -> None:
     _, scores = scorer(10, 20, 40, num_neighbors=2).score([image([[10, 12]])])
     assert scores.tolist() == pytest.approx([np.sqrt(2) * 5])
