@@ -19,6 +19,7 @@ from steelray.data.archive import list_archive
 from steelray.data.storage import Location
 from steelray.distributed.cluster import TASK_CPUS, ComputePlan, connected, plan_compute
 from steelray.distributed.image_source import map_images
+from steelray.distributed.placement import plan_on_cluster
 from steelray.distributed.search_actors import ActorSearch, start_search_servers
 from steelray.job import num_cores
 from steelray.job_config import ScoreArchiveConfig
@@ -156,9 +157,8 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
     if remaining.num_rows:
         portable = portable_model(model, config.compute)
         with connected() as resources:
-            compute_plan = plan_compute(
-                resources.get("CPU", 0), resources.get("GPU", 0), config.compute, _num_shards(bank_plan)
-            )
+            uris = (config.archive.uri, config.model_uri, config.results_uri)
+            compute_plan = plan_on_cluster(config.compute, _num_shards(bank_plan), uris, report)
             facts["compute_plan"] = compute_plan.to_dict()
             if bank_plan is not None:
                 plan_model_bank(model, config.compute, int(resources.get("memory", 0)) or None)
