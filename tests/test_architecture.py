@@ -43,8 +43,8 @@ COLUMNS: tuple[frozenset[str], ...] = (
 
 ALLOWED_USERS: dict[str, tuple[str, ...]] = {
     "ray": ("steelray/distributed/",),
-    "boto3": ("steelray/data/storage.py", "steelray/data/object_store.py"),
-    "botocore": ("steelray/data/storage.py", "steelray/data/object_store.py"),
+    "boto3": ("steelray/data/s3_client.py", "steelray/data/object_store.py"),
+    "botocore": ("steelray/data/s3_client.py", "steelray/data/object_store.py"),
     "pyarrow.fs": ("steelray/data/storage.py",),
     "timm": ("steelray/models/patch_embedder.py",),
     "faiss": ("steelray/memory_bank/shard.py",),

@@ -60,6 +60,9 @@ class LocalFolder:
                     raise ConfigError(f"{self.root}: file name {key!r} is not UTF-8; rename it")
                 yield StoredObject(key, _etag(stat), stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
+    def folders(self) -> tuple[str, ...]:
+        return tuple(sorted(path.name for path in self.root.glob("*") if path.is_dir()))
+
     def read(self, key: str) -> bytes:
         try:
             return self._path(key).read_bytes()

@@ -1,30 +1,27 @@
-"""Object storage and local folders behind one small class: the only user of boto3 and of pyarrow.fs.
+"""Object storage and local folders behind one small class: the only user of pyarrow.fs, and of `s3_client`.
 
-A `Location` is a root (s3://bucket/prefix or a folder) and everything is addressed by a key below it. Endpoint and
-credentials come from the AWS_* environment variables and are never kept, printed or logged here.
+A `Location` is a root (s3://bucket/prefix or a folder) and everything is addressed by a key below it.
 """
 
 import hashlib
 import os
 import re
 from collections.abc import Iterator
+from mimetypes import guess_type
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    EndpointConnectionError,
-    FlexibleChecksumError,
-    IncompleteReadError,
-    NoCredentialsError,
-    ParamValidationError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-)
+from urllib.parse import quote, urlsplit
 
 from steelray.config import ConfigError
 from steelray.data.local_folder import LocalFolder, ObjectChanged, ObjectMissing, StoredObject
+from steelray.data.s3_client import (
+    BROKEN_BODY,
+    CONNECT_TIMEOUT_S,
+    FAILURES,
+    READ_TIMEOUT_S,
+    endpoint,
+    s3_client,
+    translated,
+)
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
@@ -32,61 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Location", "ObjectChanged", "ObjectMissing", "StoredObject"]
 
-CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 60
-CHECK_TIMEOUT_S = 8
-"""Read timeout of an access check, so that a store which never answers is found out in well under 30 s."""
 READ_ATTEMPTS = 3
 """For bodies that break off or arrive damaged, which boto3's own retries do not cover."""
-
-FAILURES = (BotoCoreError, ClientError)
-BROKEN_BODY = (FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
-MISSING = ("NoSuchKey", "NotFound", "404")
-CONFLICTS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
-REFUSALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "AccessDenied", "ExpiredToken")
-
-
-def _s3_client(*, patient: bool = True) -> "S3Client":
-    import boto3
-    from botocore.config import Config
-
-    timeout_s, attempts = (READ_TIMEOUT_S, 8) if patient else (CHECK_TIMEOUT_S, 2)
-    retries = {"mode": "standard", "total_max_attempts": attempts}
-    config = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=timeout_s, retries=retries)  # type: ignore[arg-type]
-    try:
-        # not boto3.client: its session remembers the first credentials of the process
-        return boto3.session.Session().client("s3", config=config)
-    except ValueError:
-        raise ConfigError("AWS_ENDPOINT_URL is not a URL: write http://host:port or https://host") from None
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _translated(error: Exception, where: str, key: str = "") -> Exception:
-    """A failure of the store as `ObjectMissing`, `ObjectChanged` or an `OSError` of one line without secrets."""
-    code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
-    if code in MISSING:
-        return ObjectMissing(key)
-    if code in CONFLICTS:
-        return ObjectChanged(f"{key} has been written by somebody else")
-    if isinstance(error, FlexibleChecksumError):
-        return ObjectChanged("its body does not match the store's checksum")
-    endpoint = (_endpoint() or "AWS S3").rpartition("@")[2]  # an endpoint may hold a password
-    if isinstance(error, NoCredentialsError):
-        why = "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
-    elif isinstance(error, EndpointConnectionError):
-        why = f"cannot reach {endpoint}: check AWS_ENDPOINT_URL and the network"
-    elif isinstance(error, ParamValidationError):
-        why = "not a valid name of a bucket"
-    elif code in REFUSALS:
-        why = f"{endpoint} refuses access ({code}): check the credentials and their rights"
-    elif code == "NoSuchBucket":
-        why = f"no such bucket at {endpoint}: check its name"
-    else:
-        why = f"{endpoint} answers {code}" if code else f"{endpoint} fails ({type(error).__name__})"
-    return OSError(f"{where}: {why}")
 
 
 class Location:
@@ -133,7 +77,7 @@ class Location:
     @property
     def client(self) -> "S3Client":
         if self._client is None:
-            self._client = _s3_client()
+            self._client = s3_client()
         return self._client
 
     def full_key(self, key: str) -> str:
@@ -156,9 +100,9 @@ class Location:
             return
         prefix = f"{self.prefix}/" if self.prefix else ""
         try:
-            _s3_client(patient=False).list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
+            s3_client(patient=False).list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
         except FAILURES as error:
-            raise ConfigError(str(_translated(error, f"s3://{self.bucket}"))) from None
+            raise ConfigError(str(translated(error, f"s3://{self.bucket}"))) from None
 
     def list(self) -> Iterator[StoredObject]:
         """All objects below this location, in the store's order (S3 pages of 1000), keys relative to it.
@@ -177,7 +121,29 @@ class Location:
                     if key and not key.endswith("/"):
                         yield StoredObject(key, item["ETag"].strip('"'), item["Size"], item["LastModified"])
         except FAILURES as error:
-            raise ConfigError(f"cannot be listed: {_translated(error, self.uri)}") from None
+            raise ConfigError(f"cannot be listed: {translated(error, self.uri)}") from None
+
+    def folders(self) -> tuple[str, ...]:
+        """Names of the folders directly below, sorted. Raises `ConfigError` as `list`."""
+        if self.bucket is None:
+            return self._folder.folders()
+        prefix = f"{self.prefix}/" if self.prefix else ""
+        names: set[str] = set()
+        try:
+            pages = self.client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/"):
+                names |= {part["Prefix"][len(prefix) : -1] for part in page.get("CommonPrefixes", [])}
+        except FAILURES as error:
+            raise ConfigError(f"cannot be listed: {translated(error, self.uri)}") from None
+        return tuple(sorted(names))
+
+    def url(self, key: str) -> str:
+        """Where a browser that is allowed to finds the object; holds no credentials."""
+        if self.bucket is None:
+            return (self._folder.root / key).as_uri()
+        parts = urlsplit(endpoint() or "https://s3.amazonaws.com")
+        server = parts.netloc.rpartition("@")[2]
+        return f"{parts.scheme}://{server}/{quote(self.bucket)}/{quote(self.full_key(key))}"
 
     def read(self, key: str) -> bytes:
         """The object's bytes. boto3 verifies the store's checksum where there is one.
@@ -196,7 +162,7 @@ class Location:
                 return self.client.get_object(Bucket=self.bucket, Key=full_key)["Body"].read()
             except FAILURES as error:
                 if attempt == READ_ATTEMPTS or not isinstance(error, BROKEN_BODY):
-                    raise _translated(error, self.uri, key) from None
+                    raise translated(error, self.uri, key) from None
         raise AssertionError
 
     def read_listed(self, key: str, etag: str, size_bytes: int) -> bytes:
@@ -228,9 +194,10 @@ class Location:
             self._folder.write(key, body)
             return
         try:
-            self.client.put_object(Bucket=self.bucket, Key=self.full_key(key), Body=body)
+            kind = guess_type(key)[0] or "application/octet-stream"
+            self.client.put_object(Bucket=self.bucket, Key=self.full_key(key), Body=body, ContentType=kind)
         except FAILURES as error:
-            raise _translated(error, self.uri, key) from None
+            raise translated(error, self.uri, key) from None
 
     def write_if(self, key: str, body: bytes, etag: str | None) -> None:
         """Stores an object only if the present one still has this ETag (None: only if there is none).
@@ -245,7 +212,7 @@ class Location:
         try:
             self.client.put_object(Bucket=self.bucket, Key=self.full_key(key), Body=body, **condition)  # type: ignore[arg-type]
         except FAILURES as error:
-            raise _translated(error, self.uri, key) from None
+            raise translated(error, self.uri, key) from None
 
     def etag(self, key: str) -> str | None:
         """The object's ETag, for `write_if`; None if there is no object."""
@@ -254,7 +221,7 @@ class Location:
         try:
             return self.client.head_object(Bucket=self.bucket, Key=self.full_key(key))["ETag"].strip('"')
         except FAILURES as error:
-            if isinstance(failure := _translated(error, self.uri, key), ObjectMissing):
+            if isinstance(failure := translated(error, self.uri, key), ObjectMissing):
                 return None
             raise failure from None
 
@@ -270,7 +237,7 @@ class Location:
         try:
             self.client.delete_object(Bucket=self.bucket, Key=self.full_key(key))
         except FAILURES as error:
-            raise _translated(error, self.uri, key) from None
+            raise translated(error, self.uri, key) from None
 
     def delete_all(self) -> int:
         """Deletes every object below this location; returns how many."""
@@ -285,8 +252,8 @@ class Location:
 
         if self.bucket is None:
             return pafs.LocalFileSystem(), self.prefix
-        endpoint = _endpoint()
-        parts = urlsplit(endpoint) if endpoint else None
+        server = endpoint()
+        parts = urlsplit(server) if server else None
         filesystem = pafs.S3FileSystem(
             endpoint_override=parts.netloc if parts else None,
             scheme=parts.scheme if parts else "https",

@@ -1,0 +1,81 @@
+"""Clients of an S3 server, and its failures in plain words without secrets.
+
+Endpoint and credentials come from the AWS_* environment variables and are never kept, printed or logged here.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    FlexibleChecksumError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+from steelray.config import ConfigError
+from steelray.data.local_folder import ObjectChanged, ObjectMissing
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 60
+CHECK_TIMEOUT_S = 8
+"""Read timeout of an access check, so that a store which never answers is found out in well under 30 s."""
+
+FAILURES = (BotoCoreError, ClientError)
+BROKEN_BODY = (FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+MISSING = ("NoSuchKey", "NotFound", "404")
+CONFLICTS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+REFUSALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "AccessDenied", "ExpiredToken")
+
+
+def s3_client(*, patient: bool = True) -> "S3Client":
+    """A client of its own session; one that is not `patient` gives up within seconds."""
+    import boto3
+    from botocore.config import Config
+
+    timeout_s, attempts = (READ_TIMEOUT_S, 8) if patient else (CHECK_TIMEOUT_S, 2)
+    retries = {"mode": "standard", "total_max_attempts": attempts}
+    config = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=timeout_s, retries=retries)  # type: ignore[arg-type]
+    try:
+        # not boto3.client: its session remembers the first credentials of the process
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError:
+        raise ConfigError("AWS_ENDPOINT_URL is not a URL: write http://host:port or https://host") from None
+
+
+def endpoint() -> str | None:
+    """The server's URL; None for AWS itself."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def translated(error: Exception, where: str, key: str = "") -> Exception:
+    """A failure of the store as `ObjectMissing`, `ObjectChanged` or an `OSError` of one line without secrets."""
+    code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
+    if code in MISSING:
+        return ObjectMissing(key)
+    if code in CONFLICTS:
+        return ObjectChanged(f"{key} has been written by somebody else")
+    if isinstance(error, FlexibleChecksumError):
+        return ObjectChanged("its body does not match the store's checksum")
+    server = (endpoint() or "AWS S3").rpartition("@")[2]  # an endpoint may hold a password
+    if isinstance(error, NoCredentialsError):
+        why = "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+    elif isinstance(error, EndpointConnectionError):
+        why = f"cannot reach {server}: check AWS_ENDPOINT_URL and the network"
+    elif isinstance(error, ParamValidationError):
+        why = "not a valid name of a bucket"
+    elif code in REFUSALS:
+        why = f"{server} refuses access ({code}): check the credentials and their rights"
+    elif code == "NoSuchBucket":
+        why = f"no such bucket at {server}: check its name"
+    else:
+        why = f"{server} answers {code}" if code else f"{server} fails ({type(error).__name__})"
+    return OSError(f"{where}: {why}")
