@@ -13,16 +13,18 @@ from steelray.job_config import EvaluateConfig
 def run(config: EvaluateConfig) -> dict[str, Any]:
     if config.dry_run:
         return show_plan(config, {"threads": num_cores()})
-    import json
+    from datetime import UTC, datetime
 
     from steelray.evaluation import evaluate, to_markdown
+    from steelray.provenance import run_record
 
+    started_at = datetime.now(UTC)
     result = evaluate(config, num_cores(), say)
     say(to_markdown(result))
     if config.output_dir is not None:
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        (folder / "evaluation.json").write_bytes(run_record(config, started_at, result=result))
         (folder / "evaluation.md").write_text(to_markdown(result))
     return result
 
