@@ -19,6 +19,7 @@ from steelray.data.storage import Location
 from steelray.report.pictures import heatmap_png
 from steelray.schema import SCORES, Status, Verdict
 from steelray.scoring import Scorer, find_regions
+from steelray.stage_timing import Observe, stage, unobserved
 
 HEATMAPS, ANOMALY_MAPS = "heatmaps", "anomaly_maps"
 WRITERS = 4
@@ -60,6 +61,7 @@ class BatchScorer:
         threshold: flags strips above it, whatever the calibration says.
         pictures: where heatmaps of flagged images go; None keeps none.
         save_anomaly_maps: also keep the anomaly map of every image there, as float16 .npy.
+        observe: told the seconds of scoring a batch and of waiting for its pictures to be stored.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class BatchScorer:
         threshold: float | None = None,
         pictures: Location | None = None,
         save_anomaly_maps: bool = False,
+        observe: Observe = unobserved,
     ) -> None:
         self._scorer = scorer
+        self._observe = observe
         self._stamp = stamp
         self._calibration = calibration
         self._threshold = threshold
@@ -93,11 +97,13 @@ class BatchScorer:
         scored_at = datetime.now(UTC)
         pending: list[Future[None]] = []
         if usable:
-            maps, scores = self._scorer.score([image for _, image in usable])
+            with stage("score", self._observe):
+                maps, scores = self._scorer.score([image for _, image in usable])
             for (place, _), map_HW, score in zip(usable, maps, scores, strict=True):
                 rows[place].update(self._judge(rows[place], map_HW, float(score), pending))
-        for write in pending:
-            write.result()  # a heatmap that cannot be stored fails the batch: the row names it
+        with stage("write", self._observe):
+            for write in pending:
+                write.result()  # a heatmap that cannot be stored fails the batch: the row names it
         for row in rows:
             row.update(
                 model_id=self._stamp.model_id,

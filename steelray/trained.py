@@ -22,6 +22,7 @@ from steelray.memory_bank.shard import BankSearch, IndexShard, LocalSearch
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
 from steelray.schema import SCORES
 from steelray.scoring import PatchCoreScorer, Scorer
+from steelray.stage_timing import Observe, TimedSearch, timed_embed, unobserved
 
 CALIBRATIONS = "calibrations"
 
@@ -123,12 +124,14 @@ def load_scorer(
     search: BankSearch | None = None,
     portable: PortableEmbedder | None = None,
     use_gpu: bool = False,
+    observe: Observe = unobserved,
 ) -> Scorer:
     """The model, ready to score in this process.
 
     Args:
         search: where its memory bank is searched; None loads the whole bank here.
         portable: from `portable_embedder`; None builds the embedder here.
+        observe: told the seconds of every call of the embedder and of the search.
 
     Raises:
         ConfigError: weights that cannot be had, or a damaged file.
@@ -139,6 +142,8 @@ def load_scorer(
     if search is None:
         vectors_ND = read_vectors(location.read, info)
         search = LocalSearch([IndexShard(vectors_ND, num_threads=num_threads, use_gpu=use_gpu)])
+    if observe is not unobserved:
+        embed, search = timed_embed(embed, observe), TimedSearch(search, observe)
     return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px)
 
 

@@ -32,6 +32,8 @@ COLUMNS: tuple[frozenset[str], ...] = (
             "report",
             "provenance",
             "fitting",
+            "stage_timing",
+            "capacity",
             "runs",
         }
     ),

@@ -19,6 +19,7 @@ from steelray.data.archive import list_archive
 from steelray.data.storage import Location
 from steelray.distributed.cluster import TASK_CPUS, ComputePlan, connected, plan_compute
 from steelray.distributed.image_source import map_images
+from steelray.distributed.metrics import announce_run, count_strips, observe_stage
 from steelray.distributed.placement import plan_on_cluster
 from steelray.distributed.search_actors import ActorSearch, start_search_servers
 from steelray.job import num_cores
@@ -60,11 +61,14 @@ class ScoringActor:
             search=ActorSearch(servers) if servers else None,
             portable=ray.get(portable[0]),
             use_gpu=plan.scorer_gpus > 0,
+            observe=observe_stage,
         )
-        self._score_batch = BatchScorer(scorer, stamp, calibration, **options)
+        self._score_batch = BatchScorer(scorer, stamp, calibration, observe=observe_stage, **options)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        return self._score_batch(decoded)
+        scored = self._score_batch(decoded)
+        count_strips(scored)
+        return scored
 
 
 class NoFilter(CheckpointManager):  # type: ignore[misc]
@@ -197,6 +201,7 @@ def _score(
     bank_plan: BankPlan | None,
 ) -> None:
     servers = start_bank(model, bank_plan, plan.scorer_gpus)
+    announce_run(run.run_id, remaining.num_rows, len(servers))
     stamp = RunStamp(run.run_id, model.model_id, model.bank_id, model.input_size_px)
     options = {
         "threshold": config.threshold,

@@ -16,7 +16,9 @@ from steelray.config import ComputeConfig, DecodeConfig
 from steelray.data.decode import Undecodable, decode
 from steelray.data.storage import Location, ObjectChanged, ObjectMissing
 from steelray.distributed.cluster import TASK_CPUS, ComputePlan
+from steelray.distributed.metrics import observe_stage
 from steelray.schema import DECODED, Status
+from steelray.stage_timing import stage
 
 FETCHERS = 8
 """Threads of one reading task: they wait for the store, not for the CPU."""
@@ -37,11 +39,16 @@ def read_image(location: Location, row: dict[str, Any], config: DecodeConfig) ->
     try:
         if row["size_bytes"] > config.max_bytes:
             raise Undecodable(Status.TOO_LARGE, f"{row['size_bytes']} bytes, the limit is {config.max_bytes}")
-        pixels_HWC = decode(location.read_listed(row["image_key"], row["etag"], row["size_bytes"]), config)
+        with stage("read", observe_stage):
+            body = location.read_listed(row["image_key"], row["etag"], row["size_bytes"])
+        with stage("decode", observe_stage):
+            pixels_HWC = decode(body, config)
     except Undecodable as error:
         return {**result, "status": error.status, "error": str(error)}
     except ObjectMissing:
         return {**result, "status": Status.MISSING, "error": "deleted since it was listed"}
+    except PermissionError as error:
+        return {**result, "status": Status.DENIED, "error": str(error)}
     except ObjectChanged as error:
         return {**result, "status": Status.CHANGED, "error": str(error)}
     height_px, width_px, channels = pixels_HWC.shape

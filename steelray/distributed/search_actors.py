@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 
 from steelray.data.storage import Location
 from steelray.distributed.cluster import RESTARTS, SHARD_CPUS
+from steelray.distributed.metrics import announce_shard
 from steelray.memory_bank.bank import read_info, read_vectors
 from steelray.memory_bank.merge import Neighbors, merge_neighbors
 from steelray.memory_bank.planner import shard_bounds
@@ -29,6 +30,7 @@ class SearchServer:
         if info.bank_id != bank_id:
             raise BankUnavailable(f"{bank_uri} now holds bank {info.bank_id}, not {bank_id}")
         self._shard = IndexShard(read_vectors(location.read, info, start, stop), first_id=start, use_gpu=use_gpu)
+        announce_shard(bank_id, start)
 
     def search(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> Neighbors:
         return self._shard.search(queries_QD, num_neighbors)
