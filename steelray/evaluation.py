@@ -14,6 +14,7 @@ from steelray import metrics
 from steelray.calibration import ALL_STRIPS, conformal_threshold, split_held_out
 from steelray.config import ConfigError
 from steelray.data.datasets import NOMINAL, Dataset, Sample, load_dataset
+from steelray.data.decode import Undecodable
 from steelray.fitting import fit_memory_bank
 from steelray.job_config import EvaluateConfig
 from steelray.memory_bank.bank import BankInfo
@@ -63,10 +64,10 @@ def top_mean(map_HW: NDArray[np.float32], count: int = TOP_PIXELS) -> float:
 
 
 def predict(scorer: Scorer, samples: Sequence[Sample]) -> Predictions:
-    """Scores labelled samples. Masks are brought to the size of the anomaly maps."""
+    """Scores labelled samples. Masks are brought to the size of the anomaly maps. Raises `ConfigError` as `_pixels`."""
     scores, maps, masks = [], [], []
     for sample in samples:
-        image_maps, image_scores = scorer.score([sample.load()])
+        image_maps, image_scores = scorer.score([_pixels(sample)])
         maps.append(image_maps[0])
         scores.append(image_scores[0])
         masks.append(sample.load_mask((maps[-1].shape[0], maps[-1].shape[1])))
@@ -77,6 +78,14 @@ def predict(scorer: Scorer, samples: Sequence[Sample]) -> Predictions:
         [sample.defect_type for sample in samples],
         any(mask_HW.any() for mask_HW in masks),
     )
+
+
+def _pixels(sample: Sample) -> NDArray[np.uint8]:
+    """The image; a dataset's images must all be readable. Raises `ConfigError` with the file's name."""
+    try:
+        return sample.load()
+    except Undecodable as error:
+        raise ConfigError(f"{sample.path}: {error.status}: {error}; take it out of the dataset") from None
 
 
 def figures(predictions: Predictions, *, quarters: bool, threshold: float | None = None) -> dict[str, float]:
@@ -133,6 +142,8 @@ def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], N
         dataset = load_dataset(replace(config.data, seed=seed))
         if not any(sample.is_anomalous for sample in dataset.test):
             raise ConfigError(f"{config.data.root}: no anomalous images to test on")
+        if all(sample.is_anomalous for sample in dataset.test):
+            raise ConfigError(f"{config.data.root}: no nominal images to test on")
         report(f"seed {seed}: fitting on {len(dataset.fit)} images, testing on {len(dataset.test)}")
         start_s = time.perf_counter()
         scorer, threshold, facts = fit(dataset) if fit is not None else _load(stored, config, num_threads)
@@ -170,11 +181,16 @@ class _Fitting:
     def __call__(self, dataset: Dataset) -> tuple[Scorer, float | None, dict[str, Any]]:
         settings, fit, held_out = self._config.calibration, dataset.fit, []
         if settings is not None:
-            fit_rows, held_out_rows = split_held_out(len(fit), settings.held_out_fraction, settings.seed)
-            fit, held_out = [fit[row] for row in fit_rows], [fit[row] for row in held_out_rows]
+            strips = sorted({sample.path for sample in fit})  # by strip: tiles of one are too alike
+            _, rows = split_held_out(len(strips), settings.held_out_fraction, settings.seed)
+            apart = {strips[row] for row in rows}
+            fit, held_out = (
+                [s for s in fit if s.path not in apart],
+                [s for s in fit if s.path in apart],
+            )
         bank = fit_memory_bank(
             [sample.key for sample in fit],
-            [sample.load() for sample in fit],
+            [_pixels(sample) for sample in fit],
             self._embed,
             embedder=self._config.embedder,
             weights_digest=self._embedder.weights_digest,

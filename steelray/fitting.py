@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.data.decode import resize
 from steelray.memory_bank.bank import MemoryBank, make_bank
-from steelray.memory_bank.coreset import CoresetShard, Progress, num_centers_of, project, select
+from steelray.memory_bank.coreset import CoresetShard, Progress, num_centers_of, select
+from steelray.memory_bank.projection import project
 from steelray.models.portable_embedder import EmbedFunction
 
 
@@ -35,6 +36,12 @@ def patch_origins(grids: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
 def common_size(sizes: Sequence[tuple[int, int]], config: EmbedderConfig) -> tuple[int, int] | None:
     """The one size of all images, which scoring then insists on; None where they differ or are resized."""
     return sizes[0] if config.resize_px is None and len(set(sizes)) == 1 else None
+
+
+def num_centers(config: CoresetConfig, num_candidates: int) -> int:
+    """How many of so many patches may become centres. Raises `ValueError` if there are no patches."""
+    most = None if config.max_centers is None or num_candidates == 0 else min(config.max_centers, num_candidates)
+    return num_centers_of(num_candidates, most, config.ratio, config.cover_radius)
 
 
 def coreset_statistics(
@@ -76,10 +83,10 @@ def fit_memory_bank(
     points_ND = torch.from_numpy(vectors_ND)
     if torch.cuda.is_available():
         points_ND = points_ND.cuda()
-    if coreset.projection_dim is not None:
-        points_ND = project(points_ND, coreset.projection_dim, coreset.projection_seed)
     try:
-        limit = num_centers_of(len(vectors_ND), coreset.max_centers, coreset.ratio, coreset.cover_radius)
+        if coreset.projection_dim is not None:
+            points_ND = project(points_ND, coreset.projection_dim, coreset.projection_seed)
+        limit = num_centers(coreset, len(vectors_ND))
         chosen = select([CoresetShard(points_ND)], limit, cover_radius=coreset.cover_radius or 0.0, progress=progress)
     except ValueError as error:
         raise ConfigError(f"coreset: {error}") from None

@@ -8,7 +8,7 @@ from PIL import Image
 
 from steelray.calibration import calibrate
 from steelray.config import CalibrationConfig, ComputeConfig, ConfigError, CoresetConfig, DatasetConfig, EmbedderConfig
-from steelray.data.datasets import load_dataset
+from steelray.data.datasets import Sample, load_dataset
 from steelray.data.storage import Location
 from steelray.data.synthetic import make_strip
 from steelray.evaluation import LocalDeviation, Predictions, evaluate, figures, predict, to_markdown, top_mean
@@ -167,3 +167,9 @@ def test_the_table_names_methods_and_figures(folder: Path, embedder_config: Embe
     assert f"{result['image_auroc']:.4f} ± 0.0000" in table[2]
     assert {line.count("|") for line in table} == {7}
     assert "folder: 5 images to fit, 7 to test" in lines[0]
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"broken\.jpg: unreadable"):
+        predict(LocalDeviation(), [Sample(tmp_path / "broken.jpg")])

@@ -60,6 +60,7 @@ def test_every_vector_is_the_patch_that_its_origin_names(fit: Callable[..., Memo
 def test_the_first_limit_ends_the_selection(fit: Callable[..., MemoryBank]) -> None:
     images = strips((64, 160), (64, 160))
     assert fit(images, ratio=0.5, max_centers=7).info.num_vectors == 7
+    assert fit(images, ratio=0.5, max_centers=10**6).info.num_vectors == fit(images, ratio=0.5).info.num_vectors
     wide = fit(images, ratio=0.5, cover_radius=1e9)
     assert wide.info.num_vectors == 1
     assert fit(images, ratio=0.001).info.num_vectors == 1
@@ -125,3 +126,9 @@ def test_an_embedding_that_is_not_finite_is_named() -> None:
             coreset=CoresetConfig(),
             scoring=ScoringConfig(),
         )
+
+
+def test_a_projection_to_more_dimensions_than_there_are_is_one_clear_line(fit: Callable[..., MemoryBank]) -> None:
+    images = [make_strip(0, 0, size_px=(64, 64)).pixels_HW[:, :, None]]
+    with pytest.raises(ConfigError, match="projection_dim is 999"):
+        fit(images, projection_dim=999)

@@ -33,6 +33,8 @@ FAILURES = (BotoCoreError, ClientError)
 BROKEN_BODY = (FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 MISSING = ("NoSuchKey", "NotFound", "404")
 CONFLICTS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+DENIALS = ("AccessDenied", "InvalidObjectState")
+"""Of one object, while the credentials as such are good: not readable for this user, or archived."""
 REFUSALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "AccessDenied", "ExpiredToken")
 
 
@@ -57,7 +59,10 @@ def endpoint() -> str | None:
 
 
 def translated(error: Exception, where: str, key: str = "") -> Exception:
-    """A failure of the store as `ObjectMissing`, `ObjectChanged` or an `OSError` of one line without secrets."""
+    """A failure of the store as `ObjectMissing`, `ObjectChanged` or an `OSError` of one line without secrets.
+
+    A `PermissionError` where one object is not to be had.
+    """
     code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
     if code in MISSING:
         return ObjectMissing(key)
@@ -78,4 +83,5 @@ def translated(error: Exception, where: str, key: str = "") -> Exception:
         why = f"no such bucket at {server}: check its name"
     else:
         why = f"{server} answers {code}" if code else f"{server} fails ({type(error).__name__})"
-    return OSError(f"{where}: {why}")
+    kind = PermissionError if code in DENIALS else OSError
+    return kind(f"{where}: {why}")

@@ -24,11 +24,11 @@ from steelray.distributed.cluster import ComputePlan, connected, plan_compute
 from steelray.distributed.embedding_actors import RemoteShards, start_embedding_servers
 from steelray.distributed.image_source import map_images
 from steelray.distributed.placement import plan_on_cluster
-from steelray.fitting import common_size, coreset_statistics, patch_origins
+from steelray.fitting import common_size, coreset_statistics, num_centers, patch_origins
 from steelray.job import num_cores
 from steelray.job_config import BuildMemoryBankConfig
 from steelray.memory_bank.bank import INFO_FILE, MemoryBank, bank_files, make_bank
-from steelray.memory_bank.coreset import num_centers_of, select
+from steelray.memory_bank.coreset import select
 from steelray.models.patch_embedder import build_patch_embedder
 from steelray.models.portable_embedder import PortableEmbedder
 from steelray.provenance import run_record
@@ -199,7 +199,7 @@ def _select(
         start_s = time.perf_counter()
         settings, total = config.coreset, int(starts[-1])
         try:
-            limit = num_centers_of(total, settings.max_centers, settings.ratio, settings.cover_radius)
+            limit = num_centers(settings, total)
             chosen = select(
                 [shards],  # type: ignore[list-item]
                 limit,

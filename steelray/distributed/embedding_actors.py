@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from steelray.data.storage import Location
 from steelray.distributed.cluster import RESTARTS, SHARD_CPUS
-from steelray.memory_bank.coreset import Candidates, CoresetShard, project
+from steelray.memory_bank.coreset import Candidates, CoresetShard
+from steelray.memory_bank.projection import project
 from steelray.memory_bank.shard import BankUnavailable
 
 

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import torch
 
-from steelray.memory_bank.projection import project as project
+from steelray.memory_bank.projection import project
 
 CANDIDATES = 8192
 """T. Larger means fewer passes over all points, but more work per pick."""

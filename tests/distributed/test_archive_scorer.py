@@ -10,7 +10,9 @@ from steelray.data.synthetic import encode
 from steelray.distributed.archive_scorer import score_archive
 from steelray.distributed.image_source import images_per_task
 from steelray.distributed.search_actors import ActorSearch, start_search_servers
+from steelray.job import JobFailed
 from steelray.memory_bank.shard import BankUnavailable, IndexShard, LocalSearch
+from steelray.quarantine import read_quarantine
 from steelray.runs import Run, read_published
 from steelray.schema import SCORES
 from steelray.trained import load_scorer, open_model, read_calibration
@@ -42,6 +44,10 @@ def test_the_job_gives_every_image_the_score_of_a_single_process(world: World, c
     assert normal.column("heatmap_key").null_count == normal.num_rows
     assert len(list((location / "heatmaps").list())) == flagged.num_rows
     assert read_published(clean_run.results_uri).current == clean_run.run_id
+    page = location.read("report.html").decode()
+    assert page.count('class="card"') == 20
+    assert "Nearest normal" in page
+    assert f"runs/{clean_run.run_id}/report.html" in Location(clean_run.results_uri).read("index.html").decode()
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
@@ -72,13 +78,22 @@ def test_every_bad_input_gets_its_row_and_its_status(world: World, s3_uri: str) 
     archive.write("large.bin", bytes(3000))
     expected |= {"dot.png": "too_small", "tiny.png": "too_small", "other size.png": "wrong_shape"}
     expected |= {"sixteen bit.png": "ok", "large.bin": "unreadable"}
-    summary = score_archive(score_config(world, f"{s3_uri}/results", archive=ArchiveConfig(archive.uri)), silent)
-    table = Run(f"{s3_uri}/results", summary["run_id"]).scores()
+    with pytest.raises(JobFailed, match=r"11 of 20 objects \(55.0%\) have no score, 5.0% are allowed") as failed:
+        score_archive(score_config(world, f"{s3_uri}/results", archive=ArchiveConfig(archive.uri)), silent)
+    assert (summary := failed.value.summary) is not None
+    run = Run(f"{s3_uri}/results", summary["run_id"])
+    assert read_published(run.results_uri).current == run.run_id, "the complaint comes after the work"
+    table = run.scores()
     assert dict(zip(table.column("image_key").to_pylist(), table.column("status").to_pylist(), strict=True)) == expected
     assert summary["counts"]["listed"] == table.num_rows == len(expected)
     for row in table.to_pylist():
         assert (row["anomaly_score"] is not None) == (row["status"] == "ok")
         assert (row["error"] is None) == (row["status"] == "ok")
+    quarantine = read_quarantine(run.location)
+    assert dict(zip(*(quarantine.column(name).to_pylist() for name in ("image_key", "status")), strict=True)) == {
+        key: status for key, status in expected.items() if status != "ok"
+    }
+    assert quarantine.column("reason").null_count == 0
 
 
 def test_objects_deleted_or_replaced_after_the_listing_get_a_row(
@@ -98,7 +113,8 @@ def test_objects_deleted_or_replaced_after_the_listing_get_a_row(
         return manifest
 
     monkeypatch.setattr(archive_scorer, "list_archive", list_then_change)
-    summary = score_archive(score_config(world, f"{s3_uri}/results", archive=ArchiveConfig(archive.uri)), silent)
+    config = score_config(world, f"{s3_uri}/results", archive=ArchiveConfig(archive.uri), max_quarantine_share=None)
+    summary = score_archive(config, silent)
     assert summary["counts"] == {
         "listed": 4,
         "ok": 2,
@@ -207,7 +223,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(world: World, s3_uri: str) 
 
 def test_limits_on_bytes_are_kept(world: World, s3_uri: str) -> None:
     decode_config = DecodeConfig(max_bytes=1000)
-    summary = score_archive(score_config(world, s3_uri, decode=decode_config), silent)
+    summary = score_archive(score_config(world, s3_uri, decode=decode_config, max_quarantine_share=1.0), silent)
     assert summary["counts"] == {"listed": 20, "too_large": 20, "flagged": 0}
 
 
