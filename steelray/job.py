@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jsonargparse
 
 from steelray.config import ConfigError
+from steelray.progress import progress_line
 
 Config = TypeVar("Config")
 
@@ -33,7 +34,7 @@ def run_job(
     try:
         summary = run(parse(config_class, description, argv))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(progress_line(f"error: {error}", level="error"), file=sys.stderr, flush=True)
         _end(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
@@ -96,7 +97,7 @@ def _normalized(argv: Sequence[str], flags: set[str]) -> list[str]:
 
 def say(message: str) -> None:
     """A line of progress; stdout is kept for the summary."""
-    print(message, file=sys.stderr, flush=True)
+    print(progress_line(message), file=sys.stderr, flush=True)
 
 
 def show_plan(config: Any, plan: dict[str, Any]) -> dict[str, Any]:

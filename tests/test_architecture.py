@@ -19,7 +19,7 @@ MAX_MODULE_LINES = 300
 MAX_JOB_LINES = 100
 
 COLUMNS: tuple[frozenset[str], ...] = (
-    frozenset({"config", "schema"}),
+    frozenset({"config", "schema", "progress"}),
     frozenset({"job_config", "train_config", "job"}),
     frozenset({"data", "models", "memory_bank", "metrics", "drift"}),
     frozenset(
@@ -35,10 +35,12 @@ COLUMNS: tuple[frozenset[str], ...] = (
             "stage_timing",
             "capacity",
             "runs",
+            "quarantine",
         }
     ),
     frozenset({"trained", "batch_scoring"}),
-    frozenset({"evaluation", "demo"}),
+    frozenset({"evaluation", "demo", "gallery"}),
+    frozenset({"nightly"}),
     frozenset({"distributed"}),
 )
 """A part of steelray may import what stands in a row above its own, and itself. Not its siblings, nothing below."""

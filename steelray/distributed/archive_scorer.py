@@ -22,12 +22,13 @@ from steelray.distributed.image_source import map_images
 from steelray.distributed.metrics import announce_run, count_strips, observe_stage
 from steelray.distributed.placement import plan_on_cluster
 from steelray.distributed.search_actors import ActorSearch, start_search_servers
-from steelray.job import num_cores
+from steelray.job import JobFailed, num_cores
 from steelray.job_config import ScoreArchiveConfig
 from steelray.memory_bank.planner import BankPlan, plan_bank
 from steelray.models.portable_embedder import PortableEmbedder
-from steelray.provenance import run_record
-from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, publish, run_id_of
+from steelray.nightly import Night, finish_night, publish_night
+from steelray.progress import tag_lines
+from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, run_id_of
 from steelray.trained import Model, check_agreement, load_scorer, open_model, portable_embedder, read_calibration
 
 ROWS_PER_FILE = 4096
@@ -114,7 +115,7 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
 
     Raises:
         ConfigError: something the user has to correct, before any cluster work.
-        IncompleteRun: rows are missing although everything ran.
+        JobFailed: the run stopped and can be continued, rows are missing, or too many objects have no score.
     """
     started_at = datetime.now(UTC)
     Location(config.results_uri).check_access(create=not config.dry_run)
@@ -134,6 +135,7 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         "save_anomaly_maps": config.save_anomaly_maps,
     }
     run = Run(config.results_uri, run_id_of(manifest, **identity))
+    tag_lines(run_id=run.run_id)
     facts = {
         "run_id": run.run_id,
         "model": {"uri": model.uri, "method": model.method, "model_id": model.model_id},
@@ -147,8 +149,7 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         return {"dry_run": True, "config": asdict(config), "plan": {**facts, "compute": compute_plan.to_dict()}}
     if (record := run.record()) is not None:
         report(f"run {run.run_id} is complete already: nothing to do")
-        publish(run)
-        return {**record["summary"], "already_complete": True}
+        return publish_night(run, {**record["summary"], "already_complete": True}, config.max_quarantine_share)
 
     discarded = run.discard_pending()
     remaining = run.remaining(manifest)
@@ -170,20 +171,8 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
             start_s = time.perf_counter()
             _score(config, model, portable, calibration, run, remaining, compute_plan, bank_plan)
             scoring_s = time.perf_counter() - start_s
-    counts = run.reconcile(manifest)
-    summary = {
-        "run_id": run.run_id,
-        "counts": counts,
-        "scored_now": remaining.num_rows,
-        "scoring_s": round(scoring_s, 2),
-        "images_per_s": round(remaining.num_rows / scoring_s, 2) if scoring_s else None,
-        "threshold": config.threshold or calibration.groups[""].review.value,
-        "scores_uri": f"{run.location}/{SCORES_DIR}",
-        "run_uri": str(run.location),
-    }
-    run.finish(run_record(config, started_at, **facts, summary=summary))
-    publish(run)
-    return summary
+    night = Night(config, run, model, calibration, version, started_at)
+    return finish_night(night, manifest, facts, num_scored_now=remaining.num_rows, scoring_s=scoring_s)
 
 
 def _num_shards(plan: BankPlan | None) -> int:
@@ -227,7 +216,7 @@ def _score(
             ray_remote_args={"num_cpus": TASK_CPUS},
         )
     except RayError as error:
-        raise RuntimeError(f"run {run.run_id} stopped: {_cause(error)}; run the same command to continue") from error
+        raise JobFailed(f"run {run.run_id} stopped: {_cause(error)}; run the same command to continue") from error
 
 
 def _cause(error: BaseException) -> str:
