@@ -1,0 +1,155 @@
+"""Images to anomaly maps and scores with a trained network, and the thesis's way to judge them.
+
+`DraemScorer` and `ConvAutoencoderScorer` are `steelray.scoring.Scorer`s. Shapes: H height, W width, C channels of an
+image or its map; h, w the network's input; B views in one pass; N images.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from sklearn.metrics import roc_curve
+
+from steelray.data.network_input import map_size_px, merge_tiles, scoring_views, to_unit_range
+from steelray.metrics import accuracy_by_type
+from steelray.models.build import Network
+from steelray.models.conv_autoencoder import ConvAutoencoder
+from steelray.models.draem import Draem
+from steelray.train_config import InputConfig
+
+Map = NDArray[np.float32]
+
+SCORE_WINDOW_PX = 21
+"""Side of the square over which a map is averaged before its maximum is taken."""
+GPU_VIEWS = 8
+
+
+class _ReconstructionScorer(ABC):
+    """Prepares images, runs the network, puts the maps together; the score is the maximum of a map's 21×21 box average.
+
+    As in DRAEM's official code zeros beyond the edge count in the average.
+
+    Every pass has the same number of views (filled up with zeros), so that the arithmetic of one view is the same
+    whatever the others are: a score does not depend on the batch, to the last bit.
+    """
+
+    min_size_px = 1
+
+    def __init__(self, model: torch.nn.Module, input_config: InputConfig, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._model = model.to(self._device).to(memory_format=torch.channels_last).eval()
+        self._input = input_config
+        self._views_per_pass = GPU_VIEWS if self._device.type == "cuda" else 1
+
+    def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[Map], NDArray[np.float32]]:
+        """Anomaly maps and raw anomaly scores of images (uint8 HWC, C = 1 or 3), in their order."""
+        plans = [scoring_views(image, self._input) for image in images]
+        view_maps = iter(self._run([view for views, _ in plans for view in views]))
+        maps = []
+        for image, (views, tiles) in zip(images, plans, strict=True):
+            size_px = map_size_px((image.shape[0], image.shape[1]), self._input)
+            maps.append(merge_tiles([next(view_maps) for _ in views], tiles, size_px))
+        return maps, np.array([box_maximum(map_HW, SCORE_WINDOW_PX) for map_HW in maps], dtype=np.float32)
+
+    def _run(self, views: Sequence[NDArray[np.uint8]]) -> list[Map]:
+        maps: list[Map] = []
+        for start in range(0, len(views), self._views_per_pass):
+            inputs = [to_unit_range(view) for view in views[start : start + self._views_per_pass]]
+            batch = np.zeros((self._views_per_pass, *inputs[0].shape), dtype=np.float32)
+            batch[: len(inputs)] = inputs
+            images_BCHW = torch.from_numpy(batch).to(self._device, memory_format=torch.channels_last)
+            with torch.inference_mode():
+                maps.extend(self._maps(images_BCHW).cpu().numpy()[: len(inputs)])
+        return maps
+
+    @abstractmethod
+    def _maps(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """maps_Bhw of images in [0, 1]."""
+
+
+class DraemScorer(_ReconstructionScorer):
+    """The softmax probability of an anomaly at every pixel."""
+
+    def _maps(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        _, logits_B2HW = self._model(images_BCHW)
+        probabilities_B2HW: torch.Tensor = logits_B2HW.softmax(dim=1)
+        return probabilities_B2HW[:, 1]
+
+
+class ConvAutoencoderScorer(_ReconstructionScorer):
+    """The thesis's difference image: absolute difference of image and reconstruction, averaged over the channels.
+
+    Differs from the thesis in the score, which there is the share of pixels above a threshold (`defect_shares`).
+    """
+
+    def _maps(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        difference_BCHW: torch.Tensor = (self._model(images_BCHW) - images_BCHW).abs()
+        return difference_BCHW.mean(dim=1)
+
+
+def reconstruction_scorer(
+    model: Network, input_config: InputConfig, device: torch.device | str = "cpu"
+) -> DraemScorer | ConvAutoencoderScorer:
+    """The scorer of a trained network."""
+    kind = ConvAutoencoderScorer if isinstance(model, ConvAutoencoder) else DraemScorer
+    assert isinstance(model, Draem | ConvAutoencoder)
+    return kind(model, input_config, device)
+
+
+def box_maximum(map_HW: Map, window_px: int) -> float:
+    """The largest mean over a square of pixels, zero beyond the edge."""
+    return float(ndimage.uniform_filter(map_HW, window_px, mode="constant").max())
+
+
+def defect_shares(anomaly_maps: Sequence[Map], pixel_threshold: float) -> NDArray[np.float32]:
+    """The thesis's score of an image, shares_N: the proportion of its pixels above the threshold."""
+    return np.array([(map_HW > pixel_threshold).mean() for map_HW in anomaly_maps], dtype=np.float32)
+
+
+def segmentation_accuracy(
+    masks: Sequence[NDArray[np.bool_]], anomaly_maps: Sequence[Map], pixel_threshold: float
+) -> float:
+    """Share of all pixels that the binarised maps call what the masks say (the thesis's figure 10)."""
+    pairs = zip(masks, anomaly_maps, strict=True)
+    right = [((map_HW > pixel_threshold) == mask_HW).ravel() for mask_HW, map_HW in pairs]
+    return float(np.concatenate(right).mean())
+
+
+def balanced_threshold(labels_N: NDArray[np.bool_], scores_N: NDArray[np.floating[Any]]) -> float:
+    """The threshold with the largest true-positive minus false-positive rate on these very labels (optimistic).
+
+    The thesis takes "the threshold that maximizes this area"; an area has no threshold, so this is the point of the
+    curve that is farthest from the diagonal. Works for pixels and for images.
+    """
+    fpr, tpr, thresholds = roc_curve(labels_N, scores_N)
+    # roc_curve counts `score >= threshold`, everything here `score > threshold`
+    return float(np.nextafter(thresholds[np.argmax(tpr - fpr)].astype(np.float32), np.float32(-np.inf)))
+
+
+def thesis_figures(
+    masks: Sequence[NDArray[np.bool_]],
+    anomaly_maps: Sequence[Map],
+    defect_types: Sequence[str],
+    *,
+    pixel_threshold: float,
+    share_threshold: float,
+) -> dict[str, float]:
+    """How the thesis judges its autoencoder: binarise the maps, then flag images by their share of defect pixels.
+
+    Args:
+        defect_types: `nominal`, or the kind of defect.
+
+    Returns:
+        `segmentation_accuracy` over pixels, `accuracy_TYPE` of nominal images and of each defect type, and
+        `classification`, their plain mean.
+    """
+    by_type = accuracy_by_type(defect_types, defect_shares(anomaly_maps, pixel_threshold) > share_threshold)
+    return {
+        "classification": float(np.mean(list(by_type.values()))),
+        "segmentation_accuracy": segmentation_accuracy(masks, anomaly_maps, pixel_threshold),
+        **{f"accuracy_{kind}": accuracy for kind, accuracy in by_type.items()},
+    }
