@@ -1,0 +1,24 @@
+"""How many machines a night takes and what it costs, from measured costs per strip; starts nothing.
+
+python jobs/plan_capacity.py --strips 100000000
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from steelray.capacity import PlanCapacityConfig, plan_capacity
+from steelray.job import run_job, say
+
+MEASURED = Path(__file__).parent / "configs" / "capacity.yaml"
+"""Costs and machines, where no other --config names them."""
+
+
+def run(config: PlanCapacityConfig) -> dict[str, Any]:
+    table, summary = plan_capacity(config)
+    say(f"{table}\n")
+    return summary
+
+
+if __name__ == "__main__":
+    run_job(PlanCapacityConfig, run, __doc__ or "", ["--config", str(MEASURED), *sys.argv[1:]])
