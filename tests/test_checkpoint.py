@@ -78,8 +78,8 @@ def test_a_run_goes_on_from_a_bucket(optimizer: OptimizerConfig, s3_uri: str) ->
     second = TrainingSession(config, 4)
     second.load_state_dict(read_resume(place.read, info, s3_uri))
     assert run(second, range(2, 4)) == expected[2:]
-    for name, value in whole.state_dict()["weights"].items():
-        assert torch.equal(second.state_dict()["weights"][name], value)
+    finished, again = whole.state_dict()["weights"], second.state_dict()["weights"]
+    assert all(torch.equal(value, again[name]) for name, value in finished.items())
 
 
 def test_what_scores_is_the_average_where_there_is_one() -> None:
