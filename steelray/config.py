@@ -67,6 +67,9 @@ class EmbedderConfig:
     """Feature levels of the backbone (timm's out_indices), merged at the finest one's grid."""
     neighborhood: int = 3
     """Side of the square of grid cells that are averaged into one patch embedding; odd."""
+    border: Literal["zeros", "inside"] = "zeros"
+    """Averages at the image's border: `zeros` fills up with zeros (the official code), which makes patches there count
+    less; `inside` takes the cells that there are, which finds more of a defect at the border, and more false alarms."""
     resize_px: tuple[int, int] | None = None
     """Resize every image to this height and width before embedding; null keeps the native size."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -71,7 +71,9 @@ class PatchEmbedder(nn.Module):
         for level_BDhw in levels:
             if self.config.neighborhood > 1:
                 side = self.config.neighborhood
-                level_BDhw = functional.avg_pool2d(level_BDhw, side, stride=1, padding=side // 2)
+                level_BDhw = functional.avg_pool2d(
+                    level_BDhw, side, stride=1, padding=side // 2, count_include_pad=self.config.border == "zeros"
+                )
             if level_BDhw.shape[-2:] != grid:
                 level_BDhw = functional.interpolate(level_BDhw, size=grid, mode="bilinear", align_corners=False)
             pooled.append(level_BDhw)

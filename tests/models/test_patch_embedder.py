@@ -271,3 +271,17 @@ def test_auto_takes_openvino_on_a_cpu(two_levels: PatchEmbedder, portable: Porta
         pytest.skip("auto means torch on this machine's GPU")
     image = strip(64, 96)[None]
     assert np.array_equal(compile_embedder(two_levels)(image), portable.compile(1)(image))
+
+
+@pytest.mark.parametrize("backend", ["eager", "openvino"])
+def test_at_the_border_the_average_is_filled_up_with_zeros_or_taken_of_what_there_is(backend: str) -> None:
+    picture = strip(64, 96)[None]
+    grids = {}
+    for border in ("zeros", "inside"):
+        config = EmbedderConfig(levels=(2,), border=border)  # type: ignore[arg-type]
+        grids[border] = compile_embedder(build_patch_embedder(config), backend=backend)(picture)[0]  # type: ignore[arg-type]
+    zeros, inside = grids["zeros"], grids["inside"]
+    tolerance = 5e-5 * np.abs(inside).max()
+    np.testing.assert_allclose(zeros[1:-1, 1:-1], inside[1:-1, 1:-1], atol=tolerance)
+    np.testing.assert_allclose(zeros[0, 1:-1], inside[0, 1:-1] * 6 / 9, atol=tolerance)
+    np.testing.assert_allclose(zeros[0, 0], inside[0, 0] * 4 / 9, atol=tolerance)
