@@ -59,7 +59,7 @@ class DraemConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.width > 0 and (self.width * 16).is_integer(),
+            self.width > 0 and float(self.width * 16).is_integer(),
             f"width must be a positive multiple of 1/16, not {self.width}",
         )
 
@@ -182,19 +182,21 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainDataConfig:
-    """The nominal images to learn from: a labelled dataset's or an archive's."""
+    """The nominal images to learn from: a labelled dataset's, an archive's, or generated ones."""
 
     dataset: DatasetConfig | None = None
     """A dataset in the layout in which it is downloaded; its nominal fit images are used."""
     nominal: ArchiveConfig | None = None
     """Images of normal strips in object storage or in a folder."""
+    generated: int | None = None
+    """So many procedural strips of 256x256, to try the job without data."""
     max_black_fraction: float = 1.0
     """Leave out images (with tiling crop: crops) of which more than this share is black (H3)."""
 
     def __post_init__(self) -> None:
         require(
-            (self.dataset is None) != (self.nominal is None),
-            "give either data.dataset (kind and root) or data.nominal (uri), and not both",
+            [self.dataset, self.nominal, self.generated].count(None) == 2,
+            "give one of data.dataset (kind and root), data.nominal (uri) and data.generated, and no other of them",
         )
         require(
             0 <= self.max_black_fraction <= 1, f"max_black_fraction must lie in [0, 1], not {self.max_black_fraction}"
@@ -244,6 +246,8 @@ class TrainConfig:
     """GPU share of one of them."""
     max_failures: int = 3
     """How often a lost worker is replaced before the run fails."""
+    mlflow_uri: str | None = None
+    """Also log the metrics to this MLflow tracking server or folder; needs `pip install mlflow`."""
     overwrite: bool = False
     """Start afresh where a run of this name is."""
     dry_run: bool = False

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,14 +17,18 @@ import pyarrow.parquet as pq
 from steelray.calibration import Calibration
 from steelray.config import ComputeConfig, ConfigError, EmbedderConfig, ScoringConfig
 from steelray.data.storage import Location, ObjectMissing
-from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info, read_vectors
-from steelray.memory_bank.shard import BankSearch, IndexShard, LocalSearch
+from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info
+from steelray.memory_bank.shard import BankSearch, LocalSearch, load_shard
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
 from steelray.schema import SCORES
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.stage_timing import Observe, TimedSearch, timed_embed, unobserved
 
+if TYPE_CHECKING:
+    from steelray.checkpoint import CheckpointInfo  # brings torch, which actors with an OpenVINO graph do without
+
 CALIBRATIONS = "calibrations"
+CHECKPOINT_FILE = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Model:
     input_size_px: tuple[int, int] | None
     """Height and width that every image must have; None: any."""
     bank: BankInfo | None
+    checkpoint: "CheckpointInfo | None" = None
 
     @property
     def bank_id(self) -> str | None:
@@ -65,8 +70,15 @@ def open_model(uri: str) -> Model:
     """
     location = Location(uri)
     location.check_access()
+    if location.exists(CHECKPOINT_FILE):
+        from steelray.checkpoint import read_info as read_checkpoint
+
+        trained = read_checkpoint(location.read, uri)
+        return Model(uri, trained.kind, trained.model_id, None, None, trained)
     if not location.exists(INFO_FILE):
-        raise ConfigError(f"{uri}: no model there ({INFO_FILE} is missing): build one, or check the URI")
+        raise ConfigError(
+            f"{uri}: no model there ({INFO_FILE} or {CHECKPOINT_FILE} is missing): build or train one, or check the URI"
+        )
     info = read_info(location.read, uri)
     return Model(uri, "patchcore", info.model_id, info.input_size_px, info)
 
@@ -136,15 +148,27 @@ def load_scorer(
     Raises:
         ConfigError: weights that cannot be had, or a damaged file.
     """
+    if model.checkpoint is not None:
+        return _load_network(model.uri, model.checkpoint, num_threads, use_gpu)
     assert model.bank is not None
     location, info = Location(model.uri), model.bank
     embed, stride_px = load_embed(info.embedder, info.weights_digest, compute, num_threads, portable)
     if search is None:
-        vectors_ND = read_vectors(location.read, info)
-        search = LocalSearch([IndexShard(vectors_ND, num_threads=num_threads, use_gpu=use_gpu)])
+        search = LocalSearch([load_shard(location.read, info, num_threads=num_threads, use_gpu=use_gpu)])
     if observe is not unobserved:
         embed, search = timed_embed(embed, observe), TimedSearch(search, observe)
     return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px)
+
+
+def _load_network(uri: str, info: "CheckpointInfo", num_threads: int, use_gpu: bool) -> Scorer:
+    import torch
+
+    from steelray.checkpoint import load_network
+    from steelray.reconstruction_scoring import reconstruction_scorer
+
+    torch.set_num_threads(num_threads)
+    network = load_network(Location(uri).read, info, uri)
+    return reconstruction_scorer(network, info.input, "cuda" if use_gpu else "cpu")
 
 
 def _versions(location: Location) -> list[int]:

@@ -21,7 +21,7 @@ MAX_JOB_LINES = 100
 COLUMNS: tuple[frozenset[str], ...] = (
     frozenset({"config", "schema", "progress"}),
     frozenset({"job_config", "train_config", "job"}),
-    frozenset({"data", "models", "memory_bank", "metrics", "drift"}),
+    frozenset({"data", "models", "memory_bank", "metrics", "drift", "thesis_config"}),
     frozenset(
         {
             "scoring",
@@ -38,9 +38,10 @@ COLUMNS: tuple[frozenset[str], ...] = (
             "quarantine",
         }
     ),
-    frozenset({"trained", "batch_scoring"}),
+    frozenset({"trained", "batch_scoring", "train_run"}),
     frozenset({"evaluation", "demo", "gallery"}),
-    frozenset({"nightly"}),
+    frozenset({"ablation"}),
+    frozenset({"nightly", "thesis"}),
     frozenset({"distributed"}),
 )
 """A part of steelray may import what stands in a row above its own, and itself. Not its siblings, nothing below."""

@@ -1,0 +1,22 @@
+"""The thesis's two result tables anew: three methods on MVTec bottle and on Severstal, with its numbers beside ours.
+
+python jobs/reproduce_thesis.py --config jobs/configs/thesis_small.yaml
+"""
+
+from typing import Any
+
+from steelray.job import num_cores, run_job, say, show_plan
+from steelray.thesis_config import CELLS, ThesisConfig
+
+
+def run(config: ThesisConfig) -> dict[str, Any]:
+    if config.dry_run:
+        return show_plan(config, {"cells": config.only or CELLS, "threads": num_cores()})
+    from steelray.distributed.trainer import train_model
+    from steelray.thesis import reproduce
+
+    return reproduce(config, num_cores(), lambda training: train_model(training, say), say)
+
+
+if __name__ == "__main__":
+    run_job(ThesisConfig, run, __doc__ or "")

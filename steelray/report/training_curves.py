@@ -1,0 +1,49 @@
+"""The loss of a training run as a picture, as the thesis shows it (its figures 16 and 17)."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+TERMS = ("total", "l2", "ssim", "focal")
+SMOOTH_ROWS = 10
+THESIS_RANGE = (0.05, 0.1)
+"""What the thesis calls converged: the range of the total loss of DRAEM on MVTec."""
+
+
+def loss_curves_png(rows: Sequence[Mapping[str, float]], title: str) -> bytes:
+    """Total and terms over the epochs, logarithmic, each with its running mean; the thesis's range for DRAEM.
+
+    Args:
+        rows: of the run's metrics: `epoch`, `total` and the terms that there are.
+    """
+    figure = Figure(figsize=(8, 4), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    epochs = np.array([row["epoch"] for row in rows])
+    present = [
+        term for term in TERMS if term in rows[0] and not (term == "total" and len(rows[0].keys() & {*TERMS}) == 2)
+    ]
+    for number, term in enumerate(present):
+        values = np.array([row[term] for row in rows])
+        axes.plot(epochs, values, color=f"C{number}", alpha=0.3, linewidth=0.8)
+        axes.plot(epochs, _running_mean(values), color=f"C{number}", linewidth=1.6, label=term)
+    if "ssim" in present:
+        axes.axhspan(*THESIS_RANGE, color="0.85", zorder=0, label="thesis: converged (total)")
+    axes.set(yscale="log", xlabel="epoch", ylabel="loss", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    body = io.BytesIO()
+    figure.savefig(body, format="png")
+    return body.getvalue()
+
+
+def _running_mean(values_N: Any) -> Any:
+    """Mean of the last rows, of fewer at the start."""
+    sums = np.cumsum(np.insert(values_N, 0, 0.0))
+    ends = np.arange(1, len(values_N) + 1)
+    starts = np.maximum(0, ends - SMOOTH_ROWS)
+    return (sums[ends] - sums[starts]) / (ends - starts)
