@@ -40,7 +40,7 @@ COLUMNS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"trained", "batch_scoring", "train_run"}),
     frozenset({"evaluation", "demo", "gallery"}),
-    frozenset({"ablation"}),
+    frozenset({"ablation", "study"}),
     frozenset({"nightly", "thesis"}),
     frozenset({"distributed"}),
 )

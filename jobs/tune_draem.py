@@ -1,0 +1,30 @@
+"""The study of why DRAEM does not converge on steel: transplants, one factor at a time, search, confirmation.
+
+python jobs/tune_draem.py --config jobs/configs/study_small.yaml --train.data.dataset.root path/to/severstal
+"""
+
+from typing import Any
+
+from steelray.job import run_job, say, show_plan
+from steelray.study.config import StudyConfig
+
+
+def run(config: StudyConfig) -> dict[str, Any]:
+    from steelray.study.plan import plan_trials
+
+    trials = plan_trials(config)
+    if config.dry_run:
+        return show_plan(config, {"trials": [[t.arm, t.condition, t.settings, t.seed] for t in trials]})
+    if config.in_process:
+        from steelray.study.runner import run_plan
+
+        counts = run_plan(config, trials, say)
+    else:
+        from steelray.distributed.study import run_study
+
+        counts = run_study(config, trials, say)
+    return {"mode": config.mode, "results_dir": config.results_dir, **counts}
+
+
+if __name__ == "__main__":
+    run_job(StudyConfig, run, __doc__ or "")

@@ -1,0 +1,140 @@
+"""The settings of the study's jobs. Imports neither torch nor ray, so that `--help` answers at once."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from steelray.config import DatasetConfig, require
+from steelray.study.space import Axis
+from steelray.study.transplant import parse_condition
+from steelray.train_config import TrainConfig
+
+Mode = Literal["transplant", "one_factor", "search", "confirm"]
+STUDY_VERSION = 1
+"""Of what a trial measures; results of different versions are not mixed."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Trials that differ in their seed only."""
+
+    name: str
+    """As the report calls it."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Options of the training settings that differ from the baseline's."""
+    condition: str = "steel"
+    """`steel`, `control` or `generated`, and changes: `control+grain=8`, `steel+denoise=2`."""
+    hypothesis: str | None = None
+    """H1 to H10: what it tests."""
+    from_fix: bool = False
+    """Start from the fix instead of the baseline."""
+
+    def __post_init__(self) -> None:
+        parse_condition(self.condition)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The search over many axes at once."""
+
+    axes: tuple[Axis, ...] = ()
+    """What is searched, and where."""
+    num_trials: int = 16
+    """Trials, the baseline and the fix included."""
+    grace_steps: int = 100
+    """No trial is stopped before."""
+    reduction: int = 3
+    """Of the trials that reach a rung, one in so many goes on (ASHA)."""
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    """What one trial takes."""
+
+    cpus_per_trial: float = 1.0
+    """CPU share, and so the threads, of a trial."""
+    gpus_per_trial: float = 0.0
+    """GPU share; 0.25 puts four trials on one."""
+    max_concurrent: int = 0
+    """Trials at once; 0: as many as fit."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """jobs/tune_draem.py"""
+
+    train: TrainConfig
+    """The baseline: the faithful recipe at the study's scale. `train.data.dataset` is the steel."""
+    results_dir: str
+    """Folder of trials.jsonl; finished trials in it are not run again."""
+    control: DatasetConfig | None = None
+    """Where the recipe is known to converge (MVTec bottle); null leaves its arms out."""
+    generated_knobs: dict[str, float] = field(default_factory=lambda: {"grain": 6.0})
+    """Generated strips of the condition `generated`, which also stand in for steel where no dataset is given."""
+    fix: dict[str, Any] = field(default_factory=dict)
+    """The proposed fix: options that differ from the baseline's."""
+    arms: tuple[Arm, ...] = ()
+    """Of the modes transplant (those with a condition that is not steel, or named so) and one_factor."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    mode: Mode | Literal["all"] = "all"
+    """`transplant`, `one_factor`, `search`, `confirm` or all but the search, in the order in which they tell most."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every arm."""
+    confirm_seeds: tuple[int, ...] = tuple(range(10))
+    """Seeds of baseline and fix in the mode confirm."""
+    max_trials: int = 200
+    """A plan with more trials is refused."""
+    steps_per_epoch: int = 10
+    """Over how many steps losses are averaged before their spread is taken."""
+    num_probes: int = 10
+    """How often a trial looks at the probe."""
+    num_probe_images: int = 4
+    """Held-out clean strips of the steel that the probe's tiles come from; the others are test strips."""
+    detect: bool = False
+    """In the mode confirm: also score the strip-disjoint test split."""
+    in_process: bool = False
+    """One trial after another in this process, without Ray."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""
+
+    def __post_init__(self) -> None:
+        require(self.train.model == "draem", "train.model must be draem: the study is about it")
+        require(self.train.num_steps is not None, "train.num_steps must be given: trials are compared by steps")
+        require(bool(self.results_dir), "results_dir is empty: give a folder for the trials' results")
+        require(len(self.seeds) > 0 and len(self.confirm_seeds) > 0, "seeds and confirm_seeds need at least one each")
+        for name in ("max_trials", "steps_per_epoch", "num_probes", "num_probe_images"):
+            require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """jobs/diagnose_data.py"""
+
+    first: DatasetConfig
+    """A dataset, such as the one on which training works."""
+    second: DatasetConfig
+    """The one to compare with it."""
+    output_dir: str
+    """Where diagnosis.json, diagnosis.md and the figures go."""
+    tile_px: tuple[int, int] = (256, 256)
+    """Height and width of the tiles; images are cut at native resolution."""
+    first_size_px: tuple[int, int] | None = None
+    """Resize the first dataset's images to this before they are cut (bottle: [256, 256], as it is trained on)."""
+    second_size_px: tuple[int, int] | None = None
+    """The same for the second."""
+    max_tiles: int = 200
+    """At most so many tiles of each, evenly taken."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""
+
+
+@dataclass(frozen=True)
+class ReportStudyConfig:
+    """jobs/report_study.py"""
+
+    results_dir: str
+    """What jobs/tune_draem.py filled."""
+    output_dir: str | None = None
+    """Where study.html and study.md go; null: beside the results."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""

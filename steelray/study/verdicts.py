@@ -1,0 +1,209 @@
+"""From the trials' figures to a verdict per hypothesis and symptom, by rules that are stated here. Pure.
+
+A test looks at one figure: of an arm against its reference, seed by seed, or of one arm against a limit. Its effect has
+a 95 % confidence interval over seeds (Student's t). With fewer than `MIN_SEEDS` it is `undecided`. It is
+
+* `supported` where the whole interval lies in the predicted direction and the mean effect is at least the least one
+  that matters (stated per test);
+* `refuted` where the whole interval stays below the least effect that matters;
+* `undecided` otherwise.
+
+A hypothesis is supported (refuted) for a symptom where at least one test is and none says the opposite.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = dict[str, Any]
+Verdict = Literal["supported", "refuted", "undecided"]
+MIN_SEEDS = 3
+T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's t at 97.5 % by degrees of freedom, from 0; beyond the last, 1.96 and a bit is close enough: 2.2."""
+
+SYMPTOMS = {"S1": "a high plateau", "S2": "fluctuation", "S3": "chance-level detection"}
+HYPOTHESES = {
+    "H1": "SSIM's grain floor",
+    "H2": "rate too high late, no averaging",
+    "H3": "black areas in SSIM's luminance term",
+    "H4": "batch normalisation on bimodal brightness",
+    "H5": "chroma shortcut: coloured sources on grey steel",
+    "H6": "rotation of a directional texture",
+    "H7": "false or invisible labels",
+    "H8": "SSIM outweighs focal",
+    "H9": "few strips",
+}
+
+
+@dataclass(frozen=True)
+class Test:
+    """One prediction of a hypothesis."""
+
+    hypothesis: str
+    symptom: str
+    arm: str
+    figure: str
+    """What is compared; see `FIGURES`."""
+    sign: int
+    """+1: the hypothesis predicts a larger figure; -1: a smaller one."""
+    least: float
+    """The least effect that matters: absolute, or with `relative` as a share of the reference's mean."""
+    reference: str | None = "baseline"
+    """The arm to compare with, seed by seed; None: the figure is compared with `limit`."""
+    relative: bool = False
+    limit: float = 0.0
+    claim: str = ""
+    """The prediction in words."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the trials say about a test."""
+
+    test: Test
+    verdict: Verdict
+    num_seeds: int
+    mean: float
+    low: float
+    high: float
+    reference_mean: float
+    """The reference's figure, or the limit."""
+    arm_mean: float
+
+
+def _ratio(above: str, below: str) -> Callable[[Row], float]:
+    return lambda row: row["figures"][above] / row["figures"][below] if row["figures"][below] else math.nan
+
+
+def _difference(first: str, second: str) -> Callable[[Row], float]:
+    return lambda row: row["figures"][first] - row["figures"][second]  # type: ignore[no-any-return]
+
+
+def _gradient_ratio(row: Row) -> float:
+    """SSIM's gradient norm on the reconstructing network over focal's, after the first step's report."""
+    reports = row["curves"]["gradients"][1:] or row["curves"]["gradients"]
+    return float(statistics.fmean(report["norm_ssim"] / max(report["norm_focal"], 1e-12) for report in reports))
+
+
+def _figure(name: str) -> Callable[[Row], float]:
+    return lambda row: row["figures"][name]  # type: ignore[no-any-return]
+
+
+FIGURES: dict[str, tuple[str, Callable[[Row], float]]] = {
+    "late_total": ("raw total, last fifth", _figure("late_total")),
+    "reconstruction_loss": ("probe reconstruction loss", _figure("reconstruction_loss")),
+    "pixel_ap": ("probe pixel AP", _figure("pixel_ap")),
+    "pixel_ap_desaturated": ("pixel AP on the desaturated probe", _figure("pixel_ap_desaturated")),
+    "cv": ("CV of the epoch-mean total", lambda row: row["criteria"]["cv"]),
+    "floor_rank_correlation": ("rank correlation of floor and reached SSIM loss", _figure("floor_rank_correlation")),
+    "sd_ratio": ("sd of the total after the drop over before", _ratio("sd_after_drop", "sd_before_drop")),
+    "gap": ("train/eval gap", _figure("train_eval_gap")),
+    "black_share": ("share of SSIM loss on black", _figure("black_share_of_ssim_loss")),
+    "chroma_drop": ("AP lost without colour", _difference("pixel_ap", "pixel_ap_desaturated")),
+    "turned": ("SSIM loss turned over unturned", _figure("turned_over_unturned")),
+    "below_grain": ("labels changed by less than the grain", _figure("share_below_grain")),
+    "gradient_ratio": ("gradient norm of SSIM over focal", _gradient_ratio),
+    "fit_gain": ("AP on strips trained on, minus AP", _difference("fit_pixel_ap", "pixel_ap")),
+}  # fmt: skip
+
+TESTS: tuple[Test, ...] = (
+    Test("H1", "S1", "steel denoised", "late_total", -1, 0.3, relative=True,
+         claim="without grain, steel's total falls"),
+    Test("H1", "S1", "control with grain", "late_total", 1, 0.3, "control", relative=True,
+         claim="with steel's grain, the control stalls too"),
+    Test("H1", "S1", "blurred target", "late_total", -1, 0.3, relative=True,
+         claim="a target without grain takes the plateau away"),
+    Test("H1", "S1", "baseline", "floor_rank_correlation", 1, 0.0, None, limit=0.5,
+         claim="tiles rank by their floor"),
+    Test("H1", "S2", "blurred target", "cv", -1, 0.2, relative=True, claim="a target without grain calms the loss"),
+    Test("H2", "S2", "constant rate", "cv", 1, 0.2, relative=True, claim="never lowering the rate makes it worse"),
+    Test("H2", "S2", "baseline", "sd_ratio", -1, 0.0, None, limit=0.5, claim="lowering the rate halves the spread"),
+    Test("H3", "S1", "control with black bands", "late_total", 1, 0.1, "control", relative=True,
+         claim="black bands raise the control's plateau"),
+    Test("H3", "S1", "baseline", "black_share", 1, 0.0, None, limit=0.1, claim="a tenth of SSIM's loss is on black"),
+    Test("H3", "S3", "foreground only", "pixel_ap", 1, 0.05, claim="leaving black out helps segmentation"),
+    Test("H4", "S2", "group normalisation", "cv", -1, 0.2, relative=True, claim="without batch statistics calmer"),
+    Test("H4", "S3", "group normalisation", "pixel_ap", 1, 0.05, claim="and segments better"),
+    Test("H4", "S3", "baseline", "gap", 1, 0.0, None, limit=0.1, claim="training and evaluation mode differ"),
+    Test("H5", "S3", "grey sources", "pixel_ap_desaturated", 1, 0.05, claim="grey sources teach what steel shows"),
+    Test("H5", "S3", "baseline", "chroma_drop", 1, 0.0, None, limit=0.05, claim="without colour the AP drops"),
+    Test("H6", "S1", "no rotation", "late_total", -1, 0.1, relative=True, claim="without rotation the plateau falls"),
+    Test("H6", "S1", "baseline", "turned", 1, 0.0, None, limit=1.1, claim="turned tiles are reconstructed worse"),
+    Test("H7", "S3", "visible labels", "pixel_ap", 1, 0.05, claim="visible anomalies segment better"),
+    Test("H7", "S3", "baseline", "below_grain", 1, 0.0, None, limit=0.1, claim="a tenth of the labels hides in grain"),
+    Test("H8", "S3", "focal weighs more", "pixel_ap", 1, 0.05, claim="weighing focal more segments better"),
+    Test("H8", "S3", "baseline", "gradient_ratio", 1, 0.0, None, limit=10.0, claim="SSIM's gradient is ten times as long"),
+    Test("H9", "S3", "four strips only", "pixel_ap", -1, 0.05, claim="with fewer strips it segments worse"),
+    Test("H9", "S3", "baseline", "fit_gain", 1, 0.0, None, limit=0.05, claim="it segments known strips better"),
+)  # fmt: skip
+"""Written before their arms had results; short exploratory runs of baseline, fix and control had come first."""
+
+
+def judge_tests(rows: Sequence[Row], tests: Sequence[Test] = TESTS) -> list[Outcome]:
+    """The outcome of every test, from the rows of trials.jsonl."""
+    return [_outcome(test, rows) for test in tests]
+
+
+def combine(outcomes: Sequence[Outcome]) -> Verdict:
+    """Of the tests of one hypothesis on one symptom."""
+    said = {outcome.verdict for outcome in outcomes} - {"undecided"}
+    if len(said) != 1:
+        return "undecided"
+    return "supported" if "supported" in said else "refuted"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % confidence interval (Student's t) of independent values; NaN bounds below two."""
+    if not values:
+        return math.nan, math.nan, math.nan
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    degrees = len(values) - 1
+    t = T_95[degrees] if degrees < len(T_95) else 2.2
+    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def _outcome(test: Test, rows: Sequence[Row]) -> Outcome:
+    arm = values_by_seed(rows, test.arm, test.figure)
+    if test.reference is None:
+        effects, reference_mean, least = [value - test.limit for value in arm.values()], test.limit, test.least
+    else:
+        reference = values_by_seed(rows, test.reference, test.figure)
+        seeds = sorted(arm.keys() & reference.keys())
+        arm = {seed: arm[seed] for seed in seeds}
+        effects = [arm[seed] - reference[seed] for seed in seeds]
+        reference_mean = statistics.fmean(reference[seed] for seed in seeds) if seeds else math.nan
+        least = test.least * abs(reference_mean) if test.relative else test.least
+    mean, low, high = interval(effects)
+    arm_mean = statistics.fmean(arm.values()) if arm else math.nan
+    return Outcome(test, _verdict(test, effects, least), len(effects), mean, low, high, reference_mean, arm_mean)
+
+
+def _verdict(test: Test, effects: Sequence[float], least: float) -> Verdict:
+    if len(effects) < MIN_SEEDS:
+        return "undecided"
+    mean, low, high = interval([test.sign * effect for effect in effects])
+    if low > 0 and mean >= least:
+        return "supported"
+    if high < least or (least == 0 and high < 0):
+        return "refuted"
+    return "undecided"
+
+
+def values_by_seed(rows: Sequence[Row], arm: str, figure: str) -> dict[int, float]:
+    """A figure of the arm's finished trials; those that went NaN, or where it does not exist, are left out."""
+    read = FIGURES[figure][1]
+    values: dict[int, float] = {}
+    for row in rows:
+        if row["arm"] == arm and row["status"] == "ok":
+            try:
+                value = read(row)
+            except TypeError:  # a figure that is null
+                continue
+            if value is not None and math.isfinite(value):
+                values[row["seed"]] = value
+    return values
