@@ -220,10 +220,10 @@ class TrainingSession:
                 self.model.load_state_dict(raw)
                 self._average.n_averaged.copy_(resume["num_averaged"])
             self._load_moments(resume)
-        except (RuntimeError, KeyError) as error:
+            self.step = int(resume["step"])
+        except (RuntimeError, KeyError, ValueError) as error:
             line = str(error).strip().splitlines()[0]
             raise ConfigError(f"the checkpoint does not fit this {self.config.model} network: {line}") from None
-        self.step = int(resume["step"])
 
     def _load_moments(self, resume: Tensors) -> None:
         state: dict[int, Tensors] = {}

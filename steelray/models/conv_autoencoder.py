@@ -41,7 +41,9 @@ class ConvAutoencoder(nn.Module):
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """images_BCHW float in [0, 1] to reconstructions_BCHW float32."""
-        outputs_BCHW: torch.Tensor = self.decoder(self.encoder(images_BCHW)).float()
+        features_BCHW = self.decoder[:-1](self.encoder(images_BCHW))
+        with torch.autocast(images_BCHW.device.type, enabled=False):  # in bf16 1/256 could not be told from nothing
+            outputs_BCHW: torch.Tensor = self.decoder[-1](features_BCHW.float())
         if self.config.output_activation == "relu":
             return outputs_BCHW.relu()
         return outputs_BCHW.sigmoid() if self.config.output_activation == "sigmoid" else outputs_BCHW

@@ -47,6 +47,13 @@ def test_other_output_activations(activation: str, low: float, high: float) -> N
     assert low <= outputs.min() <= outputs.max() <= high
 
 
+def test_outputs_stay_float32_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs_BCHW = build()(torch.rand(1, 3, 32, 32))
+    assert outputs_BCHW.dtype == torch.float32
+    assert not torch.equal(outputs_BCHW, outputs_BCHW.bfloat16().float())
+
+
 def test_it_learns_an_image() -> None:
     model = build()
     image_BCHW = torch.rand(1, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
