@@ -16,12 +16,18 @@ import yaml
 
 from steelray.job import parse
 from steelray.job_config import BuildMemoryBankConfig, ScoreArchiveConfig
+from steelray.study.config import StudyConfig
 from steelray.train_config import TrainConfig
 from tests.deploy.kuberay import SCHEMAS
 
 REPOSITORY = Path(__file__).parent.parent.parent
 KUBERNETES = "1.34"
-CONFIGS = {"build_memory_bank": BuildMemoryBankConfig, "score_archive": ScoreArchiveConfig, "train": TrainConfig}
+CONFIGS = {
+    "build_memory_bank": BuildMemoryBankConfig,
+    "score_archive": ScoreArchiveConfig,
+    "train": TrainConfig,
+    "tune": StudyConfig,
+}
 Manifest = dict[str, Any]
 
 
@@ -75,7 +81,13 @@ def test_an_unknown_field_is_found(overlay: list[Manifest]) -> None:
 def test_kubernetes_accepts_everything_of_its_own(overlay: list[Manifest]) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
     own = [manifest for manifest in overlay if not manifest["apiVersion"].startswith("ray.io/")]
-    assert {manifest["kind"] for manifest in own} == {"Namespace", "ServiceAccount", "NetworkPolicy", "ConfigMap"}
+    assert {manifest["kind"] for manifest in own} == {
+        "Namespace",
+        "ServiceAccount",
+        "NetworkPolicy",
+        "ConfigMap",
+        "PersistentVolumeClaim",
+    }
     for name, spec in job_specs(overlay).items():
         for place, template in pod_templates(spec):
             metadata = {"name": f"{name}-{place}", **template.get("metadata", {})}
@@ -146,28 +158,26 @@ def test_secrets_are_named_never_written(overlay: list[Manifest]) -> None:
         assert head["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "steelray-s3", "optional": True}}]
 
 
+@pytest.mark.parametrize("name", ["build-memory-bank", "score-archive", "train", "tune", "nightly"])
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
-def test_the_settings_are_those_of_the_jobs(overlay: list[Manifest], tmp_path: Path) -> None:
+def test_the_settings_are_those_of_the_job(overlay: list[Manifest], name: str, tmp_path: Path) -> None:
     [settings] = [m["data"] for m in of_kind(overlay, "ConfigMap")]
-    for name, spec in job_specs(overlay).items():
-        interpreter, job, *arguments = shlex.split(spec["entrypoint"])
-        assert interpreter == "python"
-        local = REPOSITORY / job.removeprefix("/opt/steelray/")
-        if name in ("train", "tune") and not local.is_file():
-            pytest.skip(f"{local.name} is not part of this version yet")
-        assert local.is_file()
-        place = Path(arguments[arguments.index("--config") + 1])
-        if place.parent == Path("/etc/steelray"):
-            file = tmp_path / place.name
-            file.write_text(settings[place.name])
-            config = parse(CONFIGS[place.stem], "", ["--config", str(file)])
-            wants_gpu = getattr(config, "gpus_per_worker", 0) or getattr(
-                getattr(config, "compute", None), "gpus_per_scorer", 0
-            )
-            groups = {group["groupName"] for group in spec["rayClusterSpec"]["workerGroupSpecs"]}
-            assert bool(wants_gpu) == ("gpu" in groups), name
-        else:
-            assert (REPOSITORY / str(place).removeprefix("/opt/steelray/")).is_file()
+    spec = job_specs(overlay)[name]
+    interpreter, job, option, config_file = shlex.split(spec["entrypoint"])
+    assert (interpreter, option) == ("python", "--config")
+    assert (REPOSITORY / job.removeprefix("/opt/steelray/")).is_file()
+    place = Path(config_file)
+    assert place.parent == Path("/etc/steelray")
+    file = tmp_path / place.name
+    file.write_text(settings[place.name])
+    config = parse(CONFIGS[place.stem], "", ["--config", str(file)])
+    section, share = {
+        TrainConfig: (config, "gpus_per_worker"),
+        StudyConfig: (getattr(config, "resources", None), "gpus_per_trial"),
+    }.get(type(config), (getattr(config, "compute", None), "gpus_per_scorer"))
+    wants_gpu = getattr(section, share)
+    groups = {group["groupName"] for group in spec["rayClusterSpec"]["workerGroupSpecs"]}
+    assert bool(wants_gpu) == ("gpu" in groups)
 
 
 def test_the_nightly_is_the_scoring_job(overlay: list[Manifest]) -> None:

@@ -1,0 +1,32 @@
+"""A cluster of several real raylets in a process of its own, driven by lines on stdin; not a test.
+
+`add CPUS [ENVIRONMENT AS JSON]` answers with the node's number, `kill NUMBER` with nothing to lose time on; the end of
+stdin ends it. The head carries no work, as in cluster.yaml.
+"""
+
+import json
+import sys
+
+from ray.cluster_utils import Cluster
+
+
+def main() -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = []
+    print(cluster.address, flush=True)
+    for line in sys.stdin:
+        command, *words = line.strip().split(" ", 2)
+        if command == "add":
+            environment = json.loads(words[1]) if len(words) > 1 else None
+            nodes.append(
+                cluster.add_node(num_cpus=int(words[0]), object_store_memory=200_000_000, env_vars=environment)
+            )
+            print(len(nodes) - 1, flush=True)
+        elif command == "kill":
+            cluster.remove_node(nodes[int(words[0])], allow_graceful=False)
+            print("killed", flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""`ray job submit` from a folder that is not the repository, against a cluster that asks for a token."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import pytest
+
+from steelray.data.object_store import ObjectStore
+from steelray.data.storage import Location
+from steelray.data.synthetic import make_strip
+from steelray.runs import CHECKPOINT_DIR, RUNS, Run
+from tests.cluster.conftest import (
+    NUM_STRIPS,
+    REPOSITORY,
+    SIZE_PX,
+    RayCluster,
+    World,
+    build_arguments,
+    last_json,
+    scores_of,
+)
+
+pytestmark = pytest.mark.cluster
+MAX_UPLOAD_BYTES = 5 * 2**20
+LARGE = 600
+
+
+def token_of(cluster: RayCluster) -> str:
+    return (Path(cluster.environment["HOME"]) / ".ray" / "auth_token").read_text().strip()
+
+
+def job_info(cluster: RayCluster, submission_id: str) -> dict[str, object]:
+    request = urllib.request.Request(  # noqa: S310 (loopback)
+        f"{cluster.job_server}/api/jobs/{submission_id}", headers={"Authorization": f"Bearer {token_of(cluster)}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        info: dict[str, object] = json.load(answer)
+    return info
+
+
+def test_nobody_gets_in_without_the_token(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{ray_cluster.job_server}/api/jobs/", timeout=10)  # noqa: S310
+    assert refused.value.code in (401, 403)
+    refused.value.close()
+    done = ray_cluster.submit("jobs/score_archive.py", "--help", cwd=tmp_path, HOME=str(tmp_path))
+    assert done.returncode != 0
+    assert "token" in done.stdout
+
+
+def test_a_bank_is_built_and_the_archive_scored_as_here(
+    ray_cluster: RayCluster, world: World, local_scores: dict[str, tuple[object, ...]], tmp_path: Path
+) -> None:
+    bank_uri = f"{world.root}/bank-submitted"
+    built = ray_cluster.submit("jobs/build_memory_bank.py", *build_arguments(world.root, bank_uri), cwd=tmp_path)
+    assert built.returncode == 0, built.stdout
+    assert last_json(built.stdout)["bank_id"] == json.loads(Location(world.bank_uri).read("bank.json"))["bank_id"]
+
+    results_uri = f"{world.root}/results-submitted"
+    page = f"{results_uri}/index.html"
+    options = [f"--submission-id=score-{uuid.uuid4().hex[:8]}", "--metadata-json", json.dumps({"report": page})]
+    done = ray_cluster.submit(
+        "jobs/score_archive.py", *world.score_arguments(results_uri), cwd=tmp_path, options=options
+    )
+    assert done.returncode == 0, done.stdout
+    summary = last_json(done.stdout)
+    assert summary["counts"]["listed"] == NUM_STRIPS + 1  # type: ignore[index]
+    assert scores_of(results_uri, summary["run_id"]) == local_scores
+
+    # what ran is what was uploaded, and that is small
+    record = Run(results_uri, str(summary["run_id"])).record()
+    assert record is not None
+    assert record["git_commit"] is None, "the uploaded copy is no checkout"
+    [package] = [p for p in ray_cluster.temp_dir.glob("session_*/runtime_resources/working_dir_files/*") if p.is_dir()]
+    files = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assert {file.relative_to(package).parts[0] for file in files} == {"steelray", "jobs"}
+    assert sum(file.stat().st_size for file in files) < MAX_UPLOAD_BYTES
+    # the job's page in the dashboard leads to the report
+    assert job_info(ray_cluster, options[0].partition("=")[2])["metadata"] == {"report": page}
+    # and its lines are for a collector
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"time"')]
+    assert any(line["run_id"] == summary["run_id"] and "memory bank replicated" in line["message"] for line in lines)
+
+
+def test_a_mistake_comes_back_as_its_line_and_a_failure(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
+    arguments = [
+        "--archive.uri",
+        f"{world.root}/archive",
+        "--model_uri",
+        f"{world.root}/none",
+        "--results_uri",
+        world.root,
+    ]
+    done = ray_cluster.submit("jobs/score_archive.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "exit code 2" in done.stdout
+    [line] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"time"')]
+    assert line["level"] == "error"
+    assert f"{world.root}/none" in line["message"]
+
+
+def test_a_stopped_job_goes_on_where_it_was(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
+    archive, results_uri = Location(f"{world.root}/large"), f"{world.root}/results-stopped"
+    bodies = [make_strip(2, index, size_px=SIZE_PX).jpeg() for index in range(8)]
+    for index in range(LARGE):
+        archive.write(f"{index:04d}.jpg", bodies[index % 8])
+    arguments = world.score_arguments(results_uri, "--compute.batch_size", "1", "--compute.num_scorers", "1")
+    arguments[1] = archive.uri
+    submission = f"stopped-{uuid.uuid4().hex[:8]}"
+    begun = ray_cluster.submit(
+        "jobs/score_archive.py", *arguments, cwd=tmp_path, options=[f"--submission-id={submission}", "--no-wait"]
+    )
+    assert begun.returncode == 0, begun.stdout
+    deadline = time.monotonic() + 120
+    while not [o for o in Location(f"{results_uri}/{RUNS}").list() if f"/{CHECKPOINT_DIR}/" in o.key]:
+        assert time.monotonic() < deadline, ray_cluster.ray("job", "logs", submission, cwd=tmp_path).stdout
+        time.sleep(0.05)
+    stopped = ray_cluster.ray("job", "stop", submission, cwd=tmp_path)
+    assert stopped.returncode == 0, stopped.stdout
+    assert job_info(ray_cluster, submission)["status"] == "STOPPED"
+    assert not Location(results_uri).exists("published.json")
+
+    done = ray_cluster.submit("jobs/score_archive.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    summary = last_json(done.stdout)
+    assert 0 < int(str(summary["scored_now"])) < LARGE
+    assert len(scores_of(results_uri, summary["run_id"])) == LARGE
+
+
+def test_credentials_are_nowhere_to_be_read(ray_cluster: RayCluster, object_store: ObjectStore, tmp_path: Path) -> None:
+    """After the jobs above, or alone: neither what Ray writes nor what it tells holds the store's secret."""
+    done = ray_cluster.submit("jobs/score_archive.py", "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    secret = object_store.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    assert secret.decode() not in ray_cluster.ray("job", "list", cwd=tmp_path).stdout
+    read = 0
+    for file in ray_cluster.temp_dir.rglob("*"):
+        if file.is_file() and file.suffix in (".log", ".out", ".err", ".json", ".yaml", ".yml"):
+            assert secret not in file.read_bytes(), file
+            read += 1
+    assert read > 10
+    assert secret not in (REPOSITORY / "deploy/runtime_env.yaml").read_bytes()
