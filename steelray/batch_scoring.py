@@ -147,8 +147,7 @@ class BatchScorer:
         fraction, boxes = find_regions(map_HW, levels.pixel.value, size) if peak > levels.pixel.value else (0.0, [])
         if flagged and self._pictures is not None:
             found["heatmap_key"] = picture_key(HEATMAPS, key, ".png")
-            lower = self._calibration.map_mean
-            body = heatmap_png(map_HW, lower, max(2 * levels.pixel.value - lower, lower + 1e-6))
+            body = heatmap_png(map_HW, *self._calibration.heat_range(self._calibration.group_of(key)))
             pending.append(self._store(found["heatmap_key"], body))
         return {
             **found,

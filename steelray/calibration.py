@@ -84,6 +84,11 @@ class Calibration:
         """Its own thresholds, or those of all strips where it was too small or was never seen."""
         return self.groups.get(group) or self.groups[ALL_STRIPS]
 
+    def heat_range(self, group: str) -> tuple[float, float]:
+        """Anomaly map values between which a heatmap's colours run: nominal, and as far above the pixel threshold."""
+        pixel = self.thresholds_of(group).pixel.value
+        return self.map_mean, max(2 * pixel - self.map_mean, self.map_mean + 1e-6)
+
     def to_dict(self) -> dict[str, Any]:
         """For its JSON file."""
         return asdict(self)

@@ -117,6 +117,28 @@ class CoresetConfig:
 
 
 @dataclass(frozen=True)
+class IndexConfig:
+    """How the memory bank is kept and searched. Stored with the bank; all but the default may move scores slightly."""
+
+    storage: Literal["fp32", "fp16"] = "fp32"
+    """Values of the vectors, in files and in memory. fp16 takes half the space and rounds each to 11 bits."""
+    factory: str | None = None
+    """A FAISS index factory string, such as `IVF256,Flat` or `PQ19`; null searches every vector exactly. The share of
+    patches for which it finds the true nearest vector is measured when the bank is built. Graphs (HNSW) are refused."""
+    num_probes: int = 16
+    """Cells of an inverted file (IVF) that a query looks into."""
+
+    def __post_init__(self) -> None:
+        require(self.factory != "", "index factory is empty: give a FAISS factory string, or null for exact search")
+        require(self.num_probes >= 1, f"num_probes must be >= 1, not {self.num_probes}")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether distances are those to the vectors that were selected."""
+        return self.storage == "fp32" and self.factory is None
+
+
+@dataclass(frozen=True)
 class ScoringConfig:
     """How distances to the memory bank become an anomaly map and an anomaly score. Stored with the bank."""
 
@@ -211,6 +233,27 @@ class ComputeConfig:
         require(self.bank_shards is None or self.bank_shards > 0, f"bank_shards must be > 0, not {self.bank_shards}")
         require(self.memory_per_actor_bytes > 0, "memory_per_actor_bytes must be > 0")
         require(self.wait_for_nodes_s >= 0, f"wait_for_nodes_s must be >= 0, not {self.wait_for_nodes_s}")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The page that a person reads in the morning: report.html in the run's folder."""
+
+    gallery: int = 40
+    """Worst strips shown with heatmap and nearest nominal patch; 0: none."""
+    max_runs: int = 14
+    """Runs over which a trend is looked for, this one included."""
+    object_url: str | None = None
+    """Where a person opens an object, with {key} in it, such as https://viewer.example/strips/{key}; null: the store's
+    own address."""
+
+    def __post_init__(self) -> None:
+        require(self.gallery >= 0, f"gallery must be >= 0, not {self.gallery}")
+        require(self.max_runs >= 1, f"max_runs must be >= 1, not {self.max_runs}")
+        require(
+            self.object_url is None or "{key}" in self.object_url,
+            f"object_url has no {{key}} in it: {self.object_url}",
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from steelray.data.decode import Undecodable
 from steelray.fitting import fit_memory_bank
 from steelray.job_config import EvaluateConfig
 from steelray.memory_bank.bank import BankInfo
-from steelray.memory_bank.shard import IndexShard, LocalSearch
+from steelray.memory_bank.shard import LocalSearch, shard_of
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.trained import Model, load_scorer, open_model, read_calibration, read_weights
@@ -196,8 +196,9 @@ class _Fitting:
             weights_digest=self._embedder.weights_digest,
             coreset=self._config.coreset,
             scoring=self._config.scoring,
+            index=self._config.index,
         )
-        search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=self._num_threads)])
+        search = LocalSearch([shard_of(bank, num_threads=self._num_threads)])
         scorer = PatchCoreScorer(self._embed, search, bank.info.embedder, bank.info.scoring, self._embedder.stride_px)
         threshold = None
         if settings is not None:
@@ -213,7 +214,8 @@ def _load(model: Model | None, config: EvaluateConfig, num_threads: int) -> tupl
 
 
 def _bank_facts(info: BankInfo) -> dict[str, Any]:
-    return {"bank_vectors": info.num_vectors, "cover_radius": info.coreset["cover_radius"]}
+    facts: dict[str, Any] = {"bank_vectors": info.num_vectors, "cover_radius": info.coreset["cover_radius"]}
+    return facts if info.recall is None else {**facts, "index_recall": info.recall}
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, IndexConfig, ScoringConfig
 from steelray.data.decode import resize
 from steelray.memory_bank.bank import MemoryBank, make_bank
 from steelray.memory_bank.coreset import CoresetShard, Progress, num_centers_of, select
 from steelray.memory_bank.projection import project
+from steelray.memory_bank.quantised import index_bank, recall_queries
 from steelray.models.portable_embedder import EmbedFunction
 
 
@@ -67,12 +68,16 @@ def fit_memory_bank(
     weights_digest: str,
     coreset: CoresetConfig,
     scoring: ScoringConfig,
+    index: IndexConfig | None = None,
     progress: Progress | None = None,
 ) -> MemoryBank:
     """Embeds nominal images and keeps a greedy coreset of their patches.
 
+    Args:
+        index: how the bank is kept and searched; None: exactly.
+
     Raises:
-        ConfigError: no images, or embeddings that are not finite.
+        ConfigError: no images, embeddings that are not finite, or an index that does not suit the bank.
     """
     if not images:
         raise ConfigError("no nominal images: nothing to learn from")
@@ -92,7 +97,7 @@ def fit_memory_bank(
         raise ConfigError(f"coreset: {error}") from None
     rows = chosen.indices_M.numpy()
     duration_s = time.perf_counter() - start_s
-    return make_bank(
+    bank = make_bank(
         vectors_ND[rows],
         patch_origins(grids)[rows],
         tuple(keys),
@@ -102,3 +107,4 @@ def fit_memory_bank(
         input_size_px=common_size([(i.shape[0], i.shape[1]) for i in images], embedder),
         coreset=coreset_statistics(coreset, len(vectors_ND), chosen.cover_radius, chosen.num_rounds, duration_s),
     )
+    return index_bank(bank, index or IndexConfig(), vectors_ND[recall_queries(len(vectors_ND), rows)])

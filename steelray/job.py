@@ -20,6 +20,18 @@ from steelray.progress import progress_line
 Config = TypeVar("Config")
 
 
+class JobFailed(Exception):
+    """The job did not do what it says: one line that tells why, and what to do.
+
+    Args:
+        summary: of a job that has finished but whose result is not acceptable; printed all the same.
+    """
+
+    def __init__(self, message: str, summary: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.summary = summary
+
+
 def run_job(
     config_class: type[Config],
     run: Callable[[Config], dict[str, Any]],
@@ -28,14 +40,22 @@ def run_job(
 ) -> None:
     """Parses the command line, calls `run`, prints its summary as one JSON line and ends the process.
 
-    Exit code 0: all of the job is done. 1: it failed. 2: the user has to correct something; one line on stderr says
-    what. Settings come from defaults, then `--config FILE`, then the command line; unknown ones are refused.
+    Exit code 0: all of the job is done. 1: it failed. 2: the user has to correct something. One line on stderr says
+    what is wrong. Settings come from defaults, then `--config FILE`, then the command line; unknown ones are refused.
     """
     try:
         summary = run(parse(config_class, description, argv))
     except ConfigError as error:
         print(progress_line(f"error: {error}", level="error"), file=sys.stderr, flush=True)
         _end(2)
+    except JobFailed as failure:
+        print(f"error: {failure}", file=sys.stderr, flush=True)
+        if failure.summary is not None:
+            print(json.dumps(failure.summary, default=str), flush=True)
+        _end(1)
+    except OSError as error:  # the store, or a disk: what it says is clearer than where it was said
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _end(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         _end(130)

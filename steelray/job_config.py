@@ -10,6 +10,8 @@ from steelray.config import (
     DatasetConfig,
     DecodeConfig,
     EmbedderConfig,
+    IndexConfig,
+    ReportConfig,
     ScoringConfig,
     require,
 )
@@ -26,6 +28,7 @@ class BuildMemoryBankConfig:
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -53,10 +56,18 @@ class ScoreArchiveConfig:
     """Flag strips above this score instead of above the calibrated threshold."""
     save_anomaly_maps: bool = False
     """Also keep every strip's anomaly map (float16 .npy), for pixel metrics; about 0.8 MB per 1600x256 strip."""
+    max_quarantine_share: float | None = 0.05
+    """Above this share of objects without a score the job ends with code 1, after it has finished and published; null:
+    never."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
+
+    def __post_init__(self) -> None:
+        share = self.max_quarantine_share
+        require(share is None or 0 <= share <= 1, f"max_quarantine_share must lie in [0, 1], not {share}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class EvaluateConfig:
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     model_uri: str | None = None
     """Score with this memory bank or checkpoint; null builds a bank from the dataset's nominal images, in memory."""

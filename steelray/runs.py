@@ -5,6 +5,8 @@
     results_uri/runs/RUN_ID/scores/*.parquet   the score table, part by part
     results_uri/runs/RUN_ID/heatmaps/*.png     of flagged images
     results_uri/runs/RUN_ID/checkpoint/        which rows are safely written; gone when the run is complete
+    results_uri/runs/RUN_ID/quarantine.*       objects without a score
+    results_uri/runs/RUN_ID/report.html        the page that a person reads; results_uri/index.html leads to it
     results_uri/runs/RUN_ID/run.json           written last: a run without it is not complete
 
 Results are invisible until a run is reconciled with its manifest and published by one conditional write.
@@ -25,15 +27,17 @@ import pyarrow.parquet as pq
 
 from steelray.config import ConfigError
 from steelray.data.storage import Location, ObjectMissing
+from steelray.job import JobFailed
 from steelray.schema import SCORES, Status
 
 POINTER, RUNS = "published.json", "runs"
-MANIFEST_FILE, SCORES_DIR, CHECKPOINT_DIR, RECORD_FILE = "manifest.parquet", "scores", "checkpoint", "run.json"
+MANIFEST_FILE, SCORES_DIR, CHECKPOINT_DIR = "manifest.parquet", "scores", "checkpoint"
+REPORT_FILE, RECORD_FILE = "report.html", "run.json"
 PENDING = ".pending.parquet"
 """What Ray Data calls a checkpoint whose rows may not have been written."""
 
 
-class IncompleteRun(Exception):
+class IncompleteRun(JobFailed):
     """The score table is not one row per manifest entry. The run can be continued by running it again."""
 
 
@@ -178,12 +182,18 @@ def _point_at(results_uri: str, run_ids: list[str], etag: str | None) -> None:
     Location(results_uri).write_if(POINTER, json.dumps(body, indent=2).encode(), etag)
 
 
-def publish(run: Run) -> None:
-    """Makes a complete run the one that counts. Raises `ObjectChanged` if another run is published at the same time."""
+def publish(run: Run) -> bool:
+    """Makes a complete run the one that counts; False if it is that already.
+
+    Raises:
+        ObjectChanged: another run is published at the same time.
+    """
     before = read_published(run.results_uri)
-    if before.current != run.run_id:
-        earlier = [run_id for run_id in before.run_ids if run_id != run.run_id]
-        _point_at(run.results_uri, [run.run_id, *earlier], before.etag)
+    if before.current == run.run_id:
+        return False
+    earlier = [run_id for run_id in before.run_ids if run_id != run.run_id]
+    _point_at(run.results_uri, [run.run_id, *earlier], before.etag)
+    return True
 
 
 def roll_back(results_uri: str) -> str:

@@ -14,6 +14,8 @@ class Status(StrEnum):
     OK = "ok"
     MISSING = "missing"
     """Listed, but gone when it was read."""
+    DENIED = "denied"
+    """The store does not let this user read it, or has moved it to an archive."""
     CHANGED = "changed"
     """Its size or checksum is not the one that was listed: overwritten or corrupted on the way."""
     EMPTY = "empty"
@@ -109,3 +111,11 @@ SCORES = pa.schema(
 `group`. `verdict` is a `Verdict`; `map_peak` and `map_mean` are the largest and the mean value of the
 anomaly map: pixel thresholds rest on the one, drift shows in the other.
 """
+
+QUARANTINE = pa.schema(
+    [
+        *(SCORES.field(name) for name in ("image_key", "etag", "size_bytes", "status")),
+        pa.field("reason", pa.string()),
+    ]
+)
+"""The objects of a run that have no score, and why."""

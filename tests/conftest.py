@@ -1,6 +1,7 @@
 """Fixtures that every test may use. Everything here is real: a real S3 server, a real backbone, real files."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from steelray.config import EmbedderConfig
 from steelray.data.object_store import ObjectStore, running_object_store
 from steelray.models.patch_embedder import PatchEmbedder, build_patch_embedder, compile_embedder
 from steelray.models.portable_embedder import EmbedFunction
+from tests.nights import Plant, build_plant
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -53,3 +55,18 @@ def embedder(embedder_config: EmbedderConfig) -> PatchEmbedder:
 def embed(embedder: PatchEmbedder) -> EmbedFunction:
     """`embedder` as a function on NumPy images, in plain PyTorch."""
     return compile_embedder(embedder, backend="eager")
+
+
+@pytest.fixture(scope="session")
+def built_plant(
+    tmp_path_factory: pytest.TempPathFactory, embedder: PatchEmbedder, embedder_config: EmbedderConfig
+) -> Plant:
+    """A small plant in a folder: bank and calibration, no archive yet. Read only."""
+    return build_plant(tmp_path_factory.mktemp("plant"), embedder, embedder_config)
+
+
+@pytest.fixture
+def plant(built_plant: Plant, tmp_path: Path) -> Plant:
+    """A copy of it for the test's own use."""
+    shutil.copytree(built_plant.root, tmp_path / "plant")
+    return Plant(tmp_path / "plant")

@@ -93,6 +93,7 @@ def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: 
     return plan_bank(
         model.bank.num_vectors,
         model.bank.dim,
+        bytes_per_vector=model.bank.bytes_per_vector,
         memory_per_actor_bytes=compute.memory_per_actor_bytes,
         placement=compute.bank_placement,
         num_shards=compute.bank_shards,

@@ -29,6 +29,7 @@ from steelray.job import num_cores
 from steelray.job_config import BuildMemoryBankConfig
 from steelray.memory_bank.bank import INFO_FILE, MemoryBank, bank_files, make_bank
 from steelray.memory_bank.coreset import select
+from steelray.memory_bank.quantised import index_bank, recall_queries
 from steelray.models.patch_embedder import build_patch_embedder
 from steelray.models.portable_embedder import PortableEmbedder
 from steelray.provenance import run_record
@@ -150,6 +151,8 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
         "vectors": bank.info.num_vectors,
         "dim": bank.info.dim,
         **{name: bank.info.coreset[name] for name in ("num_candidates", "cover_radius", "duration_s")},
+        "index": asdict(config.index),
+        "recall_at_1": bank.info.recall["recall_at_1"] if bank.info.recall else 1.0,
         "embedding_s": round(seconds, 2),
         "skipped": skipped,
         "calibration_version": version,
@@ -226,6 +229,8 @@ def _select(
             input_size_px=common_size([(row["height_px"], row["width_px"]) for row in usable], config.embedder),
             coreset=statistics,
         )
+        if not config.index.is_exact:
+            bank = index_bank(bank, config.index, shards.vectors(recall_queries(total, rows)))
         return bank, embedding_s, skipped
     finally:
         for server in servers:

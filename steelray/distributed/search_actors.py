@@ -15,10 +15,10 @@ from ray.exceptions import RayError
 from steelray.data.storage import Location
 from steelray.distributed.cluster import RESTARTS, SHARD_CPUS
 from steelray.distributed.metrics import announce_shard
-from steelray.memory_bank.bank import read_info, read_vectors
+from steelray.memory_bank.bank import read_info
 from steelray.memory_bank.merge import Neighbors, merge_neighbors
 from steelray.memory_bank.planner import shard_bounds
-from steelray.memory_bank.shard import BankUnavailable, IndexShard
+from steelray.memory_bank.shard import BankUnavailable, load_shard
 
 
 class SearchServer:
@@ -29,7 +29,7 @@ class SearchServer:
         info = read_info(location.read, bank_uri)
         if info.bank_id != bank_id:
             raise BankUnavailable(f"{bank_uri} now holds bank {info.bank_id}, not {bank_id}")
-        self._shard = IndexShard(read_vectors(location.read, info, start, stop), first_id=start, use_gpu=use_gpu)
+        self._shard = load_shard(location.read, info, start, stop, use_gpu=use_gpu)
         announce_shard(bank_id, start)
 
     def search(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> Neighbors:

@@ -1,5 +1,6 @@
 """What every training process runs: its share of each batch, the metrics of all, and rank 0's checkpoints."""
 
+import importlib
 import resource
 import sys
 import tempfile
@@ -157,11 +158,10 @@ class Journal:
         self.rows = folder.metrics(step)
         self._folder, self._config = folder, config
         self._events = Path(tempfile.mkdtemp(prefix="steelray-tensorboard-"))
-        self._writer = SummaryWriter(str(self._events), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self._events), purge_step=step + 1 if step else None)
         self._mlflow: Any = None
         if config.mlflow_uri is not None:
-            import mlflow
-
+            mlflow = importlib.import_module("mlflow")
             mlflow.set_tracking_uri(config.mlflow_uri)
             mlflow.set_experiment("steelray")
             mlflow.start_run(run_name=config.run_name)
@@ -171,13 +171,13 @@ class Journal:
         self.rows.append(row)
         for name, value in row.items():
             if name != "step":
-                self._writer.add_scalar(name, value, int(row["step"]))  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, int(row["step"]))
         if self._mlflow is not None:
             self._mlflow.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 
     def store(self) -> None:
         """Brings the curves and TensorBoard's files into the run's folder."""
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
         for file in self._events.iterdir():
             self._folder.location.write(f"{TENSORBOARD}/{file.name}", file.read_bytes())
         if self.rows:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -54,7 +55,7 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
     Location(config.output_uri).check_access(create=not config.dry_run)
     folder = TrainRun(config.output_uri, config.run_name)
     images = list_nominal(config)
-    SampleMaker(config, others=[])  # textures that cannot be had are found out here
+    SampleMaker(config, others=[np.zeros((1, 1, 1), np.uint8)])  # textures that cannot be had are found out here
     if config.dry_run:
         plan = {"fit": images.fit.num_rows, "held_out": images.held_out.num_rows, "cores": num_cores(),
                 "steps": config.total_steps(images.fit.num_rows)}  # fmt: skip
@@ -78,7 +79,7 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
         assert newest == num_steps
         facts = {"run_name": config.run_name, "step": newest, "source": images.source, "num_images": len(stored.places)}
         info = folder.write_model(config, folder.load(newest)["weights"], facts)
-        summary = {
+        summary: dict[str, Any] = {
             "model_id": info.model_id,
             "model_uri": str(folder.location),
             "steps": num_steps,

@@ -5,7 +5,7 @@ where an image lies. What does not fit into the object store's memory spills to 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -180,12 +180,11 @@ class StoredImages:
     Attributes:
         blocks: of Arrow tables of schema `DECODED`.
         places: (block, row) of every usable image, in the order of `image_index`.
-        sizes: how often each (height, width) occurs.
+        skipped: how many were left out, by status.
     """
 
     blocks: list[ray.ObjectRef]
     places: list[tuple[int, int]]
-    sizes: dict[tuple[int, int], int]
     skipped: dict[str, int]
 
 
@@ -195,32 +194,29 @@ def store_images(config: TrainConfig, images: NominalImages) -> StoredImages:
     Raises:
         ConfigError: none of them can be used.
     """
-    sizes: Counter[tuple[int, int]] = Counter()
     skipped: Counter[str] = Counter()
     decoded = images.decoded(images.fit)
     prepared = decoded.map_batches(_Preparing(config), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS)
     blocks = prepared.to_arrow_refs()
+    facts_of = ray.remote(_facts_of).options(num_cpus=TASK_CPUS)
     numbered: list[tuple[int, tuple[int, int]]] = []
-    for number, facts in enumerate(ray.get([_facts_of.remote(block) for block in blocks])):
-        for row, (index, status, height_px, width_px) in enumerate(facts):
+    for number, facts in enumerate(ray.get([facts_of.remote(block) for block in blocks])):
+        for row, (index, status) in enumerate(facts):
             if status == Status.OK:
                 numbered.append((index, (number, row)))
-                sizes[height_px, width_px] += 1
             else:
                 skipped[status] += 1
     if not numbered:
         raise ConfigError(f"{images.source}: none of {images.fit.num_rows} images can be used: {dict(skipped)}")
-    return StoredImages(blocks, [place for _, place in sorted(numbered)], dict(sizes), dict(skipped))
+    return StoredImages(blocks, [place for _, place in sorted(numbered)], dict(skipped))
 
 
-@ray.remote(num_cpus=TASK_CPUS)
-def _facts_of(block: pa.Table) -> list[tuple[int, str, int, int]]:
-    columns = (block.column(name).to_pylist() for name in ("image_index", "status", "height_px", "width_px"))
-    return list(zip(*columns, strict=True))
+def _facts_of(block: pa.Table) -> list[tuple[int, str]]:
+    return list(zip(block.column("image_index").to_pylist(), block.column("status").to_pylist(), strict=True))
 
 
-class ImageReader:
-    """The stored images by number, in a worker: pixels_HWC uint8 and key. A sequence of the pixels."""
+class ImageReader(Sequence[NDArray[np.uint8]]):
+    """The stored images by number, in a worker: a sequence of pixels_HWC uint8, and their keys."""
 
     def __init__(self, stored: StoredImages) -> None:
         self._stored = stored
@@ -233,16 +229,13 @@ class ImageReader:
     def __len__(self) -> int:
         return len(self._stored.places)
 
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+    def __getitem__(self, index: Any) -> Any:
         if index >= len(self):
             raise IndexError(index)
         number, row = self._stored.places[index]
         pixels_HWC = self._block(number)[0][row]
         assert pixels_HWC is not None
         return pixels_HWC
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        return (self[index] for index in range(len(self)))
 
     def key(self, index: int) -> str:
         number, row = self._stored.places[index]

@@ -1,10 +1,12 @@
 """The memory bank and its file format, without pickle and without a word on where files are kept.
 
     bank.json           everything needed to score with it; written last, so a bank without it is not there
-    shard-00000.arrow   Arrow IPC: vector fixed_size_list<float32>[D], image_index, grid_row, grid_column
+    shard-00000.arrow   Arrow IPC: vector fixed_size_list<float32 or float16>[D], image_index, grid_row, grid_column
     images.arrow        Arrow IPC: image_key of every nominal image, by image_index
+    index.faiss         where the index is not exact: it, trained and empty; every slice of the bank fills its own copy
 
-`bank_id` is a digest of vectors, embedder and scoring. Calibrations lie beside it and are versioned on their own.
+`bank_id` is a digest of vectors, embedder, scoring and index. Calibrations lie beside it and are versioned on their
+own.
 """
 
 import hashlib
@@ -19,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, EmbedderConfig, ScoringConfig
+from steelray.config import ConfigError, EmbedderConfig, IndexConfig, ScoringConfig
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 64 * 2**20
 INFO_FILE = "bank.json"
 IMAGES_FILE = "images.arrow"
+INDEX_FILE = "index.faiss"
 ORIGIN = ("image_index", "grid_row", "grid_column")
 
 Read = Callable[[str], bytes]
@@ -54,15 +57,21 @@ class BankInfo:
     dim: int
     coreset: dict[str, Any]
     """Statistics of the selection: num_candidates, cover_radius, num_rounds, duration_s, projection."""
+    bytes_per_vector: int
+    """What one vector takes in memory."""
+    index: IndexConfig = field(default_factory=IndexConfig)
+    recall: dict[str, float] | None = None
+    """Of an index that is not exact, measured against one that is: recall_at_1, distance_error, num_queries."""
     shards: tuple[BankFile, ...] = ()
     images: BankFile | None = None
+    trained: BankFile | None = None
     created_at: str = ""
     format_version: int = FORMAT_VERSION
 
     @property
     def model_id(self) -> str:
         """Digest of everything that a score depends on but the vectors."""
-        return settings_digest(self.embedder, self.weights_digest, self.scoring).hexdigest()[:16]
+        return settings_digest(self).hexdigest()[:16]
 
     def to_json(self) -> bytes:
         """bank.json's bytes."""
@@ -74,15 +83,17 @@ class MemoryBank:
     """Vectors in the order of the selection, and where each came from.
 
     Attributes:
-        vectors_ND: float32.
+        vectors_ND: float32, or float16 where `info.index.storage` says so.
         origins_N3: int32; image index, patch grid row and column of each vector.
         image_keys: of all nominal images, by image index.
+        trained: bytes of the trained, empty FAISS index; none where search is exact.
     """
 
     info: BankInfo
-    vectors_ND: NDArray[np.float32] = field(repr=False)
+    vectors_ND: NDArray[np.floating[Any]] = field(repr=False)
     origins_N3: NDArray[np.int32] = field(repr=False)
     image_keys: tuple[str, ...] = field(repr=False)
+    trained: bytes = field(default=b"", repr=False)
 
 
 def make_bank(
@@ -106,10 +117,8 @@ def make_bank(
             f"scoring.num_neighbors is {scoring.num_neighbors} but the bank has {len(vectors_ND)} vectors: "
             "lower it, or raise coreset.ratio"
         )
-    digest = settings_digest(embedder, weights_digest, scoring)
-    digest.update(np.ascontiguousarray(vectors_ND).data)
     info = BankInfo(
-        bank_id=digest.hexdigest()[:16],
+        bank_id="",
         embedder=embedder,
         weights_digest=weights_digest,
         scoring=scoring,
@@ -117,20 +126,30 @@ def make_bank(
         num_vectors=len(vectors_ND),
         dim=vectors_ND.shape[1],
         coreset=coreset,
+        bytes_per_vector=4 * vectors_ND.shape[1],
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return MemoryBank(info, vectors_ND, origins_N3, image_keys)
+    return identified(MemoryBank(info, vectors_ND, origins_N3, image_keys))
 
 
-def settings_digest(embedder: EmbedderConfig, weights_digest: str, scoring: ScoringConfig) -> "hashlib._Hash":
-    """SHA-256 over the settings of embedding and scoring."""
-    settings = {"embedder": asdict(embedder), "weights": weights_digest, "scoring": asdict(scoring)}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+def identified(bank: MemoryBank) -> MemoryBank:
+    """The bank with the id that its settings and vectors give it."""
+    digest = settings_digest(bank.info)
+    digest.update(np.ascontiguousarray(bank.vectors_ND).data)
+    digest.update(bank.trained)
+    return replace(bank, info=replace(bank.info, bank_id=digest.hexdigest()[:16]))
+
+
+def settings_digest(info: BankInfo) -> "hashlib._Hash":
+    """SHA-256 over the settings of embedding, scoring and search."""
+    settings = {"weights": info.weights_digest}
+    sections = {name: asdict(getattr(info, name)) for name in ("embedder", "scoring", "index")}
+    return hashlib.sha256(json.dumps({**settings, **sections}, sort_keys=True).encode())
 
 
 def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:
     """The bank's files, in the order in which they must be written."""
-    rows_per_shard = max(1, SHARD_BYTES // (4 * bank.info.dim))
+    rows_per_shard = max(1, SHARD_BYTES // (bank.vectors_ND.itemsize * bank.info.dim))
     shards = []
     for number, start in enumerate(range(0, bank.info.num_vectors, rows_per_shard)):
         rows = slice(start, start + rows_per_shard)
@@ -149,7 +168,11 @@ def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:
     body = _to_ipc(pa.table({"image_key": pa.array(bank.image_keys, pa.string())}))
     images = BankFile(IMAGES_FILE, len(bank.image_keys), _sha256(body))
     yield IMAGES_FILE, body
-    yield INFO_FILE, replace(bank.info, shards=tuple(shards), images=images).to_json()
+    trained = None
+    if bank.trained:
+        trained = BankFile(INDEX_FILE, 0, _sha256(bank.trained))
+        yield INDEX_FILE, bank.trained
+    yield INFO_FILE, replace(bank.info, shards=tuple(shards), images=images, trained=trained).to_json()
 
 
 def read_info(read: Read, where: str) -> BankInfo:
@@ -183,22 +206,29 @@ def read_info(read: Read, where: str) -> BankInfo:
                 **raw,
                 "embedder": EmbedderConfig(**embedder),
                 "scoring": ScoringConfig(**raw["scoring"]),
+                "index": IndexConfig(**raw["index"]),
                 "input_size_px": _pair(raw["input_size_px"]),
                 "shards": tuple(BankFile(**shard) for shard in raw["shards"]),
                 "images": BankFile(**raw["images"]),
+                "trained": BankFile(**raw["trained"]) if raw["trained"] else None,
             }
         )
     except (KeyError, TypeError, ConfigError) as error:
         raise ConfigError(f"{where}/{INFO_FILE}: incomplete ({error}); rebuild the bank") from None
 
 
-def read_vectors(read: Read, info: BankInfo, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-    """Vectors `start` to `stop` (global ids), reading only the files that hold them.
+def read_vectors(read: Read, info: BankInfo, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+    """Vectors `start` to `stop` (global ids) as stored, float32 or float16, reading only the files that hold them.
 
     Raises:
         ConfigError: a file is missing, or its digest is not the one in bank.json.
     """
     return _read_columns(read, info, ["vector"], start, info.num_vectors if stop is None else stop)[0]
+
+
+def read_trained(read: Read, info: BankInfo) -> bytes:
+    """The trained, empty index; none where search is exact. Raises `ConfigError` as `read_vectors`."""
+    return b"" if info.trained is None else _verified(read, info.trained)
 
 
 def read_origins(read: Read, info: BankInfo) -> tuple[NDArray[np.int32], tuple[str, ...]]:
@@ -210,7 +240,7 @@ def read_bank(read: Read, where: str) -> MemoryBank:
     """The whole bank. Raises `ConfigError` as `read_info` and `read_vectors`."""
     info = read_info(read, where)
     vectors_ND, *origins = _read_columns(read, info, ["vector", *ORIGIN], 0, info.num_vectors)
-    return MemoryBank(info, vectors_ND, np.stack(origins, axis=1), _read_keys(read, info))
+    return MemoryBank(info, vectors_ND, np.stack(origins, axis=1), _read_keys(read, info), read_trained(read, info))
 
 
 def _read_columns(read: Read, info: BankInfo, names: Sequence[str], start: int, stop: int) -> list[NDArray[Any]]:

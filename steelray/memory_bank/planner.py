@@ -7,6 +7,7 @@ from typing import Literal
 from steelray.config import ConfigError
 
 BYTES_PER_VALUE = 4
+"""float32."""
 OVERHEAD = 2
 """Loading holds the file's table and the index's copy at once."""
 
@@ -27,18 +28,23 @@ def plan_bank(
     dim: int,
     *,
     memory_per_actor_bytes: int,
+    bytes_per_vector: int | None = None,
     placement: Literal["auto", "replicated", "sharded"] = "auto",
     num_shards: int | None = None,
     cluster_memory_bytes: int | None = None,
 ) -> BankPlan:
     """Chooses placement and shard count from the bank's bytes and the memory that one actor may spend.
 
+    Args:
+        bytes_per_vector: what a vector takes in the index; None: float32 values.
+
     Raises:
         ConfigError: the bank does not fit the cluster, or not into the placement or the shards that were asked for.
     """
-    vector_bytes = dim * BYTES_PER_VALUE * OVERHEAD
+    vector_bytes = (bytes_per_vector or BYTES_PER_VALUE * dim) * OVERHEAD
+    kind = "float32" if bytes_per_vector in (None, BYTES_PER_VALUE * dim) else f"in {bytes_per_vector} bytes each"
     total_bytes = num_vectors * vector_bytes
-    size = f"the bank needs {_mib(total_bytes)} ({num_vectors} x {dim} float32, twice while loading)"
+    size = f"the bank needs {_mib(total_bytes)} ({num_vectors} x {dim} {kind}, twice while loading)"
     limit = f"{_mib(memory_per_actor_bytes)} per actor"
     if cluster_memory_bytes is not None and total_bytes > cluster_memory_bytes:
         raise ConfigError(f"{size} but the cluster has {_mib(cluster_memory_bytes)}: lower coreset.ratio or add nodes")

@@ -203,7 +203,7 @@ def masked_means(values_NHW: torch.Tensor, masks_NHW: torch.Tensor) -> torch.Ten
 def _outputs(model: Draem, images_NCHW: torch.Tensor, device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
     reconstructions, logits = [], []
     with torch.inference_mode():
-        for images_BCHW in images_NCHW.split(BATCH):
+        for images_BCHW in torch.split(images_NCHW, BATCH):
             inputs_BCHW = images_BCHW.to(device, memory_format=torch.channels_last)
             reconstructions_BCHW, logits_B2HW = model(inputs_BCHW)
             reconstructions.append(reconstructions_BCHW.float().cpu())

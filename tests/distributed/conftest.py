@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from steelray.config import ArchiveConfig, CalibrationConfig, CoresetConfig, EmbedderConfig
+from steelray.config import ArchiveConfig, CalibrationConfig, CoresetConfig, EmbedderConfig, ReportConfig
 from steelray.data.object_store import ObjectStore
 from steelray.data.storage import Location
 from steelray.data.synthetic import DEFECTS, make_strip
@@ -92,6 +92,7 @@ def score_config(world: World, results_uri: str, **changes: object) -> ScoreArch
         "archive": ArchiveConfig(world.archive_uri),
         "model_uri": world.bank_uri,
         "results_uri": results_uri,
+        "report": ReportConfig(gallery=4),
         **changes,
     }
     return ScoreArchiveConfig(**settings)  # type: ignore[arg-type]

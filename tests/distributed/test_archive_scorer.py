@@ -45,7 +45,7 @@ def test_the_job_gives_every_image_the_score_of_a_single_process(world: World, c
     assert len(list((location / "heatmaps").list())) == flagged.num_rows
     assert read_published(clean_run.results_uri).current == clean_run.run_id
     page = location.read("report.html").decode()
-    assert page.count('class="card"') == 20
+    assert page.count('class="card"') == 4
     assert "Nearest normal" in page
     assert f"runs/{clean_run.run_id}/report.html" in Location(clean_run.results_uri).read("index.html").decode()
 
@@ -80,7 +80,8 @@ def test_every_bad_input_gets_its_row_and_its_status(world: World, s3_uri: str) 
     expected |= {"sixteen bit.png": "ok", "large.bin": "unreadable"}
     with pytest.raises(JobFailed, match=r"11 of 20 objects \(55.0%\) have no score, 5.0% are allowed") as failed:
         score_archive(score_config(world, f"{s3_uri}/results", archive=ArchiveConfig(archive.uri)), silent)
-    assert (summary := failed.value.summary) is not None
+    summary = failed.value.summary
+    assert summary is not None
     run = Run(f"{s3_uri}/results", summary["run_id"])
     assert read_published(run.results_uri).current == run.run_id, "the complaint comes after the work"
     table = run.scores()

@@ -1,0 +1,43 @@
+"""Which options detect best on a labelled dataset: a table of settings over splits, on Ray. A rerun goes on.
+
+python jobs/ablate.py --config jobs/configs/ablate_severstal.yaml --data.root path/to/severstal
+"""
+
+from pathlib import Path
+from typing import Any
+
+from steelray.ablation.settings import AblationConfig
+from steelray.job import num_cores, run_job, say, show_plan
+
+
+def run(config: AblationConfig) -> dict[str, Any]:
+    from steelray.ablation.results import best_setting, rows_to_do, run_ablation, to_markdown
+
+    if config.dry_run:
+        return show_plan(
+            config, {"rows_to_do": [f"{setting.name}, seed {seed}" for setting, seed in rows_to_do(config)]}
+        )
+    from steelray.ablation.pictures import draw_gallery, draw_summaries, worst_parts
+    from steelray.distributed.ablation import remote_rows
+    from steelray.distributed.cluster import connected
+
+    with connected():
+        summaries = run_ablation(config, lambda rows: remote_rows(config, rows), say)
+    say(to_markdown(summaries))
+    folder = Path(config.output_dir)
+    draw_summaries(summaries, folder / "ablation.svg")
+    if config.gallery_of is not None:
+        from steelray.ablation.rows import predict_split
+
+        setting = next(setting for setting in config.settings if setting.name == config.gallery_of)
+        samples, predictions, threshold = predict_split(config, setting, config.seeds[0], num_cores())
+        misses, false_alarms = worst_parts(samples, predictions, config.parts)
+        draw_gallery(misses, threshold, folder / "worst_misses.jpg")
+        draw_gallery(false_alarms, threshold, folder / "worst_false_alarms.jpg")
+    best = best_setting(summaries)
+    chosen = [summary for summary in summaries if summary["setting"] == best]
+    return {"best_on_validation": best, "figures": chosen[0]["mean"] if chosen else {}, "output_dir": str(folder)}
+
+
+if __name__ == "__main__":
+    run_job(AblationConfig, run, __doc__ or "")

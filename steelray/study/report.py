@@ -1,0 +1,188 @@
+"""The study's page, HTML and Markdown, written from its results alone: a larger run updates it."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from steelray.config import ConfigError
+from steelray.study import criteria, figures
+from steelray.study.results import read_study, read_trials, write_parquet
+from steelray.study.space import Axis
+from steelray.study.verdicts import FIGURES, HYPOTHESES, MIN_SEEDS, SYMPTOMS, Outcome, combine, interval, judge_tests
+
+Row = dict[str, Any]
+COMPARISON_FILE = "detection.json"
+RULES = (
+    "Each prediction is tested on its own, seed by seed against its reference, with Student's 95 % interval. Supported: "
+    "the interval lies wholly in the predicted direction and the mean effect is at least the least one that matters. "
+    f"Refuted: the interval stays wholly below that. Otherwise, or with fewer than {MIN_SEEDS} seeds: undecided. "
+    "A hypothesis takes the verdict of its predictions where they do not contradict each other. Predictions are not "
+    "corrected for their number."
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its words."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Markup
+
+    @property
+    def file(self) -> str:
+        return f"figures/{self.name}.svg"
+
+
+def write_report(results_dir: str | Path, output_dir: str | Path) -> dict[str, Any]:
+    """Writes study.html, study.md, figures/*.svg and trials.parquet; returns the verdicts and counts.
+
+    Raises:
+        ConfigError: no results there, or those of another study version.
+    """
+    study, rows = read_study(results_dir), read_trials(results_dir)
+    if not rows:
+        raise ConfigError(f"{results_dir}: no finished trials yet; run jobs/tune_draem.py")
+    comparison_path = Path(results_dir) / COMPARISON_FILE
+    comparison = json.loads(comparison_path.read_text()) if comparison_path.is_file() else {}
+    outcomes = judge_tests(rows)
+    verdicts = verdict_lines(outcomes)
+    pictures = _pictures(study, rows)
+    values: dict[str, Any] = {
+        **_facts(study, rows), "rows": rows, "failed": [row for row in rows if row["status"] != "ok"],
+        "verdicts": verdicts, "outcomes": outcomes, "figures": FIGURES, "rules": RULES,
+        "convergence": convergence_lines(rows), "pictures": pictures,
+        "detection": detection_lines(rows, comparison), "detection_note": comparison.get("note", ""),
+    }  # fmt: skip
+    folder = Path(output_dir)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        (folder / picture.file).write_text(picture.svg + "\n")
+    for name in ("study.html", "study.md"):
+        (folder / name).write_text(_environment(name).get_template(f"{name}.j2").render(values) + "\n")
+    write_parquet(rows, folder / "trials.parquet")
+    return {"num_trials": len(rows), "verdicts": {line["hypothesis"]: line for line in verdicts}}
+
+
+def verdict_lines(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
+    """One line per hypothesis: the verdict for each symptom, and how many seeds it rests on."""
+    lines = []
+    for hypothesis, title in HYPOTHESES.items():
+        own = [outcome for outcome in outcomes if outcome.test.hypothesis == hypothesis]
+        line = {"hypothesis": hypothesis, "title": title}
+        for symptom in SYMPTOMS:
+            asked = [outcome for outcome in own if outcome.test.symptom == symptom]
+            line[symptom] = combine(asked) if asked else "–"
+        counts = sorted({outcome.num_seeds for outcome in own})
+        line["seeds"] = f"{len(own)} predictions, {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds"
+        lines.append(line)
+    return lines
+
+
+def convergence_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Per arm, how many seeds meet each criterion."""
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != "search"):
+        own = [row for row in rows if row["arm"] == arm]
+        met = {name: sum(bool(row["criteria"][name]) for row in own)
+               for name in ("c1", "c2", "c3", "c4", "converged", "thesis")}  # fmt: skip
+        enough = criteria.share_of_seeds([row["criteria"]["converged"] for row in own])
+        claim = "converges" if enough["claimed"] else "screened" if enough["screened"] else "no"
+        lines.append({"arm": arm, "condition": own[0]["condition"], "seeds": len(own), **met, "claim": claim})
+    return lines
+
+
+def detection_lines(rows: Sequence[Row], comparison: Row) -> list[dict[str, Any]]:
+    """Baseline and fix by the trials' own figures, and what jobs/tune_draem.py's `compare` left of other methods."""
+    names = ("pixel_auroc", "pixel_ap", "image_auroc")
+    lines = []
+    for arm in ("baseline", "fix"):
+        own = [row["detection"] for row in rows if row["arm"] == arm and row.get("detection")]
+        if own:
+            lines.append({"method": f"DRAEM, {arm}", "seeds": len(own),
+                          **{name: _mean_with_interval([found[name] for found in own]) for name in names}})  # fmt: skip
+    for method, found in comparison.get("methods", {}).items():
+        lines.append({"method": method, "seeds": 1, **{name: f"{found[name]:.3f}" for name in names}})
+    return lines
+
+
+def _pictures(study: Row, rows: Sequence[Row]) -> list[Picture]:
+    arms = list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "search"))
+    conditions = {row["arm"]: row["condition"] for row in rows}
+    transplants = ["baseline", *(arm for arm in arms if conditions[arm] != "steel")]
+    factors = [arm for arm in arms if conditions[arm] == "steel"]
+    axes = [Axis(**{**axis, "choices": tuple(axis["choices"]) if axis["choices"] is not None else None})
+            for axis in study["config"]["search"]["axes"]]  # fmt: skip
+    made = [
+        ("curves", "Loss curves of baseline and fix", "One line per seed. Raw totals weigh terms differently and are "
+         "shown because the thesis judged by them; the other two panels are comparable.",
+         figures.loss_curves(rows, study["config"]["steps_per_epoch"])),
+        ("floor", "Floor against reached SSIM loss, per probe tile", "Below the dotted line a reconstruction is better "
+         "than the tile's own blur.", figures.floor_against_reached(rows)),
+        ("transplants", "Transplants: a cause put in, a cause taken out", "Raw total of the last fifth, equal weights; "
+         "dots are seeds, bars 95 % intervals.", figures.arms_beside(rows, transplants, "late_total")),
+        ("factors", "One factor at a time: segmentation", "On steel; dots are seeds, bars 95 % intervals.",
+         figures.arms_beside(rows, factors, "pixel_ap")),
+        ("factors_loss", "One factor at a time: reconstruction", "Reference loss on the frozen probe.",
+         figures.arms_beside(rows, factors, "reconstruction_loss")),
+    ]  # fmt: skip
+    if axes and any(row["arm"] == "search" for row in rows):
+        made += [
+            ("importance", "Importance of the search's axes", "Absolute rank correlation over the trials of the search.",
+             figures.axis_importance(rows, axes, "pixel_ap")),
+            ("parallel", "The search, all axes at once", "A line per trial, from its settings to its result.",
+             figures.parallel_coordinates(rows, axes, "pixel_ap")),
+        ]  # fmt: skip
+    return [Picture(name, title, caption, Markup(svg)) for name, title, caption, svg in made]  # noqa: S704 (our own)
+
+
+def _facts(study: Row, rows: Sequence[Row]) -> Row:
+    train = study["config"]["train"]
+    height_px, width_px = train["input"]["size_px"]
+    scale = (
+        f"{width_px}x{height_px} px crops, width {train['draem']['width']:g} of the paper's, batch "
+        f"{train['batch_size']}, {train['num_steps']} steps, learning rate {train['optimizer']['lr']:g}"
+    )
+    provenance = rows[-1].get("provenance") or {}
+    packages, hardware = provenance.get("packages", {}), provenance.get("hardware", {})
+    dates = sorted(str(row.get("finished_at", ""))[:16] for row in rows)
+    return {
+        "scale": scale,
+        "reduced": f"(Reduced: {scale}.)",
+        "version": study["study_version"],
+        "digest": study["digest"],
+        "hardware": f"{hardware.get('cpu', '?')}, {hardware.get('cores', '?')} cores, GPU {hardware.get('gpu') or 'none'}",
+        "versions": ", ".join(f"{name} {packages[name]}" for name in ("torch", "ray", "numpy") if name in packages),
+        "dates": f"{dates[0]} to {dates[-1]} UTC",
+    }
+
+
+def _environment(name: str) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("steelray.study"),
+        autoescape=name.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=_figure, signed=lambda value: _figure(value, "+"))
+    return environment
+
+
+def _figure(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.3f}" if math.isfinite(value) else "–"
+
+
+def _mean_with_interval(values: Sequence[float]) -> str:
+    mean, low, high = interval(values)
+    if not math.isfinite(low):
+        return f"{statistics.fmean(values):.3f}"
+    return f"{mean:.3f} [{max(0.0, low):.3f}, {min(1.0, high):.3f}]"

@@ -1,0 +1,156 @@
+"""A plant in a folder: a bank, nights of small strips, and what scoring leaves behind, all in this process."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from steelray.batch_scoring import BatchScorer, RunStamp
+from steelray.calibration import Calibration, calibrate
+from steelray.config import (
+    ArchiveConfig,
+    CalibrationConfig,
+    ComputeConfig,
+    CoresetConfig,
+    DecodeConfig,
+    EmbedderConfig,
+    ReportConfig,
+    ScoringConfig,
+)
+from steelray.data.archive import list_archive
+from steelray.data.decode import Undecodable, decode
+from steelray.data.storage import Location
+from steelray.data.synthetic import DEFECTS, make_strip
+from steelray.fitting import fit_memory_bank
+from steelray.job_config import ScoreArchiveConfig
+from steelray.memory_bank.bank import bank_files
+from steelray.models.patch_embedder import PatchEmbedder, compile_embedder
+from steelray.nightly import Night, finish_night
+from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, run_id_of
+from steelray.schema import DECODED
+from steelray.trained import load_scorer, open_model, read_calibration, write_calibration
+
+SIZE_PX = (64, 256)
+CALIBRATION = CalibrationConfig(false_alarm_rate=0.05, reject_rate=0.02, group_pattern=r"^(line\d)/")
+
+
+def strip(index: int, *, seed: int = 0, defect: str | None = None, brightness: float | None = None) -> bytes:
+    """A small strip as a JPEG file."""
+    return make_strip(seed, index, defect=defect, size_px=SIZE_PX, brightness=brightness).jpeg()
+
+
+def decoded(archive: Location, manifest: pa.Table) -> pa.Table:
+    """The manifest's images as the reading tasks hand them on."""
+    rows = []
+    for row in manifest.to_pylist():
+        try:
+            pixels_HWC = decode(archive.read(row["image_key"]), DecodeConfig())
+        except Undecodable as error:
+            rows.append({**row, "status": str(error.status), "error": str(error)})
+            continue
+        shape = dict(zip(("height_px", "width_px", "channels"), pixels_HWC.shape, strict=True))
+        brightness = float(pixels_HWC.mean())
+        rows.append({**row, **shape, "status": "ok", "mean_brightness": brightness, "pixels": pixels_HWC.tobytes()})
+    return pa.Table.from_pylist(rows, schema=DECODED)
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A root folder with nominal/, held_out/, bank/, archive/ and results/."""
+
+    root: Path
+
+    def place(self, name: str) -> Location:
+        """One of them."""
+        return Location(str(self.root / name))
+
+    @property
+    def bank_uri(self) -> str:
+        return str(self.root / "bank")
+
+    @property
+    def results_uri(self) -> str:
+        return str(self.root / "results")
+
+    def score(self, place: str, manifest: pa.Table, run_id: str, calibration: Calibration | None) -> pa.Table:
+        """Score rows as the actors make them."""
+        model = open_model(self.bank_uri)
+        scorer = load_scorer(model, ComputeConfig(), num_threads=1)
+        stamp = RunStamp(run_id, model.model_id, model.bank_id, model.input_size_px)
+        return BatchScorer(scorer, stamp, calibration)(decoded(self.place(place), manifest))
+
+    def config(self, **changes: Any) -> ScoreArchiveConfig:
+        """Settings of a night, without a gallery unless asked for."""
+        settings = {"report": ReportConfig(gallery=0), **changes}
+        return ScoreArchiveConfig(
+            ArchiveConfig(str(self.root / "archive")), self.bank_uri, self.results_uri, **settings
+        )
+
+    def written_run(self, manifest: pa.Table | None = None) -> tuple[Run, pa.Table]:
+        """A run of the present archive whose rows are written, and its manifest."""
+        manifest = list_archive(ArchiveConfig(str(self.root / "archive"))) if manifest is None else manifest
+        calibration, _ = read_calibration(self.bank_uri)
+        run = Run(self.results_uri, run_id_of(manifest, bank=self.bank_uri, calibration=calibration.to_dict()))
+        rows = self.score("archive", manifest, run.run_id, calibration)
+        for folder, part in ((SCORES_DIR, rows), (CHECKPOINT_DIR, rows.select(["image_key"]))):
+            sink = pa.BufferOutputStream()
+            pq.write_table(part, sink)
+            run.location.write(f"{folder}/part.parquet", sink.getvalue().to_pybytes())
+        run.write_manifest(manifest)
+        return run, manifest
+
+    def finish(self, run: Run, manifest: pa.Table, **changes: Any) -> dict[str, Any]:
+        """All that follows the scoring; the summary."""
+        calibration, version = read_calibration(self.bank_uri)
+        model = open_model(self.bank_uri)
+        night = Night(self.config(**changes), run, model, calibration, version, datetime.now(UTC))
+        facts = {"run_id": run.run_id, "model": {"model_id": model.model_id}, "bank_id": model.bank_id}
+        return finish_night(night, manifest, facts, num_scored_now=manifest.num_rows, scoring_s=1.0)
+
+    def run_night(self, **changes: Any) -> dict[str, Any]:
+        """Scores and finishes the archive as it is now."""
+        return self.finish(*self.written_run(), **changes)
+
+
+def build_plant(root: Path, embedder: PatchEmbedder, config: EmbedderConfig, *, num_held_out: int = 60) -> Plant:
+    """A bank of 8 nominal strips, thresholds on others, two lines each; the archive is still empty."""
+    plant = Plant(root)
+    keys = [f"line{index % 2}/{index:02d}.jpg" for index in range(8)]
+    for index, key in enumerate(keys):
+        plant.place("nominal").write(key, strip(index))
+    bank = fit_memory_bank(
+        keys,
+        [decode(plant.place("nominal").read(key)) for key in keys],
+        compile_embedder(embedder, backend="eager"),
+        embedder=config,
+        weights_digest=embedder.weights_digest,
+        coreset=CoresetConfig(ratio=0.05),
+        scoring=ScoringConfig(),
+    )
+    for name, body in bank_files(bank):
+        plant.place("bank").write(name, body)
+    plant.place("bank").write("run.json", json.dumps({"config": {"nominal": {"uri": str(root / "nominal")}}}).encode())
+    for index in range(num_held_out):
+        plant.place("held_out").write(f"line{index % 2}/{index:03d}.jpg", strip(index, seed=1))
+    rows = plant.score("held_out", list_archive(ArchiveConfig(str(root / "held_out"))), "calibration", None)
+    columns = (rows.column(name).to_numpy() for name in ("anomaly_score", "map_peak", "map_mean"))
+    write_calibration(plant.bank_uri, calibrate(rows.column("image_key").to_pylist(), *columns, CALIBRATION), rows, "x")
+    return plant
+
+
+def fill_archive(plant: Plant, num_strips: int, *, seed: int = 2, darker: str | None = None) -> dict[str, str]:
+    """Writes a night of two lines, every eighth strip defective; returns the defects by key."""
+    defects = {}
+    for index in range(num_strips):
+        line = f"line{index % 2}"
+        key = f"{line}/strip {index:03d}.jpg"
+        defect = DEFECTS[index // 8 % 4] if index % 8 == 7 else None
+        brightness = 50.0 if line == darker else None
+        plant.place("archive").write(key, strip(index, seed=seed, defect=defect, brightness=brightness))
+        if defect:
+            defects[key] = defect
+    return defects
