@@ -44,6 +44,8 @@ class SearchConfig:
     """No trial is stopped before."""
     reduction: int = 3
     """Of the trials that reach a rung, one in so many goes on (ASHA)."""
+    seeds: tuple[int, ...] = (0,)
+    """Every setting is tried with each of these; the search sees their mean."""
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def arms_beside(rows: Sequence[Row], arms: Sequence[str], figure: str) -> str:
         axes[0].set(xlabel=title)
         low, high = axes[0].get_xlim()
         every = [value for arm in shown for value in values_by_seed(rows, arm, figure).values()]
-        spread = max(every) - min(every) if every else 1.0
+        spread = (max(every, default=1) - min(every, default=0)) or 0.1
         axes[0].set_xlim(max(low, min(every, default=0) - spread), min(high, max(every, default=1) + spread))
 
     return draw(plot, 1, (6.4, 0.7 + 0.32 * max(1, len(shown))))

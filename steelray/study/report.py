@@ -20,8 +20,9 @@ from steelray.study.verdicts import FIGURES, HYPOTHESES, MIN_SEEDS, SYMPTOMS, Ou
 Row = dict[str, Any]
 COMPARISON_FILE = "detection.json"
 RULES = (
-    "Each prediction is tested on its own, seed by seed against its reference, with Student's 95 % interval. Supported: "
-    "the interval lies wholly in the predicted direction and the mean effect is at least the least one that matters. "
+    "Each prediction is tested on its own, seed by seed against its reference, with Student's 95 % interval. "
+    "Supported: the interval lies wholly in the predicted direction and the mean effect is at least the least one "
+    "that matters. "
     f"Refuted: the interval stays wholly below that. Otherwise, or with fewer than {MIN_SEEDS} seeds: undecided. "
     "A hypothesis takes the verdict of its predictions where they do not contradict each other. Predictions are not "
     "corrected for their number."
@@ -136,7 +137,7 @@ def _pictures(study: Row, rows: Sequence[Row]) -> list[Picture]:
     ]  # fmt: skip
     if axes and any(row["arm"] == "search" for row in rows):
         made += [
-            ("importance", "Importance of the search's axes", "Absolute rank correlation over the trials of the search.",
+            ("importance", "Importance of the search's axes", "Absolute rank correlation over its trials.",
              figures.axis_importance(rows, axes, "pixel_ap")),
             ("parallel", "The search, all axes at once", "A line per trial, from its settings to its result.",
              figures.parallel_coordinates(rows, axes, "pixel_ap")),
@@ -154,12 +155,13 @@ def _facts(study: Row, rows: Sequence[Row]) -> Row:
     provenance = rows[-1].get("provenance") or {}
     packages, hardware = provenance.get("packages", {}), provenance.get("hardware", {})
     dates = sorted(str(row.get("finished_at", ""))[:16] for row in rows)
+    machine = f"{hardware.get('cpu', '?')}, {hardware.get('cores', '?')} cores, {hardware.get('gpu') or 'no GPU'}"
     return {
         "scale": scale,
         "reduced": f"(Reduced: {scale}.)",
         "version": study["study_version"],
         "digest": study["digest"],
-        "hardware": f"{hardware.get('cpu', '?')}, {hardware.get('cores', '?')} cores, GPU {hardware.get('gpu') or 'none'}",
+        "hardware": machine,
         "versions": ", ".join(f"{name} {packages[name]}" for name in ("torch", "ray", "numpy") if name in packages),
         "dates": f"{dates[0]} to {dates[-1]} UTC",
     }

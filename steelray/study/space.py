@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -78,6 +78,29 @@ def with_settings(config: TrainConfig, settings: Settings) -> TrainConfig:
         check_axis(name)
         changes[name] = _converted(name, value)
     return _replaced(config, changes)
+
+
+def check_points(config: TrainConfig, fix: Settings, axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """The first two points of a search, with a value for every axis: the baseline and the proposed fix.
+
+    Raises:
+        ConfigError: there are no axes, or one of the two lies outside of them.
+    """
+    require(len(axes) > 0, "search.axes is empty: name at least one option of the training settings")
+    names = {axis.name for axis in axes}
+    missing = sorted(set(fix) - names)
+    if missing:
+        raise ConfigError(f"the fix sets {missing[0]}, which is no axis of the search: add it to search.axes")
+    baseline = {axis.name: option(config, axis.name) for axis in axes}
+    points = [baseline, {**baseline, **fix}] if fix else [baseline]
+    for point in points:
+        for axis in axes:
+            place = axis.place(point[axis.name])
+            if not 0 <= place <= 1:
+                raise ConfigError(
+                    f"axis {axis.name} does not hold {point[axis.name]!r}, the value of baseline or fix: widen it"
+                )
+    return points
 
 
 def option(config: TrainConfig, name: str) -> Any:

@@ -91,7 +91,7 @@ def run_trial(
                 figures, tile_losses_N = measure(network, probe, session.device)
                 log.probes.append({"step": step, **figures})
                 if on_probe is not None:
-                    on_probe(log.probes[-1])
+                    on_probe({**log.probes[-1], "floor_loss": probe.floor_loss})
     except NonFiniteLoss as error:
         failure = {"step": error.step, "term": error.term}
     row: dict[str, Any] = {
