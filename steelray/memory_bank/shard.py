@@ -118,12 +118,11 @@ class _HalfFlat:
 
 
 def _to_gpu(index: Any, half: bool) -> Any:
+    if isinstance(index, faiss.IndexPQ | faiss.IndexScalarQuantizer | faiss.IndexPreTransform):
+        return index  # no GPU form: the answer is the same on the CPU
     options = faiss.GpuClonerOptions()
     options.useFloat16 = half
-    try:
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
-    except RuntimeError:  # plain PQ and SQ have no GPU form: the answer is the same on the CPU
-        return index
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
 
 
 def train_index(vectors_ND: NDArray[np.float32], factory: str) -> tuple[bytes, int]:
@@ -134,12 +133,18 @@ def train_index(vectors_ND: NDArray[np.float32], factory: str) -> tuple[bytes, i
             depend on how the bank is cut.
     """
     try:
-        index = faiss.index_factory(vectors_ND.shape[1], factory)
-        inner = index
+        index: Any = faiss.index_factory(vectors_ND.shape[1], factory)
+        inner: Any = index
         while isinstance(inner, faiss.IndexPreTransform):
             inner = faiss.downcast_index(inner.index)
         if not isinstance(inner, TRAINABLE):
             raise ValueError(f"{type(inner).__name__} cannot be cut into slices: use IVF, PQ or SQ")
+        parts: list[Any] = [inner, getattr(inner, "pq", None)]
+        for part in parts:
+            if hasattr(part, "cp"):
+                part.cp.min_points_per_centroid = 1  # what few points are worth is measured, not warned of on stderr
+        if hasattr(inner, "do_polysemous_training"):
+            inner.do_polysemous_training = False  # takes a thousand times longer and serves Hamming codes only
         faiss.omp_set_num_threads(1)  # sums in one order: the same bank gives the same index
         index.train(np.ascontiguousarray(vectors_ND))
     except RuntimeError as error:
