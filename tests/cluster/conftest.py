@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -150,7 +150,7 @@ class World:
     root: str
     bank_uri: str
     archive_uri: str
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
     """What a driver of this machine needs to reach the store."""
 
     def local_job(self, job: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
