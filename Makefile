@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint types check bench test-slow test-faults test-cluster soak audit readme clean
+.PHONY: help install demo test lint types check bench test-slow test-faults test-cluster plan soak audit readme docs clean
 .DEFAULT_GOAL := help
 
 help:  ## This list.
@@ -23,6 +23,12 @@ demo: install  ## Score a generated archive in a real S3 server on this machine.
 test: install  ## The tests that every change must pass.
 	$(BIN)/python -m pytest -m "not slow and not faults and not cluster"
 
+test-cluster: install  ## Submission, several nodes, metrics: real raylets, a job server, a Prometheus; under 20 minutes.
+	$(BIN)/python -m pytest -m cluster
+
+plan: install  ## Machines, hours and price of a night of a million strips; costs measured by benchmarks/stage_costs.py.
+	$(BIN)/python jobs/plan_capacity.py --strips 1000000
+
 test-slow: install  ## The figures on real images, and what takes minutes.
 	$(BIN)/python -m pytest -m slow
 
@@ -40,3 +46,6 @@ clean:  ## Remove what the demo and the benchmarks left; the environment stays.
 
 readme: install  ## Write the README's file tree anew.
 	$(BIN)/python -m tests.test_readme
+
+docs: install  ## Write the tables of docs/formats.md anew from the schemas.
+	$(BIN)/python -m tests.test_docs
