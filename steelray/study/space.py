@@ -123,8 +123,8 @@ def _replaced(config: Config, changes: Settings) -> Config:
     for head, inner in sections.items():
         section = getattr(config, head)
         if section is None:
-            raise ConfigError(f"{head} is not set in the study's training settings, so {head}.{next(iter(inner))} "
-                              "cannot be an axis")  # fmt: skip
+            last = next(iter(inner))
+            raise ConfigError(f"{head} is not set in the study's training settings: {head}.{last} cannot be an axis")
         values[head] = _replaced(section, inner)
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
 

@@ -1,0 +1,53 @@
+"""The page of a study: written from results alone, with verdicts, also where trials went wrong."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from steelray.config import ConfigError
+from steelray.study.config import Arm, SearchConfig
+from steelray.study.plan import Trial, plan_trials
+from steelray.study.report import write_report
+from steelray.study.results import StudyResults, read_trials
+from steelray.study.runner import run_plan
+from steelray.study.space import Axis
+from steelray.train_config import OptimizerConfig
+from tests.study.study import TRAIN, small_study
+
+
+def test_a_page_with_every_hypothesis_and_figure(tmp_path: Path) -> None:
+    search = SearchConfig((Axis("loss.w_focal", low=1.0, high=9.0),))
+    study = small_study(tmp_path, arms=(Arm("steel denoised", condition="steel+denoise=2"),), mode="all", seeds=(0,),
+                        search=search)  # fmt: skip
+    searched = [Trial("search", 0, {"loss.w_focal": weight}) for weight in (2.0, 3.0)]
+    run_plan(study, [*plan_trials(study), *searched], lambda line: None)
+    broken = replace(study, train=replace(TRAIN, optimizer=OptimizerConfig(lr=1e30)), results_dir=str(tmp_path / "nan"))
+    run_plan(broken, [Trial("<b>broken</b>", 9)], lambda line: None)
+    StudyResults(tmp_path, study).append(read_trials(tmp_path / "nan")[0])
+    summary = write_report(tmp_path, tmp_path / "page")
+    assert summary["num_trials"] == 6
+    assert summary["verdicts"]["H1"]["S1"] == "undecided"
+    html, markdown = ((tmp_path / "page" / name).read_text() for name in ("study.html", "study.md"))
+    for number in range(1, 10):
+        assert f"| H{number} |" in markdown
+        assert f"<th>H{number}</th>" in html
+    assert "&lt;b&gt;broken" in html
+    assert "<b>broken" not in html
+    assert "1 of them not finite" in html
+    figures = sorted(path.stem for path in (tmp_path / "page" / "figures").glob("*.svg"))
+    assert figures == ["curves", "factors", "factors_loss", "floor", "importance", "parallel", "transplants"]
+    assert html.count("<svg") == len(figures)
+    assert all(f"figures/{name}.svg" in markdown for name in figures)
+    table = pq.read_table(tmp_path / "page" / "trials.parquet").to_pydict()
+    assert len(table["trial_id"]) == 6
+    assert table["figures.pixel_ap"][0] is not None
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a study's results"):
+        write_report(tmp_path, tmp_path)
+    StudyResults(tmp_path, small_study(tmp_path))
+    with pytest.raises(ConfigError, match="no finished trials"):
+        write_report(tmp_path, tmp_path)
