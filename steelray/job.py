@@ -49,7 +49,7 @@ def run_job(
         print(progress_line(f"error: {error}", level="error"), file=sys.stderr, flush=True)
         _end(2)
     except JobFailed as failure:
-        print(f"error: {failure}", file=sys.stderr, flush=True)
+        print(progress_line(f"error: {failure}", level="error"), file=sys.stderr, flush=True)
         if failure.summary is not None:
             print(json.dumps(failure.summary, default=str), flush=True)
         _end(1)

@@ -162,12 +162,12 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
     scoring_s = 0.0
     if remaining.num_rows:
         portable = portable_model(model, config.compute)
-        with connected() as resources:
+        with connected():
             uris = (config.archive.uri, config.model_uri, config.results_uri)
             compute_plan = plan_on_cluster(config.compute, _num_shards(bank_plan), uris, report)
             facts["compute_plan"] = compute_plan.to_dict()
             if bank_plan is not None:
-                plan_model_bank(model, config.compute, int(resources.get("memory", 0)) or None)
+                plan_model_bank(model, config.compute, int(ray.cluster_resources().get("memory", 0)) or None)
                 report(f"memory bank {bank_plan.placement}: {bank_plan.reason}")
             start_s = time.perf_counter()
             _score(config, model, portable, calibration, run, remaining, compute_plan, bank_plan)
