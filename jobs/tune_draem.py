@@ -5,11 +5,15 @@ python jobs/tune_draem.py --config jobs/configs/study_small.yaml --train.data.da
 
 from typing import Any
 
-from steelray.job import run_job, say, show_plan
+from steelray.job import num_cores, run_job, say, show_plan
 from steelray.study.config import StudyConfig
 
 
 def run(config: StudyConfig) -> dict[str, Any]:
+    if config.mode == "compare" and not config.dry_run:
+        from steelray.study.comparison import compare
+
+        return compare(config, say, num_cores())
     from steelray.study.plan import plan_trials
 
     trials = plan_trials(config)

@@ -8,7 +8,7 @@ from steelray.study.space import Axis
 from steelray.study.transplant import parse_condition
 from steelray.train_config import TrainConfig
 
-Mode = Literal["transplant", "one_factor", "search", "confirm"]
+Mode = Literal["transplant", "one_factor", "search", "confirm", "all", "compare"]
 STUDY_VERSION = 1
 """Of what a trial measures; results of different versions are not mixed."""
 
@@ -78,8 +78,9 @@ class StudyConfig:
     """Of the modes transplant (those with a condition that is not steel, or named so) and one_factor."""
     search: SearchConfig = field(default_factory=SearchConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
-    mode: Mode | Literal["all"] = "all"
-    """`transplant`, `one_factor`, `search`, `confirm` or all but the search, in the order in which they tell most."""
+    mode: Mode = "all"
+    """`transplant`, `one_factor`, `search`, `confirm`; `all` but the search, in the order in which they tell most;
+    `compare`: other methods on the test split."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every arm."""
     confirm_seeds: tuple[int, ...] = tuple(range(10))

@@ -1,4 +1,4 @@
-"""Detection on the strips that neither fit nor probe has seen, for a trial's network. Single process, no Ray."""
+"""Detection on the strips that neither fit nor probe has seen. Single process, no Ray."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from steelray.data.datasets import NOMINAL, Sample
 from steelray.metrics import image_auroc, pixel_ap, pixel_auroc
 from steelray.models.draem import Draem
 from steelray.reconstruction_scoring import reconstruction_scorer
-from steelray.study.config import StudyConfig
+from steelray.scoring import Scorer
 from steelray.train_config import InputConfig
 from steelray.training import TrainingSession
 
@@ -17,12 +17,16 @@ MAP_STRIDE_PX = 4
 STRIP_PX = (256, 1600)
 
 
-def detect(session: TrainingSession, samples: Sequence[Sample], study: StudyConfig) -> dict[str, float]:
-    """Pixel and image AUROC and pixel AP of a trained network, on whole strips in one pass each."""
-    config = session.config
+def detect(session: TrainingSession, samples: Sequence[Sample]) -> dict[str, float]:
+    """The figures of a trained DRAEM, on whole strips in one pass each."""
     model = session.eval_model
     assert isinstance(model, Draem)
-    scorer = reconstruction_scorer(model, InputConfig(STRIP_PX, "crop", config.input.brightness_norm), session.device)
+    whole = InputConfig(STRIP_PX, "crop", session.config.input.brightness_norm)
+    return scorer_figures(reconstruction_scorer(model, whole, session.device), samples)
+
+
+def scorer_figures(scorer: Scorer, samples: Sequence[Sample]) -> dict[str, float]:
+    """Pixel and image AUROC and pixel AP of any scorer."""
     labels, scores, maps, masks = [], [], [], []
     step = slice(None, None, MAP_STRIDE_PX)
     for sample in samples:

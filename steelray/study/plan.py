@@ -54,6 +54,7 @@ def plan_trials(study: StudyConfig) -> list[Trial]:
         "one_factor": _trials(study, confirmed + factors, study.seeds),
         "confirm": _trials(study, confirmed, study.confirm_seeds),
         "search": [],
+        "compare": [],
     }
     groups["all"] = [
         *_trials(study, confirmed, first),

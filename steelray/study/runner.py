@@ -9,6 +9,7 @@ import torch
 from steelray.provenance import git_commit, hardware, package_versions
 from steelray.study.config import StudyConfig
 from steelray.study.data import StudyImages
+from steelray.study.detection import detect
 from steelray.study.plan import Trial
 from steelray.study.results import StudyResults
 from steelray.study.trial import run_trial
@@ -38,9 +39,7 @@ def run_plan(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str]
 
 def execute(trial: Trial, study: StudyConfig, images: StudyImages, **options: Any) -> dict[str, Any]:
     """One trial with everything that it needs, and its provenance."""
-    from steelray.study.detection import detect
-
-    on_end = partial(detect, samples=images.test_samples(), study=study) if trial.detect else None
+    on_end = partial(detect, samples=images.test_samples()) if trial.detect else None
     row = run_trial(trial, study, images.of(trial), images.textures, on_end=on_end, **options)
     return {**row, "provenance": provenance()}
 

@@ -1,0 +1,114 @@
+"""Other methods on the study's test split: PatchCore, the convolutional autoencoder, and two that learn nothing."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from steelray.config import CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.data.anomaly_synthesis import SampleMaker, samples_of_step
+from steelray.data.batch import collate
+from steelray.data.datasets import Sample
+from steelray.evaluation import LocalDeviation, top_mean
+from steelray.fitting import fit_memory_bank
+from steelray.memory_bank.shard import IndexShard, LocalSearch
+from steelray.models.conv_autoencoder import ConvAutoencoder
+from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.reconstruction_scoring import reconstruction_scorer
+from steelray.scoring import PatchCoreScorer, Scorer
+from steelray.study.config import StudyConfig
+from steelray.study.data import split_for_study
+from steelray.study.detection import STRIP_PX, scorer_figures
+from steelray.study.results import read_study
+from steelray.study.runner import provenance
+from steelray.train_config import InputConfig
+from steelray.trained import read_weights
+from steelray.training import TrainingSession
+
+COMPARISON_FILE = "detection.json"
+
+
+class MedianDifference:
+    """Learns nothing: the absolute difference of the smoothed grey level to the strip's median; a `Scorer`."""
+
+    min_size_px = 1
+
+    def __init__(self, sigma_px: float = 4.0) -> None:
+        self._sigma_px = sigma_px
+
+    def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+        """Anomaly maps and scores of images, uint8 HWC."""
+        maps = []
+        for image in images:
+            grey_HW = image.astype(np.float32).mean(axis=2)
+            maps.append(ndimage.gaussian_filter(np.abs(grey_HW - np.median(grey_HW)), self._sigma_px))
+        return maps, np.array([top_mean(map_HW) for map_HW in maps], dtype=np.float32)
+
+
+def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int = 1) -> dict[str, Any]:
+    """Fits each method on the study's fit strips, scores its test strips, and writes detection.json to the results.
+
+    Raises:
+        ConfigError: there are no results of this study yet, or the dataset cannot be used.
+    """
+    read_study(study.results_dir)
+    assert study.train.data.dataset is not None
+    fit, _, test = split_for_study(study.train.data.dataset, study.num_probe_images)
+    methods = {}
+    for name, scorer in _scorers(study, fit, num_threads):
+        methods[name] = scorer_figures(scorer, test)
+        report(f"{name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in methods[name].items()))
+    anomalous = sum(sample.is_anomalous for sample in test)
+    note = (
+        f"{len(fit)} clean strips to fit, {len(test)} to test, {anomalous} of them defective; no strip is in two sets. "
+        "DRAEM and ConvAE at the study's reduced scale, PatchCore at its own (EfficientNet-Lite0, whole strips). "
+        "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map."
+    )
+    record = {"methods": methods, "note": note, "provenance": provenance()}
+    (Path(study.results_dir) / COMPARISON_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    return {"results_dir": study.results_dir, "methods": methods}
+
+
+def _scorers(study: StudyConfig, fit: Sequence[Sample], num_threads: int) -> Iterator[tuple[str, Scorer]]:
+    yield "local standard deviation", LocalDeviation()
+    yield "|I - median|", MedianDifference()
+    yield "PatchCore", _patchcore(fit, num_threads)
+    yield "ConvAE", _conv_autoencoder(study, fit)
+
+
+def _patchcore(fit: Sequence[Sample], num_threads: int) -> Scorer:
+    embedder_config, scoring = EmbedderConfig(levels=(2, 3, 4)), ScoringConfig(image_score="top_mean")
+    embedder = build_patch_embedder(embedder_config, read_weights=read_weights)
+    embed = compile_embedder(embedder, backend="auto", num_threads=num_threads)
+    bank = fit_memory_bank(
+        [sample.key for sample in fit],
+        [sample.load() for sample in fit],
+        embed,
+        embedder=embedder_config,
+        weights_digest=embedder.weights_digest,
+        coreset=CoresetConfig(ratio=0.02),
+        scoring=scoring,
+    )
+    search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
+    return PatchCoreScorer(embed, search, bank.info.embedder, bank.info.scoring, embedder.stride_px)
+
+
+def _conv_autoencoder(study: StudyConfig, fit: Sequence[Sample]) -> Scorer:
+    """Trained on the same crops, for as many steps."""
+    config = replace(study.train, model="conv_ae")
+    images = [sample.load() for sample in fit]
+    maker = SampleMaker(config)
+    assert config.num_steps is not None
+    session = TrainingSession(config, config.num_steps)
+    for step in range(config.num_steps):
+        places = samples_of_step(step, config.batch_size, len(images), config.seed)
+        session.train_step(collate([maker.sample(images[i], fit[i].key, epoch=e, index=i) for e, i in places]))
+    model = session.eval_model
+    assert isinstance(model, ConvAutoencoder)
+    return reconstruction_scorer(model, InputConfig(STRIP_PX, "crop"), torch.device("cpu"))
