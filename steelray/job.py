@@ -54,7 +54,7 @@ def run_job(
             print(json.dumps(failure.summary, default=str), flush=True)
         _end(1)
     except OSError as error:  # the store, or a disk: what it says is clearer than where it was said
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(progress_line(f"error: {error}", level="error"), file=sys.stderr, flush=True)
         _end(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Connecting to Ray, and the plan of how a pipeline's parts share the cluster's CPUs."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ SHARD_CPUS = 0.25
 MIN_SCORER_CPUS = 0.25
 RESTARTS = 3
 """How often Ray may restart an actor that holds a shard."""
+CONNECT_S = 5
 SCORER_SHARE = 0.75
 """Logical share of a scorer per configured CPU; the rest carries the tasks that feed it."""
 
@@ -69,6 +71,9 @@ def connected(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
 
     Yields:
         The cluster's total resources.
+
+    Raises:
+        ConfigError: nobody answers at RAY_ADDRESS, or not to this client.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -78,11 +83,31 @@ def connected(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
     if ray.is_initialized():
         yield ray.cluster_resources()
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="warning")
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_answers(address)
+        try:
+            ray.init(logging_level="warning")
+        except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+            # another version of Ray or Python, or no token: Ray says which
+            raise ConfigError(f"RAY_ADDRESS {address}: {' '.join(str(error).split())}") from None
     else:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
     try:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises `ConfigError` within seconds where Ray would try for minutes."""
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(f"RAY_ADDRESS {address} is a job server: give it this job with `ray job submit`")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return  # `auto`, `local`, ray://: Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS {address}: no Ray cluster answers ({error}): start it, or unset RAY_ADDRESS"
+        ) from None
