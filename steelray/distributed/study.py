@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Repeater
 from ray.tune.search.optuna import OptunaSearch
@@ -80,7 +81,8 @@ def _search(
     # what a killed search had tried is suggested again first, and answered from the results
     tried = [row["settings"] for row in done if row["settings"] not in points]
     unique = list({json.dumps(settings, sort_keys=True): settings for settings in [*points, *tried]}.values())
-    searcher: Any = OptunaSearch(points_to_evaluate=unique, seed=study.train.seed)
+    # another seed than the killed search had, or its sampler would propose what was tried once more
+    searcher: Any = OptunaSearch(points_to_evaluate=unique, seed=study.train.seed + len(unique))
     if len(seeds) > 1:
         searcher = Repeater(searcher, repeat=len(seeds))
     num_samples = search.num_trials * len(seeds)
@@ -121,7 +123,7 @@ def _run(
             time_attr="step", max_t=steps, grace_period=min(study.search.grace_steps, steps),
             reduction_factor=study.search.reduction,
         )  # fmt: skip
-    # the rows are the log: Tune's own CSV, JSON and TensorBoard files would repeat them
+    # the rows are the log; of Tune's own files it needs the JSON ones to read its results back
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     callback = _RowWriter(results, report, trial_of)
     tuner = tune.Tuner(
@@ -135,7 +137,7 @@ def _run(
             max_concurrent_trials=resources.max_concurrent or None,
         ),
         run_config=tune.RunConfig(
-            storage_path=str((Path(study.results_dir) / "tune").absolute()), verbose=0, callbacks=[callback]
+            storage_path=str((Path(study.results_dir) / "tune").absolute()), verbose=0, callbacks=[callback, JsonLoggerCallback()]
         ),
     )  # fmt: skip
     logging.getLogger("ray.tune").setLevel(logging.WARNING)

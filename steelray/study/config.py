@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from steelray.config import DatasetConfig, require
+from steelray.study.condition import parse_condition
 from steelray.study.space import Axis
-from steelray.study.transplant import parse_condition
 from steelray.train_config import TrainConfig
 
 Mode = Literal["transplant", "one_factor", "search", "confirm", "all", "compare"]

@@ -14,9 +14,10 @@ from steelray.data.anomaly_sources import AnomalySource, list_textures
 from steelray.data.datasets import Sample, load_dataset
 from steelray.data.decode import resize
 from steelray.data.synthetic import make_strip
+from steelray.study.condition import parse_condition
 from steelray.study.config import StudyConfig
 from steelray.study.plan import Trial
-from steelray.study.transplant import apply_changes, parse_condition
+from steelray.study.transplant import apply_changes
 from steelray.study.trial import TrialImages
 
 Pixels = NDArray[np.uint8]

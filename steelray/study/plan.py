@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steelray.config import ConfigError, DatasetConfig
+from steelray.study.condition import parse_condition
 from steelray.study.config import STUDY_VERSION, Arm, StudyConfig
 from steelray.study.space import axis_names, option, with_settings
-from steelray.study.transplant import parse_condition
 from steelray.train_config import TrainConfig, TrainDataConfig
 
 BASELINE, FIX = "baseline", "fix"

@@ -1,52 +1,12 @@
-"""Putting a suspected cause into a dataset, or taking it out. Shapes: H height, W width, C channels, pixels uint8.
-
-A condition is written `dataset+change=amount+...`, such as `bottle+grain=8` or `severstal+denoise=2`.
-"""
-
-from dataclasses import dataclass
+"""Putting a suspected cause into a dataset, or taking it out. Shapes: H height, W width, C channels, pixels uint8."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from steelray.config import ConfigError
 from steelray.data.perlin import gaussian_blur
 
 Pixels = NDArray[np.uint8]
-
-CHANGES = ("grain", "denoise", "bands", "grey", "squeeze")
-DATASETS = ("steel", "control", "generated")
-"""`steel`: what the study is about. `control`: where DRAEM is known to converge. `generated`: strips with knobs."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A dataset and the changes made to its pixels, in their order."""
-
-    dataset: str = "steel"
-    changes: tuple[tuple[str, float], ...] = ()
-
-    def __str__(self) -> str:
-        return "+".join([self.dataset, *(f"{name}={amount:g}" for name, amount in self.changes)])
-
-
-def parse_condition(text: str) -> Condition:
-    """Raises `ConfigError` for an unknown dataset or change."""
-    dataset, *parts = text.split("+")
-    changes = []
-    for part in parts:
-        name, _, amount = part.partition("=")
-        try:
-            changes.append((name, float(amount)))
-        except ValueError:
-            raise ConfigError(f"condition {text!r}: {part!r} has no amount; write it as grain=8") from None
-    unknown = [name for name, _ in changes if name not in CHANGES and dataset != "generated"]
-    if dataset not in DATASETS or unknown:
-        raise ConfigError(
-            f"condition {text!r}: {unknown[0] if unknown else dataset!r} is not known; "
-            f"datasets are {', '.join(DATASETS)}, changes are {', '.join(CHANGES)}"
-        )
-    return Condition(dataset, tuple(changes))
 
 
 def apply_changes(pixels_HWC: Pixels, changes: tuple[tuple[str, float], ...], seed: int) -> Pixels:
