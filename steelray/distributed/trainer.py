@@ -52,7 +52,8 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
     started_at = datetime.now(UTC)
     if config.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
         raise ConfigError("mlflow_uri is set but mlflow is not installed: pip install mlflow, or leave mlflow_uri out")
-    Location(config.output_uri).check_access(create=not config.dry_run)
+    if not config.dry_run:
+        Location(config.output_uri).check_access(create=True)
     folder = TrainRun(config.output_uri, config.run_name)
     images = list_nominal(config)
     SampleMaker(config, others=[np.zeros((1, 1, 1), np.uint8)])  # textures that cannot be had are found out here
