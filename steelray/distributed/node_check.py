@@ -110,4 +110,4 @@ def check_nodes(uris: Sequence[str], needs_gpu: bool = False) -> None:
             behind_s, ahead_s = min(0.0, report.clock_s - started_s), max(0.0, report.clock_s - answered_s)
             problems += problems_of(name, report, own, behind_s + ahead_s, look_for_gpu)
     if problems:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError("; ".join(dict.fromkeys(problems)))
