@@ -135,7 +135,7 @@ def test_every_job_s_command_is_one_that_the_job_takes(job: str, arguments: str)
     source = (REPOSITORY / job).read_text()
     name = re.search(r"run_job\((\w+), ", source)
     assert name, job
-    module = re.search(rf"^from (steelray\.\w+) import .*\b{name[1]}\b", source, re.MULTILINE)
+    module = re.search(rf"^from (steelray\.[\w.]+) import .*\b{name[1]}\b", source, re.MULTILINE)
     assert module, job
     config_class = getattr(__import__(module[1], fromlist=[name[1]]), name[1])
     given = shlex.split(arguments.removesuffix(" && exit 0"))

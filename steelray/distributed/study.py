@@ -137,7 +137,8 @@ def _run(
             max_concurrent_trials=resources.max_concurrent or None,
         ),
         run_config=tune.RunConfig(
-            storage_path=str((Path(study.results_dir) / "tune").absolute()), verbose=0, callbacks=[callback, JsonLoggerCallback()]
+            storage_path=str((Path(study.results_dir) / "tune").absolute()), verbose=0,
+            callbacks=[callback, JsonLoggerCallback()],
         ),
     )  # fmt: skip
     logging.getLogger("ray.tune").setLevel(logging.WARNING)

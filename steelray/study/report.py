@@ -15,7 +15,17 @@ from steelray.config import ConfigError
 from steelray.study import criteria, figures
 from steelray.study.results import read_study, read_trials, write_parquet
 from steelray.study.space import Axis
-from steelray.study.verdicts import FIGURES, HYPOTHESES, MIN_SEEDS, SYMPTOMS, Outcome, combine, interval, judge_tests
+from steelray.study.verdicts import (
+    FIGURES,
+    HYPOTHESES,
+    MIN_SEEDS,
+    SYMPTOMS,
+    Outcome,
+    combine,
+    interval,
+    judge_tests,
+    values_by_seed,
+)
 
 Row = dict[str, Any]
 COMPARISON_FILE = "detection.json"
@@ -24,8 +34,9 @@ RULES = (
     "Supported: the interval lies wholly in the predicted direction and the mean effect is at least the least one "
     "that matters. "
     f"Refuted: the interval stays wholly below that. Otherwise, or with fewer than {MIN_SEEDS} seeds: undecided. "
-    "A hypothesis takes the verdict of its predictions where they do not contradict each other. Predictions are not "
-    "corrected for their number."
+    "A hypothesis takes the verdict of its predictions where they do not contradict each other. A diagnosis "
+    "compares a figure of the baseline with a limit; an intervention changes one thing: the stronger of the two. "
+    "Predictions are not corrected for their number."
 )
 
 
@@ -60,7 +71,7 @@ def write_report(results_dir: str | Path, output_dir: str | Path) -> dict[str, A
     values: dict[str, Any] = {
         **_facts(study, rows), "rows": rows, "failed": [row for row in rows if row["status"] != "ok"],
         "verdicts": verdicts, "outcomes": outcomes, "figures": FIGURES, "rules": RULES,
-        "convergence": convergence_lines(rows), "pictures": pictures,
+        "convergence": convergence_lines(rows), "fix_lines": fix_lines(rows), "pictures": pictures,
         "detection": detection_lines(rows, comparison), "detection_note": comparison.get("note", ""),
     }  # fmt: skip
     folder = Path(output_dir)
@@ -74,7 +85,7 @@ def write_report(results_dir: str | Path, output_dir: str | Path) -> dict[str, A
 
 
 def verdict_lines(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """One line per hypothesis: the verdict for each symptom, and how many seeds it rests on."""
+    """One line per hypothesis: the verdict for each symptom, and what it rests on."""
     lines = []
     for hypothesis, title in HYPOTHESES.items():
         own = [outcome for outcome in outcomes if outcome.test.hypothesis == hypothesis]
@@ -82,8 +93,11 @@ def verdict_lines(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
         for symptom in SYMPTOMS:
             asked = [outcome for outcome in own if outcome.test.symptom == symptom]
             line[symptom] = combine(asked) if asked else "–"
-        counts = sorted({outcome.num_seeds for outcome in own})
-        line["seeds"] = f"{len(own)} predictions, {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds"
+        decided = [outcome for outcome in own if outcome.verdict != "undecided"]
+        kinds = sorted({"a diagnosis" if outcome.test.reference is None else "an intervention" for outcome in decided})
+        seeds = min((outcome.num_seeds for outcome in decided), default=0)
+        line["rests"] = f"{' and '.join(kinds)}, {seeds} seeds" if decided else "nothing yet that decides"
+        line["count"] = f"{len(decided)} of {len(own)} predictions decided"
         lines.append(line)
     return lines
 
@@ -98,6 +112,20 @@ def convergence_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
         enough = criteria.share_of_seeds([row["criteria"]["converged"] for row in own])
         claim = "converges" if enough["claimed"] else "screened" if enough["screened"] else "no"
         lines.append({"arm": arm, "condition": own[0]["condition"], "seeds": len(own), **met, "claim": claim})
+    return lines
+
+
+def fix_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The fix beside the baseline, seed by seed, on figures that do not depend on the weights of the loss."""
+    lines = []
+    for name in ("reconstruction_loss", "pixel_ap", "pixel_ap_desaturated", "cv", "gap"):
+        both = [values_by_seed(rows, arm, name) for arm in ("baseline", "fix")]
+        seeds = sorted(both[0].keys() & both[1].keys())
+        if seeds:
+            mean, low, high = interval([both[1][seed] - both[0][seed] for seed in seeds])
+            means = [_figure(statistics.fmean(values[seed] for seed in seeds)) for values in both]
+            lines.append({"figure": FIGURES[name][0], "baseline": means[0], "fix": means[1], "seeds": str(len(seeds)),
+                          "effect": f"{_figure(mean, '+')} [{_figure(low, '+')}, {_figure(high, '+')}]"})  # fmt: skip
     return lines
 
 

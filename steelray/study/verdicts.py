@@ -87,6 +87,12 @@ def _gradient_ratio(row: Row) -> float:
     return float(statistics.fmean(report["norm_ssim"] / max(report["norm_focal"], 1e-12) for report in reports))
 
 
+def _black_share(row: Row) -> float:
+    """NaN where the probe holds next to no black: then the share says nothing of black's weight."""
+    share = row["figures"]["black_share_of_ssim_loss"]
+    return share if share >= 1e-3 else math.nan
+
+
 def _figure(name: str) -> Callable[[Row], float]:
     return lambda row: row["figures"][name]
 
@@ -100,7 +106,7 @@ FIGURES: dict[str, tuple[str, Callable[[Row], float]]] = {
     "floor_rank_correlation": ("rank correlation of floor and reached SSIM loss", _figure("floor_rank_correlation")),
     "sd_ratio": ("sd of the total after the drop over before", _ratio("sd_after_drop", "sd_before_drop")),
     "gap": ("train/eval gap", _figure("train_eval_gap")),
-    "black_share": ("share of SSIM loss on black", _figure("black_share_of_ssim_loss")),
+    "black_share": ("share of SSIM loss on black", _black_share),
     "chroma_drop": ("AP lost without colour", _difference("pixel_ap", "pixel_ap_desaturated")),
     "turned": ("SSIM loss turned over unturned", _figure("turned_over_unturned")),
     "below_grain": ("labels changed by less than the grain", _figure("share_below_grain")),
