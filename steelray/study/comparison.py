@@ -1,7 +1,7 @@
 """Other methods on the study's test split: PatchCore, the convolutional autoencoder, and two that learn nothing."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ class MedianDifference:
 
 
 def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int = 1) -> dict[str, Any]:
-    """Fits each method on the study's fit strips, scores its test strips, and writes detection.json to the results.
+    """Fits each method on the study's fit strips and scores its test strips.
+
+    Writes detection.json to the results, method by method. Methods that are in it already are not run again.
 
     Raises:
         ConfigError: there are no results of this study yet, or the dataset cannot be used.
@@ -60,26 +62,31 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
     read_study(study.results_dir)
     assert study.train.data.dataset is not None
     fit, _, test = split_for_study(study.train.data.dataset, study.num_probe_images)
-    methods = {}
-    for name, scorer in _scorers(study, fit, num_threads):
-        methods[name] = scorer_figures(scorer, test)
-        report(f"{name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in methods[name].items()))
+    path = Path(study.results_dir) / COMPARISON_FILE
+    methods: dict[str, Any] = json.loads(path.read_text())["methods"] if path.is_file() else {}
     anomalous = sum(sample.is_anomalous for sample in test)
     note = (
         f"{len(fit)} clean strips to fit, {len(test)} to test, {anomalous} of them defective; no strip is in two sets. "
         "DRAEM and ConvAE at the study's reduced scale, PatchCore at its own (EfficientNet-Lite0, whole strips). "
         "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map."
     )
-    record = {"methods": methods, "note": note, "provenance": provenance()}
-    (Path(study.results_dir) / COMPARISON_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    for name, make in _scorers(study, fit, num_threads).items():
+        if name in methods:
+            continue
+        methods[name] = scorer_figures(make(), test)
+        report(f"{name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in methods[name].items()))
+        record = {"methods": methods, "note": note, "provenance": provenance()}
+        path.write_text(json.dumps(record, indent=2) + "\n")
     return {"results_dir": study.results_dir, "methods": methods}
 
 
-def _scorers(study: StudyConfig, fit: Sequence[Sample], num_threads: int) -> Iterator[tuple[str, Scorer]]:
-    yield "local standard deviation", LocalDeviation()
-    yield "|I - median|", MedianDifference()
-    yield "PatchCore", _patchcore(fit, num_threads)
-    yield "ConvAE", _conv_autoencoder(study, fit)
+def _scorers(study: StudyConfig, fit: Sequence[Sample], num_threads: int) -> dict[str, Callable[[], Scorer]]:
+    return {
+        "local standard deviation": LocalDeviation,
+        "|I - median|": MedianDifference,
+        "PatchCore": lambda: _patchcore(fit, num_threads),
+        "ConvAE": lambda: _conv_autoencoder(study, fit),
+    }
 
 
 def _patchcore(fit: Sequence[Sample], num_threads: int) -> Scorer:
