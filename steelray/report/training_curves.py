@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 TERMS = ("total", "l2", "ssim", "focal")
 SMOOTH_ROWS = 10
+"""The running mean is over so many rows, or a tenth of a shorter run."""
 THESIS_RANGE = (0.05, 0.1)
 """What the thesis calls converged: the range of the total loss of DRAEM on MVTec."""
 
@@ -45,5 +46,5 @@ def _running_mean(values_N: Any) -> Any:
     """Mean of the last rows, of fewer at the start."""
     sums = np.cumsum(np.insert(values_N, 0, 0.0))
     ends = np.arange(1, len(values_N) + 1)
-    starts = np.maximum(0, ends - SMOOTH_ROWS)
+    starts = np.maximum(0, ends - max(1, min(SMOOTH_ROWS, len(values_N) // 10)))
     return (sums[ends] - sums[starts]) / (ends - starts)
