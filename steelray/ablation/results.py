@@ -35,10 +35,16 @@ CHOICE = "validation_part_auroc"
 
 
 def row_id(config: AblationConfig, row: Row) -> str:
-    """Digest of all that a row's figures depend on, but for the code and the pixels."""
+    """Digest of all that a row's figures depend on, but for the code and the images, which may lie anywhere."""
     setting, seed = row
     shared = {name: getattr(config, name) for name in SHARED}
-    facts = {"data": asdict(replace(config.data, seed=0)), **shared, **asdict(setting), "name": "", "seed": seed}
+    facts = {
+        "data": asdict(replace(config.data, seed=0, root="")),
+        **shared,
+        **asdict(setting),
+        "name": "",
+        "seed": seed,
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -70,7 +70,8 @@ def test_a_stopped_ablation_goes_on_where_it_was(plain_strips: DatasetConfig, tm
 def test_a_row_is_computed_anew_when_what_it_depends_on_changes(plain_strips: DatasetConfig, tmp_path: Path) -> None:
     config = ablation(plain_strips, tmp_path, *SETTINGS)
     bank = config.settings[0]
-    same = [config, replace(config, output_dir="other", cache_dir="there", gallery_of="bank")]
+    elsewhere = replace(config.data, root="elsewhere")
+    same = [config, replace(config, data=elsewhere, output_dir="other", cache_dir="there", gallery_of="bank")]
     assert len({row_id(one, (bank, 0)) for one in same}) == 1
     assert row_id(config, (replace(bank, name="renamed"), 0)) == row_id(config, (bank, 0))
     others = [
