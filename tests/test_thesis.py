@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from steelray import metrics
 from steelray.batch_scoring import BatchScorer, RunStamp
 from steelray.calibration import calibrate
 from steelray.config import CalibrationConfig, ComputeConfig, ConfigError, CoresetConfig, EmbedderConfig
@@ -17,7 +18,8 @@ from steelray.data.anomaly_synthesis import SampleMaker, samples_of_step
 from steelray.data.batch import collate
 from steelray.data.datasets import load_dataset
 from steelray.data.synthetic import encode, make_strip
-from steelray.evaluation import Predictions
+from steelray.evaluation import Predictions, evaluate, predict
+from steelray.job_config import EvaluateConfig
 from steelray.report.thesis_tables import THESIS, to_markdown
 from steelray.schema import DECODED
 from steelray.thesis import judge, reproduce
@@ -170,3 +172,14 @@ def test_severstal_is_cut_and_textures_go_to_draem_only(tmp_path: Path) -> None:
     assert config.training("severstal", "draem", "x").synthesis.texture_uri == "dtd"
     assert config.training("severstal", "conv_ae", "x").synthesis.texture_uri is None
     assert config.training("bottle", "draem", "x").seed == 3
+
+
+def test_a_checkpoint_is_evaluated_as_a_bank_is(tmp_path: Path, bottle: Path) -> None:
+    config = config_of(tmp_path, bottle)
+    summary = TrainingHere()(config.training("bottle", "conv_ae", "evaluated"))
+    found = evaluate(EvaluateConfig(data=config.dataset("bottle"), model_uri=summary["model_uri"]), 1, str)
+    assert (found["method"], found["num_test"]) == ("conv_ae", 6)
+    scorer = load_scorer(open_model(summary["model_uri"]), ComputeConfig(), num_threads=1)
+    own = predict(scorer, load_dataset(config.dataset("bottle")).test)
+    assert found["pixel_auroc"] == metrics.pixel_auroc(own.masks, own.anomaly_maps)
+    assert 0 <= found["image_auroc"] <= 1
