@@ -117,6 +117,25 @@ class CoresetConfig:
 
 
 @dataclass(frozen=True)
+class GrowthConfig:
+    """How much of new nominal strips a memory bank takes in. The first limit reached ends the selection."""
+
+    cover_radius: float | None = None
+    """Stop as soon as every new patch lies within this distance of the bank; null: the bank's own cover radius."""
+    ratio: float = 0.1
+    """At most this share of the new patches. Strips that need more are unlike those that the bank knows."""
+    max_centers: int | None = None
+    """At most this many new vectors."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio <= 1, f"growth ratio must lie in (0, 1], not {self.ratio}")
+        require(self.max_centers is None or self.max_centers > 0, f"max_centers must be > 0, not {self.max_centers}")
+        require(
+            self.cover_radius is None or self.cover_radius >= 0, f"cover_radius must be >= 0, not {self.cover_radius}"
+        )
+
+
+@dataclass(frozen=True)
 class IndexConfig:
     """How the memory bank is kept and searched. Stored with the bank; all but the default may move scores slightly."""
 
@@ -245,13 +264,13 @@ class ReportConfig:
     """Runs over which a trend is looked for, this one included."""
     object_url: str | None = None
     """Where a person opens an object, with {key} in it, such as https://viewer.example/strips/{key}; null: the store's
-    own address."""
+    own address; empty: nowhere."""
 
     def __post_init__(self) -> None:
         require(self.gallery >= 0, f"gallery must be >= 0, not {self.gallery}")
         require(self.max_runs >= 1, f"max_runs must be >= 1, not {self.max_runs}")
         require(
-            self.object_url is None or "{key}" in self.object_url,
+            not self.object_url or "{key}" in self.object_url,
             f"object_url has no {{key}} in it: {self.object_url}",
         )
 

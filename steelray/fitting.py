@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 from steelray.data.decode import resize
 from steelray.memory_bank.bank import MemoryBank, make_bank
 from steelray.memory_bank.coreset import CoresetShard, Progress, num_centers_of, select
+from steelray.memory_bank.growth import centers_of, grown_bank, growth_limits, selection_space
 from steelray.memory_bank.projection import project
 from steelray.memory_bank.quantised import index_bank, recall_queries
 from steelray.models.portable_embedder import EmbedFunction
@@ -108,3 +109,42 @@ def fit_memory_bank(
         coreset=coreset_statistics(coreset, len(vectors_ND), chosen.cover_radius, chosen.num_rounds, duration_s),
     )
     return index_bank(bank, index or IndexConfig(), vectors_ND[recall_queries(len(vectors_ND), rows)])
+
+
+def grow_memory_bank(
+    bank: MemoryBank,
+    keys: Sequence[str],
+    images: Sequence[NDArray[np.uint8]],
+    embed: EmbedFunction,
+    growth: GrowthConfig,
+    progress: Progress | None = None,
+) -> MemoryBank:
+    """Embeds further nominal images and adds what the bank does not cover yet.
+
+    Raises:
+        ConfigError: no images, embeddings that are not finite, or an index that does not suit the grown bank.
+    """
+    embeddings = embed_images(embed, images, bank.info.embedder)
+    vectors_ND = np.concatenate(
+        [np.empty((0, bank.info.dim), np.float32), *(e.reshape(-1, e.shape[2]) for e in embeddings)]
+    )
+    start_s = time.perf_counter()
+    space = selection_space(bank.info)
+    try:
+        limit, radius = growth_limits(bank.info, growth, len(vectors_ND))
+        points_ND = torch.from_numpy(vectors_ND) if space is None else project(torch.from_numpy(vectors_ND), *space)
+        shard = CoresetShard(points_ND.cuda() if torch.cuda.is_available() else points_ND)
+        chosen = select([shard], limit, centers_KD=centers_of(bank), cover_radius=radius, progress=progress)
+    except ValueError as error:
+        raise ConfigError(f"coreset: {error}") from None
+    rows = chosen.indices_M.numpy()
+    return grown_bank(
+        bank,
+        chosen,
+        vectors_ND[rows],
+        patch_origins([(e.shape[0], e.shape[1]) for e in embeddings])[rows],
+        tuple(keys),
+        num_candidates=len(vectors_ND),
+        duration_s=time.perf_counter() - start_s,
+        queries_QD=vectors_ND[recall_queries(len(vectors_ND), rows)],
+    )

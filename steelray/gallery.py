@@ -3,7 +3,6 @@
 Works in this process on a few images, and needs no cluster. Shapes: H height, W width, C channels; h, w the patch grid.
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from steelray.report.data import GalleryItem
 from steelray.report.pictures import heatmap_png, patch_jpeg, strip_thumbnail, worst_patch_center
 from steelray.schema import Status
 from steelray.scoring import AnomalyMaps, Images, PatchCoreScorer, Scorer
-from steelray.trained import Model, load_embed, load_scorer, portable_embedder
+from steelray.trained import Model, load_embed, load_scorer, nominal_uris, portable_embedder
 
 FETCHERS = 8
 OVERLAY_WIDTH_PX, OVERLAY_SHADES = 400, 24
@@ -48,12 +47,12 @@ class GallerySource:
     compute: ComputeConfig
     num_threads: int
     object_url: str | None = None
-    """Link to an object, with `{key}` in it; None: the store's own."""
+    """As in `ReportConfig`."""
 
-    def link(self, image_key: str) -> str:
-        """Where a person opens an object."""
-        if self.object_url is None:
-            return self.archive.url(image_key)
+    def link(self, image_key: str) -> str | None:
+        """Where a person opens an object, if anywhere."""
+        if not self.object_url:
+            return self.archive.url(image_key) if self.object_url is None else None
         return self.object_url.replace("{key}", quote(image_key))
 
 
@@ -118,8 +117,8 @@ def _nearest_patches(
     """For the worst patch of each strip, the nominal patch that the memory bank holds nearest to it."""
     info, location = source.model.bank, Location(source.model.uri)
     assert info is not None
-    nominal_uri = _nominal_uri(location)
-    if nominal_uri is None:
+    nominal = [Location(uri) for uri in nominal_uris(location.uri)]
+    if not nominal:
         return [None] * len(images)
     queries, cells_px = [], []
     for image, map_HW in zip(images, maps, strict=True):
@@ -131,14 +130,15 @@ def _nearest_patches(
         cells_px.append((seen.shape[0] / grid[0], seen.shape[1] / grid[1]))
     _, ids_QK = _search(source).submit(np.stack(queries), 1).result()
     origins_N3, keys = read_origins(location.read, info)
-    nominal = Location(nominal_uri)
 
     @lru_cache(maxsize=32)
     def load(key: str) -> NDArray[np.uint8] | None:
-        try:
-            return decode(nominal.read(key), source.decode)
-        except UNAVAILABLE:
-            return None
+        for place in nominal:  # a bank that has grown was fed from several
+            try:
+                return decode(place.read(key), source.decode)
+            except UNAVAILABLE:
+                continue
+        return None
 
     found: list[NominalPatch | None] = []
     for (image_index, row, column), cell_px in zip(origins_N3[ids_QK[:, 0]].tolist(), cells_px, strict=True):
@@ -154,14 +154,6 @@ def _nearest_patches(
         )
         found.append((keys[image_index], patch_jpeg(nominal_HWC, center_px)))
     return found
-
-
-def _nominal_uri(bank: Location) -> str | None:
-    """Where the bank's nominal images were when it was built; None if its run.json does not say."""
-    try:
-        return str(json.loads(bank.read("run.json"))["config"]["nominal"]["uri"])
-    except (ObjectMissing, ValueError, KeyError, TypeError):
-        return None
 
 
 def _item(

@@ -1,6 +1,7 @@
 """The settings of every job, one dataclass each. Imports neither torch nor ray, so that `--help` answers at once."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from steelray.config import (
     ArchiveConfig,
@@ -10,6 +11,7 @@ from steelray.config import (
     DatasetConfig,
     DecodeConfig,
     EmbedderConfig,
+    GrowthConfig,
     IndexConfig,
     ReportConfig,
     ScoringConfig,
@@ -39,6 +41,28 @@ class BuildMemoryBankConfig:
 
 
 @dataclass(frozen=True)
+class GrowMemoryBankConfig:
+    """jobs/grow_memory_bank.py"""
+
+    nominal: ArchiveConfig
+    """Images of further normal strips. Those whose keys the bank knows already are left out."""
+    bank_uri: str
+    """The bank that learns them. It stays as it is, unless grown_uri is the same place."""
+    grown_uri: str
+    """Where the grown bank goes: it has a new id, and thresholds of its own."""
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    calibration: CalibrationConfig | None = None
+    """How thresholds are set, on new strips held out of the bank and on the strips that the old thresholds rest on;
+    null: 0.3 of the new strips, rates and groups as before."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    overwrite: bool = False
+    """Replace a bank that is already at grown_uri."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""
+
+
+@dataclass(frozen=True)
 class ScoreArchiveConfig:
     """jobs/score_archive.py"""
 
@@ -56,6 +80,8 @@ class ScoreArchiveConfig:
     """Flag strips above this score instead of above the calibrated threshold."""
     save_anomaly_maps: bool = False
     """Also keep every strip's anomaly map (float16 .npy), for pixel metrics; about 0.8 MB per 1600x256 strip."""
+    incremental: bool = False
+    """Leave out objects that an earlier published run has scored with the same model, unchanged since."""
     max_quarantine_share: float | None = 0.05
     """Above this share of objects without a score the job ends with code 1, after it has finished and published; null:
     never."""
@@ -68,6 +94,71 @@ class ScoreArchiveConfig:
     def __post_init__(self) -> None:
         share = self.max_quarantine_share
         require(share is None or 0 <= share <= 1, f"max_quarantine_share must lie in [0, 1], not {share}")
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """jobs/calibrate.py"""
+
+    model_uri: str
+    """The model whose thresholds are set; they become its newest calibration, earlier ones stay."""
+    results_uri: str | None = None
+    """Set them on strips that were scored there; null: on the held-out strips beside the model."""
+    run_ids: tuple[str, ...] = ()
+    """Runs in results_uri whose strips to take, all of them as if nominal; none: the published one."""
+    verdicts: str | None = None
+    """CSV of an operator's verdicts (image_key, verdict); strips that are true alarms are left out."""
+    false_alarm_rate: float | None = None
+    """Share of nominal strips that may be flagged for review; null: as before."""
+    reject_rate: float | None = None
+    """Share of nominal strips that may lie above the reject level; null: as before."""
+    group_pattern: str | None = None
+    """Regular expression over keys that names a strip's group; null: as before; empty: one group."""
+    version: int | None = None
+    """Calibration to start from: what is not given, and its held-out strips; null: the newest."""
+    dry_run: bool = False
+    """Say what the thresholds would be, and store nothing."""
+
+    def __post_init__(self) -> None:
+        require(not self.run_ids or self.results_uri is not None, "run_ids need a results_uri")
+
+
+@dataclass(frozen=True)
+class ReviewConfig:
+    """jobs/review.py"""
+
+    results_uri: str
+    """Where the run is."""
+    verdicts: str
+    """CSV of an operator's verdicts: image_key, and verdict (true_alarm or false_alarm). Unflagged strips that were
+    looked at may be in it, with the same words: only then can recall be known."""
+    run_id: str | None = None
+    """The run that was looked at; null: the published one."""
+
+
+@dataclass(frozen=True)
+class RunsConfig:
+    """jobs/runs.py"""
+
+    results_uri: str
+    """Where the runs are: results_uri of jobs/score_archive.py."""
+    action: Literal["list", "rollback", "prune"] = "list"
+    """`list` shows the published runs, `rollback` makes the one before the present one count again, `prune` removes the
+    rows and pictures of old ones."""
+    keep: int | None = None
+    """prune: the newest so many published runs stay."""
+    keep_days: float | None = None
+    """prune: runs finished within so many days stay, and runs that were never published or were rolled back go when
+    they are older. Given both, a run stays for either reason."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+
+    def __post_init__(self) -> None:
+        require(self.keep is None or self.keep >= 1, f"keep must be at least 1, not {self.keep}")
+        require(self.keep_days is None or self.keep_days >= 0, f"keep_days must be >= 0, not {self.keep_days}")
+        limited = self.keep is not None or self.keep_days is not None
+        require(self.action != "prune" or limited, "prune needs keep (runs) or keep_days")
+        require(self.action == "prune" or not limited, f"keep and keep_days belong to prune, not to {self.action}")
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,16 @@ def open_model(uri: str) -> Model:
     return Model(uri, "patchcore", info.model_id, info.input_size_px, info)
 
 
+def nominal_uris(bank_uri: str) -> list[str]:
+    """Where the images that a bank learned from were; several if it has grown, none if its run.json does not say."""
+    try:
+        record = json.loads(Location(bank_uri).read("run.json"))
+        uris = record.get("nominal_uris") or [record["config"]["nominal"]["uri"]]
+        return [str(uri) for uri in uris]
+    except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
 def check_agreement(model: Model, embedder: EmbedderConfig | None, scoring: ScoringConfig | None = None) -> None:
     """Raises `ConfigError` if settings that were given differ from those that the bank was built with."""
     for name, given, stored in (

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
 
 from steelray.data.storage import Location
 from steelray.distributed.cluster import RESTARTS, SHARD_CPUS
@@ -134,7 +135,12 @@ class RemoteShards:
     def _ask(self, servers: Sequence[Any], number: int) -> list[Candidates | None]:
         count, centers = self._rounds[number]
         refs = [server.candidates.remote(self._first_index_of, number, count, centers) for server in servers]
-        return list(ray.get(refs))
+        try:
+            return list(ray.get(refs))
+        except RayTaskError as error:
+            if isinstance(error.cause, ValueError):  # said in one line which embedding is wrong
+                raise error.cause from None
+            raise
 
 
 def start_embedding_servers(

@@ -1,0 +1,75 @@
+"""Thresholds of a memory bank: held-out nominal strips scored with it over a cluster."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from steelray.batch_scoring import RunStamp
+from steelray.calibration import ALL_STRIPS, Calibration, calibrate
+from steelray.config import CalibrationConfig
+from steelray.distributed.archive_scorer import ScoringActor, plan_model_bank, start_bank
+from steelray.distributed.cluster import plan_compute
+from steelray.distributed.image_source import map_images
+from steelray.distributed.patch_selection import NominalImages
+from steelray.schema import Status
+from steelray.trained import open_model, write_calibration
+
+
+def calibrate_bank(
+    bank_uri: str,
+    images: NominalImages,
+    config: CalibrationConfig,
+    resources: dict[str, float],
+    report: Callable[[str], None],
+    earlier: pa.Table | None = None,
+) -> tuple[Calibration, int]:
+    """Scores held-out images with a stored bank, sets thresholds on them and stores these beside it.
+
+    Args:
+        images: nominal, none of them in the bank.
+        resources: of the cluster.
+        earlier: score rows of other nominal strips that the thresholds rest on as well.
+
+    Returns:
+        The calibration and its version.
+
+    Raises:
+        ConfigError: no strip has a score.
+    """
+    rows = _score(bank_uri, images, resources)
+    rows = rows.filter(pc.equal(rows.column("status"), Status.OK))
+    source = f"held out of {images.uri}"
+    if earlier is not None and earlier.num_rows:
+        rows = pa.concat_tables([earlier, rows])
+        source += f", and {earlier.num_rows} strips of the bank that it grew from"
+    calibration = calibrate(
+        rows.column("image_key").to_pylist(),
+        rows.column("anomaly_score").to_numpy(),
+        rows.column("map_peak").to_numpy(),
+        rows.column("map_mean").to_numpy(),
+        config,
+    )
+    version = write_calibration(bank_uri, calibration, rows, source)
+    thresholds = calibration.groups[ALL_STRIPS]
+    if thresholds.review.rate > config.false_alarm_rate:
+        report(
+            f"warning: {thresholds.num_strips} held-out images support a false-alarm rate of "
+            f"{thresholds.review.rate:.3f} at best, {config.false_alarm_rate} was asked for: add nominal images"
+        )
+    return calibration, version
+
+
+def _score(bank_uri: str, images: NominalImages, resources: dict[str, float]) -> pa.Table:
+    model, compute = open_model(bank_uri), images.compute
+    servers = start_bank(model, plan_model_bank(model, compute), compute.gpus_per_scorer)
+    plan = plan_compute(resources.get("CPU", 0), resources.get("GPU", 0), compute, len(servers))
+    stamp = RunStamp("calibration", model.model_id, model.bank_id, model.input_size_px)
+    arguments: tuple[Any, ...] = (model, compute, plan, [ray.put(images.portable)], servers, stamp, None, {})
+    rows = map_images(images.uri, images.manifest, images.decode, compute, plan, ScoringActor, arguments)
+    table = pa.concat_tables(ray.get(rows.to_arrow_refs()))
+    for server in servers:
+        ray.kill(server)
+    return table
