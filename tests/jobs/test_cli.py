@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -42,15 +43,14 @@ def test_help_answers_at_once_without_torch_or_ray(job: Path) -> None:
         "heavy = {'torch', 'ray', 'timm', 'faiss'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    seconds = []
-    for _ in range(3):
-        start_s = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start_s)
-        assert done.returncode == 0, done.stderr
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
     assert "--config" in done.stdout
     assert "ARG:" in done.stdout or "usage:" in done.stdout
-    assert min(seconds) < 1
+    # its own seconds, not the clock's: other programs may keep the machine busy
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 @pytest.mark.parametrize(
