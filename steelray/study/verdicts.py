@@ -121,6 +121,17 @@ TESTS: tuple[Prediction, ...] = (
     Prediction(
         "H1",
         "S1",
+        "grain put back",
+        "late_total",
+        1,
+        0.3,
+        "steel denoised",
+        relative=True,
+        claim="grain of sd 8 put into denoised steel brings the plateau back",
+    ),
+    Prediction(
+        "H1",
+        "S1",
         "control with grain",
         "late_total",
         1,
