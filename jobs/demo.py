@@ -12,14 +12,14 @@ from steelray.job_config import BuildMemoryBankConfig, DemoConfig, ScoreArchiveC
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
-    from steelray.config import ArchiveConfig, CalibrationConfig
+    from steelray.config import ArchiveConfig, CalibrationConfig, ReportConfig
     from steelray.data.object_store import running_object_store
     from steelray.data.storage import Location
     from steelray.demo import broken_files, figures, plan_archive, plan_nominal, upload, worst_strips
     from steelray.distributed.archive_scorer import score_archive
     from steelray.distributed.bank_builder import build_memory_bank
     from steelray.distributed.cluster import connected
-    from steelray.runs import Run
+    from steelray.runs import REPORT_FILE, Run
     from steelray.trained import read_calibration
 
     folder = Path(config.work_dir).absolute()
@@ -50,6 +50,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
             model_uri=bank_uri,
             results_uri=results.uri,
             save_anomaly_maps=True,
+            report=ReportConfig(object_url=""),  # the demo's store ends with it
         )
         summary = score_archive(score, say)
         scored = Run(results.uri, summary["run_id"])
@@ -60,8 +61,10 @@ def run(config: DemoConfig) -> dict[str, Any]:
         picture, scores_file = folder / "worst_strips.png", folder / "scores.parquet"
         picture.write_bytes(worst_strips(table, archive, scored.location, lower, upper))
         scored.write_table(scores_file)
-    _show(summary, seen, scores_file, picture)
-    return {**summary, **seen, "scores_file": str(scores_file), "picture": str(picture)}
+        page = folder / REPORT_FILE
+        page.write_bytes(scored.location.read(REPORT_FILE))
+    _show(summary, seen, scores_file, picture, page)
+    return {**summary, **seen, "scores_file": str(scores_file), "picture": str(picture), "report": str(page)}
 
 
 def _show(summary: dict[str, Any], seen: dict[str, Any], *paths: Path) -> None:

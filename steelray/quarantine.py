@@ -11,7 +11,7 @@ from steelray.data.storage import Location
 from steelray.schema import QUARANTINE, Status
 
 LIST, SPREADSHEET = "quarantine.parquet", "quarantine.csv"
-PASSING = (Status.MISSING, Status.CHANGED)
+PASSING = (Status.MISSING, Status.DENIED, Status.CHANGED)
 """Statuses that may be another one when the object is tried again; the others lie in its bytes."""
 
 

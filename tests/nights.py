@@ -32,6 +32,7 @@ from steelray.models.patch_embedder import PatchEmbedder, compile_embedder
 from steelray.nightly import Night, finish_night
 from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, run_id_of
 from steelray.schema import DECODED
+from steelray.scoring import Scorer
 from steelray.trained import load_scorer, open_model, read_calibration, write_calibration
 
 SIZE_PX = (64, 256)
@@ -58,6 +59,10 @@ def decoded(archive: Location, manifest: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=DECODED)
 
 
+_SCORERS: dict[str | None, Scorer] = {}
+"""By bank: copies of a plant share one."""
+
+
 @dataclass(frozen=True)
 class Plant:
     """A root folder with nominal/, held_out/, bank/, archive/ and results/."""
@@ -79,7 +84,9 @@ class Plant:
     def score(self, place: str, manifest: pa.Table, run_id: str, calibration: Calibration | None) -> pa.Table:
         """Score rows as the actors make them."""
         model = open_model(self.bank_uri)
-        scorer = load_scorer(model, ComputeConfig(), num_threads=1)
+        if model.bank_id not in _SCORERS:
+            _SCORERS[model.bank_id] = load_scorer(model, ComputeConfig(backend="eager"), num_threads=1)
+        scorer = _SCORERS[model.bank_id]
         stamp = RunStamp(run_id, model.model_id, model.bank_id, model.input_size_px)
         return BatchScorer(scorer, stamp, calibration)(decoded(self.place(place), manifest))
 
@@ -90,12 +97,14 @@ class Plant:
             ArchiveConfig(str(self.root / "archive")), self.bank_uri, self.results_uri, **settings
         )
 
-    def written_run(self, manifest: pa.Table | None = None) -> tuple[Run, pa.Table]:
-        """A run of the present archive whose rows are written, and its manifest."""
-        manifest = list_archive(ArchiveConfig(str(self.root / "archive"))) if manifest is None else manifest
+    def written_run(self, rows: pa.Table | None = None) -> tuple[Run, pa.Table]:
+        """A run of the present archive whose rows (None: as they are scored) are written, and its manifest."""
+        manifest = list_archive(ArchiveConfig(str(self.root / "archive")))
         calibration, _ = read_calibration(self.bank_uri)
-        run = Run(self.results_uri, run_id_of(manifest, bank=self.bank_uri, calibration=calibration.to_dict()))
-        rows = self.score("archive", manifest, run.run_id, calibration)
+        run = Run(
+            self.results_uri, run_id_of(manifest, calibration=calibration.to_dict(), rows=rows and rows.to_pylist())
+        )
+        rows = self.score("archive", manifest, run.run_id, calibration) if rows is None else rows
         for folder, part in ((SCORES_DIR, rows), (CHECKPOINT_DIR, rows.select(["image_key"]))):
             sink = pa.BufferOutputStream()
             pq.write_table(part, sink)
@@ -142,15 +151,15 @@ def build_plant(root: Path, embedder: PatchEmbedder, config: EmbedderConfig, *, 
     return plant
 
 
-def fill_archive(plant: Plant, num_strips: int, *, seed: int = 2, darker: str | None = None) -> dict[str, str]:
-    """Writes a night of two lines, every eighth strip defective; returns the defects by key."""
+def fill_archive(plant: Plant, stop: int, *, start: int = 0, darker: str | None = None) -> dict[str, str]:
+    """Writes strips `start` to `stop` of two lines, every eighth one defective; returns the defects by key."""
     defects = {}
-    for index in range(num_strips):
+    for index in range(start, stop):
         line = f"line{index % 2}"
         key = f"{line}/strip {index:03d}.jpg"
         defect = DEFECTS[index // 8 % 4] if index % 8 == 7 else None
         brightness = 50.0 if line == darker else None
-        plant.place("archive").write(key, strip(index, seed=seed, defect=defect, brightness=brightness))
+        plant.place("archive").write(key, strip(index, seed=2, defect=defect, brightness=brightness))
         if defect:
             defects[key] = defect
     return defects

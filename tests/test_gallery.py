@@ -97,6 +97,8 @@ def test_a_missing_nominal_archive_costs_the_nominal_patches_only(plant: Plant, 
 def test_links_are_those_that_the_plant_wants(plant: Plant, scores: pa.Table) -> None:
     [item] = make_gallery(source_of(plant, object_url="https://viewer.example/?strip={key}"), scores, 1)
     assert item.object_url == f"https://viewer.example/?strip={item.image_key.replace(' ', '%20')}"
+    [item] = make_gallery(source_of(plant, object_url=""), scores, 1)
+    assert item.object_url is None
 
 
 def test_no_score_no_gallery(plant: Plant, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ Shapes: Q queries, D dimensions, K neighbours.
 import numpy as np
 from numpy.typing import NDArray
 
-from steelray.memory_bank.bank import BankInfo, Read, read_vectors
+from steelray.memory_bank.bank import BankInfo, Read
 from steelray.memory_bank.merge import Neighbors, merge_neighbors
-from steelray.memory_bank.shard import IndexShard
+from steelray.memory_bank.shard import IndexShard, load_shard
 
 
 class StoredSearch:
@@ -32,11 +32,11 @@ class StoredSearch:
         waiting, self._waiting = self._waiting, []
         start = 0
         for file in self._info.shards:
-            vectors_ND = read_vectors(self._read, self._info, start, start + file.num_rows)
-            shard = IndexShard(vectors_ND, first_id=start, num_threads=self._num_threads)
+            stop = start + file.num_rows
+            shard = load_shard(self._read, self._info, start, stop, num_threads=self._num_threads)
             for search in waiting:
                 search.ask(shard)
-            start += file.num_rows
+            start = stop
 
 
 class _DeferredSearch:
