@@ -40,6 +40,8 @@ class Night:
     calibration: Calibration
     calibration_version: int
     started_at: datetime
+    num_already_scored: int = 0
+    """Objects that earlier runs have scored and this one therefore left out."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def finish_night(
     summary = {
         "run_id": run.run_id,
         "counts": counts,
+        "already_scored": night.num_already_scored,
         "quarantined": quarantine.num_rows,
         "scored_now": num_scored_now,
         "scoring_s": round(scoring_s, 2),
@@ -185,6 +188,7 @@ def _report(
         scores=scores,
         thresholds=list(night.calibration.groups.values()),
         threshold_override=config.threshold,
+        num_already_scored=night.num_already_scored,
         quarantine_limit=config.max_quarantine_share,
         shifts=findings.shifts,
         trends=findings.trends,

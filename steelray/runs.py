@@ -8,15 +8,17 @@
     results_uri/runs/RUN_ID/quarantine.*       objects without a score
     results_uri/runs/RUN_ID/report.html        the page that a person reads; results_uri/index.html leads to it
     results_uri/runs/RUN_ID/run.json           written last: a run without it is not complete
+    results_uri/runs/RUN_ID/retired.json       run.json of a run whose rows and pictures retention has removed
 
 Results are invisible until a run is reconciled with its manifest and published by one conditional write.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from steelray.schema import SCORES, Status
 
 POINTER, RUNS = "published.json", "runs"
 MANIFEST_FILE, SCORES_DIR, CHECKPOINT_DIR = "manifest.parquet", "scores", "checkpoint"
-REPORT_FILE, RECORD_FILE = "report.html", "run.json"
+REPORT_FILE, RECORD_FILE, RETIRED_FILE = "report.html", "run.json", "retired.json"
 PENDING = ".pending.parquet"
 """What Ray Data calls a checkpoint whose rows may not have been written."""
 
@@ -61,20 +63,28 @@ class Run:
     results_uri: str
     run_id: str
 
-    @property
+    @cached_property
     def location(self) -> Location:
         return Location(f"{self.results_uri.rstrip('/')}/{RUNS}/{self.run_id}")
 
     def record(self) -> dict[str, Any] | None:
         """run.json, if the run is complete."""
+        return self._json(RECORD_FILE)
+
+    def retired_record(self) -> dict[str, Any] | None:
+        """run.json of a run that has been retired."""
+        return self._json(RETIRED_FILE)
+
+    def _json(self, name: str) -> dict[str, Any] | None:
         try:
-            record: dict[str, Any] = json.loads(self.location.read(RECORD_FILE))
+            record: dict[str, Any] = json.loads(self.location.read(name))
         except ObjectMissing:
             return None
         return record
 
     def write_manifest(self, manifest: pa.Table) -> None:
-        """Keeps what has to be scored."""
+        """Keeps what has to be scored. A retired run that is scored once more is retired no longer."""
+        self.location.delete(RETIRED_FILE)
         sink = pa.BufferOutputStream()
         pq.write_table(manifest, sink)
         self.location.write(MANIFEST_FILE, sink.getvalue().to_pybytes())
@@ -160,6 +170,8 @@ class Published:
     """published.json: the run that counts, and those before it, newest first."""
 
     run_ids: tuple[str, ...]
+    retired_ids: tuple[str, ...]
+    """Runs that counted once and have been retired since."""
     etag: str | None
     """Of the pointer that was read; None where there is none yet."""
 
@@ -173,13 +185,20 @@ def read_published(results_uri: str) -> Published:
     location = Location(results_uri)
     etag = location.etag(POINTER)
     if etag is None:
-        return Published((), None)
-    return Published(tuple(json.loads(location.read(POINTER))["run_ids"]), etag)
+        return Published((), (), None)
+    pointer = json.loads(location.read(POINTER))
+    return Published(tuple(pointer["run_ids"]), tuple(pointer.get("retired_run_ids", ())), etag)
 
 
-def _point_at(results_uri: str, run_ids: list[str], etag: str | None) -> None:
-    body = {"run_id": run_ids[0], "run_ids": run_ids, "published_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    Location(results_uri).write_if(POINTER, json.dumps(body, indent=2).encode(), etag)
+def move_pointer(results_uri: str, before: Published, run_ids: Sequence[str], retired_ids: Sequence[str]) -> None:
+    """Replaces the pointer that was read. Raises `ObjectChanged` if somebody else has done so."""
+    body = {
+        "run_id": run_ids[0],
+        "run_ids": list(run_ids),
+        "retired_run_ids": [run_id for run_id in retired_ids if run_id not in run_ids],
+        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    Location(results_uri).write_if(POINTER, json.dumps(body, indent=2).encode(), before.etag)
 
 
 def publish(run: Run) -> bool:
@@ -192,7 +211,7 @@ def publish(run: Run) -> bool:
     if before.current == run.run_id:
         return False
     earlier = [run_id for run_id in before.run_ids if run_id != run.run_id]
-    _point_at(run.results_uri, [run.run_id, *earlier], before.etag)
+    move_pointer(run.results_uri, before, [run.run_id, *earlier], before.retired_ids)
     return True
 
 
@@ -201,12 +220,12 @@ def roll_back(results_uri: str) -> str:
     before = read_published(results_uri)
     if len(before.run_ids) < 2:
         raise ConfigError(f"{results_uri}: there is no earlier published run to go back to")
-    _point_at(results_uri, list(before.run_ids[1:]), before.etag)
+    move_pointer(results_uri, before, before.run_ids[1:], before.retired_ids)
     return before.run_ids[1]
 
 
 def published_runs(results_uri: str) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Published runs with their records, newest first; those that retention has removed are left out."""
+    """Published runs with their records, newest first; those that have been retired are left out."""
     for run_id in read_published(results_uri).run_ids:
         run = Run(results_uri, run_id)
         record = run.record()

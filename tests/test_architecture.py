@@ -36,10 +36,11 @@ COLUMNS: tuple[frozenset[str], ...] = (
             "capacity",
             "runs",
             "quarantine",
+            "verdicts",
         }
     ),
     frozenset({"trained", "batch_scoring", "train_run"}),
-    frozenset({"evaluation", "demo", "gallery"}),
+    frozenset({"evaluation", "demo", "gallery", "increment", "retention", "recalibration", "review"}),
     frozenset({"ablation", "study"}),
     frozenset({"nightly", "thesis"}),
     frozenset({"distributed"}),

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,6 +92,12 @@ class LocalFolder:
 
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
+
+    def remove_empty(self) -> None:
+        """Removes folders without files in them, this one included."""
+        for folder, _, _ in os.walk(self.root, topdown=False):
+            with suppress(OSError):  # not empty
+                os.rmdir(folder)
 
     def _path(self, key: str) -> Path:
         # judged by its name: links that the archive's owner has put there may lead elsewhere

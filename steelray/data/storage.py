@@ -244,6 +244,8 @@ class Location:
         keys = [stored.key for stored in self.list()]
         for key in keys:
             self.delete(key)
+        if self.bucket is None:
+            self._folder.remove_empty()
         return len(keys)
 
     def arrow(self) -> tuple["pafs.FileSystem", str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,13 +22,14 @@ from steelray.distributed.image_source import map_images
 from steelray.distributed.metrics import announce_run, count_strips, observe_stage
 from steelray.distributed.placement import plan_on_cluster
 from steelray.distributed.search_actors import ActorSearch, start_search_servers
+from steelray.increment import leave_out_scored
 from steelray.job import JobFailed, num_cores
 from steelray.job_config import ScoreArchiveConfig
 from steelray.memory_bank.planner import BankPlan, plan_bank
 from steelray.models.portable_embedder import PortableEmbedder
 from steelray.nightly import Night, finish_night, publish_night
 from steelray.progress import tag_lines
-from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, run_id_of
+from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, read_published, run_id_of
 from steelray.trained import Model, check_agreement, load_scorer, open_model, portable_embedder, read_calibration
 
 ROWS_PER_FILE = 4096
@@ -125,7 +126,11 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
     check_agreement(model, config.embedder)
     calibration, version = read_calibration(config.model_uri, config.calibration)
     bank_plan = plan_model_bank(model, config.compute)
-    manifest = list_archive(config.archive)
+    manifest, already_scored = _list_work(config, model)
+    if manifest.num_rows == 0:
+        report(f"nothing new: all {already_scored} objects have been scored by earlier runs")
+        current = read_published(config.results_uri).current
+        return {"run_id": current, "counts": {"listed": 0}, "already_scored": already_scored, "already_complete": True}
     identity = {
         "archive": config.archive.uri,
         "model_id": model.model_id,
@@ -144,6 +149,7 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         "calibration_version": version,
         "bank_plan": bank_plan and asdict(bank_plan),
         "objects": manifest.num_rows,
+        "already_scored": already_scored,
     }
     if config.dry_run:
         compute_plan = plan_compute(num_cores(), 0, config.compute, _num_shards(bank_plan))
@@ -172,8 +178,17 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
             start_s = time.perf_counter()
             _score(config, model, portable, calibration, run, remaining, compute_plan, bank_plan)
             scoring_s = time.perf_counter() - start_s
-    night = Night(config, run, model, calibration, version, started_at)
+    night = Night(config, run, model, calibration, version, started_at, already_scored)
     return finish_night(night, manifest, facts, num_scored_now=remaining.num_rows, scoring_s=scoring_s)
+
+
+def _list_work(config: ScoreArchiveConfig, model: Model) -> tuple[pa.Table, int]:
+    """What is to be scored, and how many objects are left out because earlier runs have scored them."""
+    if not config.incremental:
+        return list_archive(config.archive), 0
+    manifest = list_archive(replace(config.archive, limit=None))
+    rest, num_scored = leave_out_scored(manifest, config, model)
+    return rest.slice(0, config.archive.limit), num_scored
 
 
 def _num_shards(plan: BankPlan | None) -> int:

@@ -114,7 +114,8 @@ def test_objects_deleted_or_replaced_after_the_listing_get_a_row(
         return manifest
 
     monkeypatch.setattr(archive_scorer, "list_archive", list_then_change)
-    config = score_config(world, f"{s3_uri}/results", archive=ArchiveConfig(archive.uri), max_quarantine_share=None)
+    settings = {"archive": ArchiveConfig(archive.uri), "max_quarantine_share": None, "incremental": True}
+    config = score_config(world, f"{s3_uri}/results", **settings)
     summary = score_archive(config, silent)
     assert summary["counts"] == {
         "listed": 4,
@@ -123,6 +124,15 @@ def test_objects_deleted_or_replaced_after_the_listing_get_a_row(
         "missing": 1,
         "flagged": summary["counts"]["flagged"],
     }
+
+    monkeypatch.undo()
+    again = score_archive(config, silent)
+    assert again["counts"]["listed"] == again["counts"]["ok"] == 1, "the one that was replaced"
+    assert again["already_scored"] == 2
+    lines: list[str] = []
+    last = score_archive(config, lines.append)
+    assert lines == ["nothing new: all 3 objects have been scored by earlier runs"]
+    assert (last["run_id"], last["counts"]) == (again["run_id"], {"listed": 0})
 
 
 def test_a_finished_run_is_not_run_again(world: World, clean_run: Run) -> None:
