@@ -1,0 +1,31 @@
+"""Sets a model's thresholds anew from scores that are already there: for other rates, other groups, or after drift.
+
+python jobs/calibrate.py --model_uri s3://archive/banks/line1 --false_alarm_rate 0.01
+python jobs/calibrate.py --model_uri s3://archive/banks/line1 --results_uri s3://results/line1 --verdicts verdicts.csv
+"""
+
+from typing import Any
+
+from steelray.job import JobFailed, run_job, say
+from steelray.job_config import CalibrateConfig
+
+
+def run(config: CalibrateConfig) -> dict[str, Any]:
+    from steelray.data.storage import ObjectChanged
+    from steelray.recalibration import recalibrate
+
+    try:
+        summary = recalibrate(config)
+    except ObjectChanged:
+        raise JobFailed("another calibration was stored at this moment: run the same command again") from None
+    for name, group in summary["groups"].items():
+        review = group["review"]
+        say(
+            f"{name or 'all strips'}: review above {review['value']:.4g} (before {group['review_before']:.4g}), on "
+            f"{group['num_strips']} strips; false alarms {review['rate_low']:.2%} to {review['rate_high']:.2%}"
+        )
+    return summary
+
+
+if __name__ == "__main__":
+    run_job(CalibrateConfig, run, __doc__ or "")
