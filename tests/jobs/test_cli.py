@@ -142,7 +142,11 @@ def test_a_bank_is_built_and_an_archive_scored_through_the_object_store(object_s
     built = run_job("build_memory_bank", *bank, "--coreset.ratio", "0.1")
     assert summary_of(built)["vectors"] == 51  # 4 strips of 8x16 cells, a tenth
     done = run_job("score_archive", *score_arguments(s3_uri))
+    assert done.returncode == 1, "one of five objects without a score is more than the quarantine may hold"
+    assert "1 of 5 objects (20.0%) have no score" in done.stderr
+    done = run_job("score_archive", *score_arguments(s3_uri, max_quarantine_share="0.5"))
     summary = summary_of(done)
+    assert summary.pop("already_complete") is True
     counts = summary["counts"]
     assert isinstance(counts, dict)
     assert counts["listed"] == 5
