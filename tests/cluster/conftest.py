@@ -5,6 +5,7 @@ Everything runs in processes and folders of its own, so that no other Ray of thi
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -136,11 +137,12 @@ def ray_cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFact
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         try:
-            head.wait(timeout=30)
+            head.wait(timeout=10)
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
             head.wait()
         log.close()
+        shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 @dataclass(frozen=True)

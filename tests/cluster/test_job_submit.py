@@ -75,10 +75,13 @@ def test_a_bank_is_built_and_the_archive_scored_as_here(
     record = Run(results_uri, str(summary["run_id"])).record()
     assert record is not None
     assert record["git_commit"] is None, "the uploaded copy is no checkout"
-    [package] = [p for p in ray_cluster.temp_dir.glob("session_*/runtime_resources/working_dir_files/*") if p.is_dir()]
-    files = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-    assert {file.relative_to(package).parts[0] for file in files} == {"steelray", "jobs"}
-    assert sum(file.stat().st_size for file in files) < MAX_UPLOAD_BYTES
+    uploads = ray_cluster.temp_dir / "session_latest" / "runtime_resources" / "working_dir_files"
+    packages = [place for place in uploads.iterdir() if place.is_dir()]
+    assert packages
+    for package in packages:
+        files = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+        assert {file.relative_to(package).parts[0] for file in files} == {"steelray", "jobs"}
+        assert sum(file.stat().st_size for file in files) < MAX_UPLOAD_BYTES
     # the job's page in the dashboard leads to the report
     assert job_info(ray_cluster, options[0].partition("=")[2])["metadata"] == {"report": page}
     # and its lines are for a collector
