@@ -35,8 +35,8 @@ from steelray.schema import SCORES, Status
 POINTER, RUNS = "published.json", "runs"
 MANIFEST_FILE, SCORES_DIR, CHECKPOINT_DIR = "manifest.parquet", "scores", "checkpoint"
 REPORT_FILE, RECORD_FILE, RETIRED_FILE = "report.html", "run.json", "retired.json"
-PENDING = ".pending.parquet"
-"""What Ray Data calls a checkpoint whose rows may not have been written."""
+PARQUET, PENDING = ".parquet", ".pending.parquet"
+"""What Ray Data calls the checkpoint of rows that are written, and of those that may not be."""
 
 
 class IncompleteRun(JobFailed):
@@ -93,46 +93,72 @@ class Run:
         """What has to be scored, schema `MANIFEST`."""
         return pq.read_table(pa.BufferReader(self.location.read(MANIFEST_FILE)))
 
-    def discard_pending(self) -> int:
-        """Removes rows that a killed run had begun to write but not finished; returns how many files."""
-        location = self.location
-        names = [stored.key for stored in (location / CHECKPOINT_DIR).list() if stored.key.endswith(PENDING)]
-        begun = {name.removesuffix(PENDING) for name in names}
-        if begun:
-            for stored in list((location / SCORES_DIR).list()):
-                if any(stored.key.startswith(prefix) for prefix in begun):
-                    location.delete(f"{SCORES_DIR}/{stored.key}")
+    def settle(self) -> int:
+        """Clears up after attempts that were killed: keeps what is safely written, once. Returns how many parts go.
+
+        A part is what one writing task wrote: score files PART-*.parquet and checkpoint/PART.parquet, which holds their
+        keys and is renamed from PART.pending.parquet when they are complete. A part goes if it was never completed, if
+        its files do not hold the keys they should, or if another part holds one of its keys, as when an attempt that
+        was believed dead has gone on writing.
+        """
+        checkpoints = self.location / CHECKPOINT_DIR
+        names = {stored.key for stored in checkpoints.list()}
+        committed = {name.removesuffix(PARQUET) for name in names if not name.endswith(PENDING)}
         for name in names:
-            location.delete(f"{CHECKPOINT_DIR}/{name}")
-        return len(names)
+            if name.endswith(PENDING):  # its part may be complete all the same: S3 renames by copying
+                checkpoints.delete(name)
+        files: dict[str, list[str]] = {part: [] for part in committed}
+        for stored in (self.location / SCORES_DIR).list():
+            files.setdefault(stored.key.rpartition("-")[0], []).append(stored.key)
+        kept = SCORES.empty_table().column("image_key")
+        num_discarded = 0
+        for part, written in sorted(files.items()):
+            keys = self._whole_part(part, written) if part in committed else None
+            if keys is not None and not pc.any(pc.is_in(keys, value_set=kept.combine_chunks())).as_py():
+                kept = pa.chunked_array([*kept.chunks, *keys.chunks], pa.string())
+                continue
+            num_discarded += 1
+            checkpoints.delete(f"{part}{PARQUET}")  # first: a part without it is not counted as written
+            for name in written:
+                self.location.delete(f"{SCORES_DIR}/{name}")
+        return num_discarded
+
+    def _whole_part(self, part: str, written: Sequence[str]) -> pa.ChunkedArray | None:
+        """The keys of a part; None if its files are damaged or do not hold those of its checkpoint."""
+        try:
+            keys = self._keys(SCORES_DIR, written)
+            expected = self._keys(CHECKPOINT_DIR, [f"{part}{PARQUET}"])
+        except pa.ArrowInvalid:
+            return None
+        return keys if keys.combine_chunks().sort().equals(expected.combine_chunks().sort()) else None
 
     def remaining(self, manifest: pa.Table) -> pa.Table:
-        """The manifest's rows that are not safely written yet. Call `discard_pending` first."""
-        done = self._dataset(CHECKPOINT_DIR, pa.schema([SCORES.field("image_key")]))
-        if done is None:
-            return manifest
-        keys = done.to_table().column("image_key").combine_chunks()
-        return manifest.filter(pc.invert(pc.is_in(manifest.column("image_key"), value_set=keys)))
+        """The manifest's rows that are not safely written yet. Call `settle` first."""
+        names = [stored.key for stored in (self.location / CHECKPOINT_DIR).list()]
+        done = self._keys(CHECKPOINT_DIR, names).combine_chunks()
+        return manifest.filter(pc.invert(pc.is_in(manifest.column("image_key"), value_set=done)))
+
+    def _keys(self, folder: str, names: Sequence[str]) -> pa.ChunkedArray:
+        schema = pa.schema([SCORES.field("image_key")])
+        return self._read(folder, names, schema, None).column("image_key")
 
     def scores(self, columns: list[str] | None = None) -> pa.Table:
         """The score table (or some of its columns), sorted by key."""
-        dataset = self._dataset(SCORES_DIR, SCORES)
-        if dataset is None:
-            return SCORES.empty_table().select(columns or SCORES.names)
-        return dataset.to_table(columns=columns).sort_by("image_key")
+        names = [stored.key for stored in (self.location / SCORES_DIR).list()]
+        return self._read(SCORES_DIR, names, SCORES, columns).sort_by("image_key")
 
     def write_table(self, path: Path) -> None:
         """The whole score table as one local parquet file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(self.scores(), path)
 
-    def _dataset(self, folder: str, schema: pa.Schema) -> pds.Dataset | None:
-        location = self.location / folder
-        names = [stored.key for stored in location.list() if stored.key.endswith(".parquet")]
-        if not names:
-            return None
-        filesystem, root = location.arrow()
-        return pds.dataset([f"{root}/{name}" for name in sorted(names)], schema=schema, filesystem=filesystem)
+    def _read(self, folder: str, names: Sequence[str], schema: pa.Schema, columns: list[str] | None) -> pa.Table:
+        paths = [name for name in sorted(names) if name.endswith(PARQUET)]
+        if not paths:
+            return schema.empty_table().select(columns or schema.names)
+        filesystem, root = (self.location / folder).arrow()
+        dataset = pds.dataset([f"{root}/{name}" for name in paths], schema=schema, filesystem=filesystem)
+        return dataset.to_table(columns=columns)
 
     def reconcile(self, manifest: pa.Table) -> dict[str, int]:
         """Checks that there is exactly one row per manifest entry.

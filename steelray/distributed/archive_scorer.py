@@ -158,7 +158,7 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         report(f"run {run.run_id} is complete already: nothing to do")
         return publish_night(run, {**record["summary"], "already_complete": True}, config.max_quarantine_share)
 
-    discarded = run.discard_pending()
+    discarded = run.settle()
     remaining = run.remaining(manifest)
     if remaining.num_rows < manifest.num_rows or discarded:
         report(f"run {run.run_id} goes on: {remaining.num_rows} of {manifest.num_rows} objects are left")
