@@ -50,6 +50,8 @@ class StageCosts:
     """GPU seconds of the backbone."""
     search_gpu_s: float
     """GPU seconds of the search in a bank of `search_vectors`."""
+    cpu_measured: bool = True
+    """False: some of the CPU figures are assumptions, and every prediction says so."""
     gpu_measured: bool = False
     """False: the two GPU figures are estimates from arithmetic, and every prediction that uses them says so."""
 
@@ -202,7 +204,7 @@ def predict(costs: StageCosts, instance: InstanceType, nodes: int, workload: Wor
         saturated=saturated,
         load={name: rate / limit for name, limit in limits.items()},
         network_bytes_per_s=rate * moved,
-        estimated=(use_gpu and not costs.gpu_measured) or instance.core_speed != 1.0,
+        estimated=not costs.cpu_measured or (use_gpu and not costs.gpu_measured) or instance.core_speed != 1.0,
     )
 
 
@@ -245,7 +247,7 @@ def to_markdown(predictions: Sequence[Prediction], workload: Workload) -> str:
             f"| {one.gpu_hours:,.1f} | {one.usd:,.2f} | {spot} | {one.saturated} | {network} |"
         )
     if any(one.estimated for one in predictions):
-        lines += ["", "\\* rests on figures that were estimated, not measured."]
+        lines += ["", "\\* rests on figures that were estimated, not measured: see the costs in the file."]
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +19,8 @@ from steelray.runs import CHECKPOINT_DIR, RUNS
 from tests.cluster.conftest import BIN, JOB_S, REPOSITORY, SIZE_PX, World, last_json, scores_of
 
 pytestmark = pytest.mark.cluster
-LARGE = 800
+LARGE = 400
+FIRST_ROWS_S = 240
 SHARDED = ("--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
 
 
@@ -125,9 +126,10 @@ def test_a_node_is_killed_and_another_joins_while_it_runs(
         archive.write(f"{index:04d}.jpg", bodies[index % 8])
     arguments = world.score_arguments(results_uri, *SHARDED, "--compute.batch_size", "4")
     arguments[1] = archive.uri
-    with cluster_of(2, 2, home=tmp_path, store=object_store) as nodes:
-        driver = nodes.start(world, *arguments)
-        deadline = time.monotonic() + 120
+    with cluster_of(2, 2, home=tmp_path, store=object_store) as nodes, ExitStack() as stack:
+        driver = stack.enter_context(nodes.start(world, *arguments))
+        stack.callback(driver.kill)
+        deadline = time.monotonic() + FIRST_ROWS_S
         while not [o for o in Location(f"{results_uri}/{RUNS}").list() if f"/{CHECKPOINT_DIR}/" in o.key]:
             assert driver.poll() is None, driver.communicate()[1]
             assert time.monotonic() < deadline
@@ -174,8 +176,9 @@ def test_a_job_waits_for_the_nodes_that_an_autoscaler_brings(
 ) -> None:
     results_uri = f"{world.root}/results-waited"
     more = ("--compute.num_scorers", "1", "--compute.wait_for_nodes_s", "120")
-    with cluster_of(home=tmp_path, store=object_store) as nodes:
-        driver = nodes.start(world, *world.score_arguments(results_uri, *more))
+    with cluster_of(home=tmp_path, store=object_store) as nodes, ExitStack() as stack:
+        driver = stack.enter_context(nodes.start(world, *world.score_arguments(results_uri, *more)))
+        stack.callback(driver.kill)
         assert driver.stderr is not None
         while line := driver.stderr.readline():
             if "waiting up to 120 s for nodes" in line:
