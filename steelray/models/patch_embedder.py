@@ -64,7 +64,7 @@ class PatchEmbedder(nn.Module):
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """images_BCHW uint8, C = 1 or 3, to embeddings_BhwD."""
-        images_BCHW = (images_BCHW.float() - self.mean) / self.std
+        images_BCHW = (images_BCHW.float() - self.mean) / self.std  # which makes grey three channels
         levels = self.backbone(images_BCHW)
         grid = levels[0].shape[-2:]
         pooled = []
@@ -230,7 +230,7 @@ def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: 
         # torch takes no read-only arrays, as batches of a dataset are
         images = torch.from_numpy(np.require(images_BHWC, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            embeddings: NDArray[np.float32] = module(images.expand(-1, 3, -1, -1)).float().cpu().numpy()
+            embeddings: NDArray[np.float32] = module(images).float().cpu().numpy()
         return embeddings
 
     return embed
@@ -245,7 +245,7 @@ def export_openvino(embedder: PatchEmbedder) -> PortableEmbedder:
     with torch.inference_mode(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # a trace; that the graph holds at any size is tested
         traced = torch.jit.trace(embedder, example, check_trace=False)  # type: ignore[no-untyped-call]
-        model = openvino.convert_model(traced, example_input=example, input=[openvino.PartialShape([-1, 3, -1, -1])])
+        model = openvino.convert_model(traced, example_input=example, input=[openvino.PartialShape([-1] * 4)])
         graph, weights = Path(folder, "embedder.xml"), Path(folder, "embedder.bin")
         openvino.serialize(model, graph, weights)
         return PortableEmbedder(graph.read_bytes(), weights.read_bytes(), embedder.config.precision, embedder.stride_px)

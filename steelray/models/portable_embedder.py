@@ -22,7 +22,7 @@ class PortableEmbedder:
     """What `steelray.models.patch_embedder.export_openvino` makes.
 
     Attributes:
-        graph, weights: an OpenVINO model, images_BCHW uint8 to embeddings_BhwD.
+        graph, weights: an OpenVINO model, images_BCHW uint8 (C = 1 or 3) to embeddings_BhwD.
         precision: arithmetic of the backbone.
         stride_px: pixels per cell of the coarsest level used: no smaller image can be embedded.
     """
@@ -48,19 +48,24 @@ class PortableEmbedder:
         requests: dict[tuple[int, ...], Any] = {}
 
         def embed(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+            request = request_for((images_BHWC.shape[3], *images_BHWC.shape[1:3]))
+            embeddings_BhwD: NDArray[np.float32] | None = None
             # image by image: on a CPU one strip fills the cores, and an embedding never depends on its batch
-            outputs = [embed_one(np.broadcast_to(image_HWC, (*image_HWC.shape[:2], 3))) for image_HWC in images_BHWC]
-            return np.stack(outputs) if len(outputs) > 1 else outputs[0][None]
+            for place, image_HWC in enumerate(images_BHWC):
+                image_CHW = np.ascontiguousarray(image_HWC.transpose(2, 0, 1))
+                [answer] = request.infer([image_CHW[None]], share_outputs=True).values()
+                if embeddings_BhwD is None:
+                    embeddings_BhwD = np.empty((len(images_BHWC), *answer.shape[1:]), dtype=np.float32)
+                embeddings_BhwD[place] = answer[0]  # the one copy: the next image overwrites the answer
+            assert embeddings_BhwD is not None
+            return embeddings_BhwD
 
-        def embed_one(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-            size = image_HWC.shape[:2]
-            if size not in requests:
+        def request_for(shape_CHW: tuple[int, ...]) -> Any:
+            if shape_CHW not in requests:
                 if len(requests) >= MAX_SIZES:
                     requests.clear()
-                model.reshape([1, 3, *size])
-                requests[size] = core.compile_model(model, "CPU", options).create_infer_request()
-            images_BCHW = np.ascontiguousarray(image_HWC.transpose(2, 0, 1))[None]
-            answer: NDArray[np.float32] = next(iter(requests[size].infer([images_BCHW]).values()))[0].copy()
-            return answer
+                model.reshape([1, *shape_CHW])
+                requests[shape_CHW] = core.compile_model(model, "CPU", options).create_infer_request()
+            return requests[shape_CHW]
 
         return embed

@@ -1,0 +1,164 @@
+"""The table of benchmarks/README.md, from the result files."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+
+
+def write_readme(readme: Path, results: Path) -> None:
+    """Replaces what stands between the markers."""
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    before, _, rest = readme.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    readme.write_text(before + BEGIN + "\n" + "\n".join(lines(records)) + "\n" + END + after)
+
+
+def lines(records: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Markdown, one table per benchmark."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for record in records.values():
+        grouped.setdefault(record["benchmark"], []).append(record)
+    for benchmark, table in TABLES.items():
+        if benchmark in grouped:
+            yield from table(grouped[benchmark])
+            yield f"_{_where(grouped[benchmark])}_"
+            yield ""
+
+
+def _where(records: list[dict[str, Any]]) -> str:
+    """Dates, hardware and versions that the records share, and the load that they met."""
+    first, versions = records[0], records[0]["versions"]
+    dates = sorted({record["date"][:10] for record in records})
+    loads = [record["load_average_before"] for record in records if record["load_average_before"] is not None]
+    shown = ("python", "torch", "faiss-gpu", "faiss-cpu", "openvino", "ray")
+    packages = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    load = f"; load before the cases {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    commits = ", ".join(sorted({str(record["git_commit"]) for record in records}))
+    return (
+        f"{when}, {first['hardware']['cores']} cores of {first['hardware']['cpu']}; {packages}; commit {commits}{load}."
+    )
+
+
+def _by_size(records: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return sorted((record["result"] for record in records if key in record["result"]), key=lambda row: row[key])
+
+
+def coreset_table(records: list[dict[str, Any]]) -> Iterator[str]:
+    yield "### Coreset"
+    yield ""
+    yield "Seconds, median of three. Whole selections, except where the picks that were timed are given: there the"
+    yield "price of a pick is multiplied. Cover radius in all dimensions."
+    yield ""
+    yield (
+        "| points x dim | picks | steelray s | radius | textbook s | ratio | matrix-vector loop s | ratio "
+        "| anomalib 2.7 s | ratio | radius |"
+    )
+    yield "|---" * 11 + "|"
+    for row in _by_size(records, "points"):
+        cells = [f"{row['points']:,} x {row['dim']}", f"{row['picks']:,}", f"{row['steelray']['seconds']:.2f}"]
+        cells.append(f"{row['steelray']['cover_radius']:.3f}")
+        for name in ("textbook", "textbook_matrix_vector"):
+            cells += [_seconds(row[name], row["picks"]), f"{row[name]['ratio']:.1f}x"]
+        if "anomalib" in row:
+            radius = row["anomalib"].get("cover_radius")
+            cells += [_seconds(row["anomalib"], row["picks"], whole=radius is not None)]
+            cells += [f"{row['anomalib']['ratio']:.1f}x", f"{radius:.3f}" if radius else "–"]
+        else:
+            cells += ["–"] * 3
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _seconds(entry: dict[str, Any], picks: int, whole: bool = False) -> str:
+    measured = entry["measured_picks"]
+    return f"{entry['seconds']:.0f}" + ("" if whole or measured >= picks else f" ({measured} picks)")
+
+
+def search_table(records: list[dict[str, Any]]) -> Iterator[str]:
+    yield "### Search"
+    yield ""
+    yield "Queries per second, one nearest neighbour, batches of 6,400, two in flight."
+    yield ""
+    yield "| vectors x dim | replicated | 1 shard | 2 shards | 4 shards | largest difference of a squared distance |"
+    yield "|---" * 6 + "|"
+    for row in _by_size([r for r in records if "replicated" in r["result"]], "vectors"):
+        placed = [row[name] for name in ("replicated", "1 shards", "2 shards", "4 shards")]
+        worst = max(entry["largest_difference"] for entry in placed)
+        rates = " | ".join(f"{entry['queries_per_s']:,.0f}" for entry in placed)
+        yield f"| {row['vectors']:,} x {row['dim']} | {rates} | {worst:.1g} |"
+    yield ""
+    yield "| index | vectors x dim | queries/s | bytes per vector | recall@1 | mean error of the distance |"
+    yield "|---" * 6 + "|"
+    for row in _by_size([r for r in records if "exact" in r["result"]], "vectors"):
+        for name, entry in row.items():
+            if isinstance(entry, dict):
+                yield (
+                    f"| {name} | {row['vectors']:,} x {row['dim']} | {entry['queries_per_s']:,.0f} "
+                    f"| {entry['bytes_per_vector']} | {entry['recall_at_1']:.4f} | {entry['distance_error']:.2%} |"
+                )
+    yield ""
+
+
+def pipeline_table(records: list[dict[str, Any]]) -> Iterator[str]:
+    yield "### Pipeline"
+    yield ""
+    yield "Strips of 1600x256 per second, start-up taken out by runs of two lengths; same images, weights and bank."
+    yield ""
+    yield "| bank | Ray job | bare loop, same backend | bare loop, eager PyTorch | anomalib 2.7 Engine.predict |"
+    yield "|---" * 5 + "|"
+    for row in _by_size(records, "vectors"):
+        cells = [f"{row['vectors']:,} vectors", f"**{row['ray_job']['strips_per_s']:.2f}**"]
+        for name in ("bare_loop_same_backend", "bare_loop_eager", "anomalib_predict"):
+            entry = row[name]
+            cells.append(f"{entry['strips_per_s']:.2f} (Ray job {entry['ray_job_is_faster_by']:.2f}x)")
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+    for row in _by_size(records, "vectors"):
+        job, other = row["ray_job"], row["anomalib_predict"]
+        yield (
+            f"With {row['vectors']:,} vectors the whole job of {row['strips']} strips, from listing to publishing, "
+            f"runs at {job['whole_job_strips_per_s']:.2f} strips/s; scores differ from anomalib's by at most "
+            f"{other['largest_score_difference']:.2g}."
+        )
+    yield ""
+
+
+def growth_table(records: list[dict[str, Any]]) -> Iterator[str]:
+    yield "### Growth"
+    yield ""
+    yield "| images of 256x256 | ms per image | scoring s | whole job s | driver memory before | peak |"
+    yield "|---" * 6 + "|"
+    for row in _by_size(records, "images"):
+        yield (
+            f"| {row['images']:,} | {row['milliseconds_per_image']:.2f} | {row['scoring_s']:.1f} "
+            f"| {row['whole_job_s']:.1f} | {_mib(row['driver_memory_before_bytes'])} "
+            f"| {_mib(row['driver_memory_peak_bytes'])} |"
+        )
+    yield ""
+    for row in _by_size(records, "keys"):
+        yield (
+            f"Planning {row['keys']:,} keys: {row['seconds']:.1f} s (listing {row['last_run']['list_s']:.1f}, "
+            f"reading tasks {row['last_run']['tasks_s']:.1f}), {_mib(row['memory_bytes'])} beyond the "
+            f"program, {_mib(row['peak_memory_bytes'])} in all; {row['tasks']:,} reading tasks."
+        )
+        yield ""
+    for row in _by_size(records, "old_patches"):
+        yield (
+            f"A bank of {row['vectors_before']:,} vectors from {row['old_patches']:,} patches learns "
+            f"{row['new_patches']:,} more in {row['grow_s']:.2f} s ({row['vectors_added']:,} vectors added); rebuilt "
+            f"from everything at that size it takes {row['rebuild_s']:.2f} s. "
+            f"Cover radius {row['cover_radius_grown']:.3f} against {row['cover_radius_rebuilt']:.3f}: "
+            f"{row['cover_radius_ratio']:.3f}x."
+        )
+        yield ""
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+TABLES = {"coreset": coreset_table, "search": search_table, "pipeline": pipeline_table, "growth": growth_table}
