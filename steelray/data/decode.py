@@ -16,6 +16,9 @@ from steelray.config import DecodeConfig
 from steelray.schema import Status
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+MAX_SCANS = 100
+"""Of a JPEG. A progressive one has about ten; each costs a pass over all pixels, so thousands of them cost hours."""
+START_OF_SCAN = b"\xff\xda"
 
 
 class Undecodable(Exception):
@@ -50,6 +53,8 @@ def decode(body: bytes, config: DecodeConfig | None = None) -> NDArray[np.uint8]
                     raise Undecodable(
                         Status.TOO_LARGE, f"{width_px}x{height_px} pixels, the limit is {config.max_pixels} in all"
                     )
+                if image.format == "JPEG" and (scans := body.count(START_OF_SCAN)) > MAX_SCANS:
+                    raise Undecodable(Status.TOO_LARGE, f"{scans} scans, the limit is {MAX_SCANS}")
                 image.load()
                 pixels_HWC = _to_uint8(ImageOps.exif_transpose(image), config.white_level)
     except UnidentifiedImageError:

@@ -74,8 +74,12 @@ class LocalFolder:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_bytes(body)
-        part.replace(path)
+        try:
+            part.write_bytes(body)
+            part.replace(path)
+        except OSError:  # such as a full disk
+            part.unlink(missing_ok=True)
+            raise
 
     def write_if(self, key: str, body: bytes, etag: str | None) -> None:
         path = self._path(key)

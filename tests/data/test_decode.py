@@ -251,3 +251,13 @@ def test_resize_keeps_channels_and_mean() -> None:
         assert smaller.dtype == np.uint8
         assert abs(smaller.mean() - pixels.mean()) < 1
         assert resize(pixels, (24, 40)) is pixels
+
+
+def test_a_jpeg_that_would_take_hours_is_too_large() -> None:
+    """Refinement scans can be repeated without end: few bytes, and a pass over all pixels for each."""
+    progressive = encode(make_strip(0, 0).pixels_HW, "JPEG", progressive=True)
+    assert decode(progressive).shape == (256, 1600, 1)
+    last_scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    with pytest.raises(Undecodable, match="scans, the limit is 100") as caught:
+        decode(progressive[:-2] + 200 * last_scan + progressive[-2:])
+    assert caught.value.status == Status.TOO_LARGE
