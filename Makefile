@@ -32,6 +32,9 @@ plan: install  ## Machines, hours and price of a night of a million strips; cost
 test-slow: install  ## The figures on real images, and what takes minutes.
 	$(BIN)/python -m pytest -m slow
 
+bench: install  ## All benchmarks, under half an hour on a quiet machine; QUICK=1: under five minutes; FORCE=1: anew.
+	$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(if $(FORCE),--force)
+
 lint: install  ## ruff: style, imports, security rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

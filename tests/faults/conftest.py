@@ -28,6 +28,8 @@ REPOSITORY = Path(__file__).parent.parent.parent
 MITMDUMP = REPOSITORY / ".faults-venv" / "bin" / "mitmdump"
 NUM_STRIPS = 160
 JOB_S = 240
+PASSING_COLUMNS = ["scored_at", "run_id"]
+"""What may differ between two runs over the same night."""
 MAX_ATTEMPTS = 3
 IMAGES = r"^GET /archive/plant/archive/"
 """Requests for the night's images, as a rule of the proxy's plan matches them."""
@@ -197,7 +199,7 @@ class FaultyPlant:
         """Published, one row per object, and every value of it that of the undisturbed run."""
         assert self.clean is not None
         run = Run(results_uri, read_published(results_uri).current or "")
-        table = run.scores().drop_columns(["scored_at"])
+        table = run.scores().drop_columns(PASSING_COLUMNS)
         assert table.num_rows == NUM_STRIPS
         assert table.equals(self.clean)
         record = run.record()
@@ -276,7 +278,7 @@ def undisturbed(built_plant: Plant, store: RestartableStore, proxy: Proxy) -> Fa
     plant = FaultyPlant(store, proxy)
     ending = plant.run("s3://archive/clean")
     assert ending.code == 0, ending.stderr
-    plant.clean = Run("s3://archive/clean", ending.summary["run_id"]).scores().drop_columns(["scored_at"])
+    plant.clean = Run("s3://archive/clean", ending.summary["run_id"]).scores().drop_columns(PASSING_COLUMNS)
     assert plant.clean.num_rows == NUM_STRIPS
     return plant
 

@@ -1,0 +1,80 @@
+"""Processes die: the driver, a scoring actor, a shard of the bank, a whole node."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from steelray.data.object_store import ObjectStore
+from tests.cluster.test_several_nodes import cluster_of
+from tests.faults.conftest import SLOW_IMAGES, FaultyPlant
+
+pytestmark = pytest.mark.faults
+SHARDED = ("--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
+
+
+def test_a_killed_driver_is_started_again_at_once(plant_in_store: FaultyPlant, results_uri: str) -> None:
+    plant_in_store.proxy.plan(SLOW_IMAGES)
+    job = plant_in_store.start(results_uri)
+    job.wait_until_some_rows_are_safe()
+    job.process.send_signal(signal.SIGKILL)
+    assert job.end().code == -signal.SIGKILL
+    plant_in_store.proxy.plan()
+    ending = plant_in_store.finish(results_uri)
+    assert 0 < ending.summary["scored_now"] < 160, "what was written is not scored again"
+    plant_in_store.check_like_clean(results_uri)
+    assert plant_in_store.run(results_uri).summary["already_complete"] is True
+
+
+@pytest.mark.parametrize(
+    ("title", "arguments"), [("ScoringActor", ()), ("SearchServer", SHARDED)], ids=["scoring actor", "shard actor"]
+)
+def test_a_killed_actor_comes_back(
+    plant_in_store: FaultyPlant, results_uri: str, title: str, arguments: tuple[str, ...]
+) -> None:
+    plant_in_store.proxy.plan(SLOW_IMAGES)
+    job = plant_in_store.start(results_uri, *arguments)
+    job.wait_until_some_rows_are_safe()
+    [killed, *_] = job.wait_for(lambda: job.workers(title))
+    os.kill(killed, signal.SIGKILL)
+    ending = job.end()
+    if ending.code != 0:
+        assert "run the same command to continue" in ending.complaint, ending.stderr
+        plant_in_store.finish(results_uri, *arguments)
+    plant_in_store.check_like_clean(results_uri)
+
+
+def test_a_node_is_lost_for_good(plant_in_store: FaultyPlant, results_uri: str, tmp_path: Path) -> None:
+    """One of two raylets is killed and none takes its place."""
+    plant_in_store.proxy.plan(SLOW_IMAGES)
+    store = plant_in_store.store
+    environment = {**store.environment, "AWS_ENDPOINT_URL": plant_in_store.proxy.endpoint_url}
+    reached = ObjectStore(plant_in_store.proxy.endpoint_url, environment, process=None)  # type: ignore[arg-type]
+    with cluster_of(2, 2, home=tmp_path, store=reached) as nodes:
+        job = plant_in_store.start(
+            results_uri,
+            environment={"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)},
+        )
+        job.wait_until_some_rows_are_safe()
+        nodes.kill(1)
+        ending = job.end()
+        if ending.code != 0:
+            assert "run the same command to continue" in ending.complaint, ending.stderr
+    plant_in_store.proxy.plan()
+    if ending.code != 0:
+        plant_in_store.finish(results_uri)
+    plant_in_store.check_like_clean(results_uri)
+
+
+def test_nothing_of_a_killed_job_stays_behind(plant_in_store: FaultyPlant, results_uri: str) -> None:
+    plant_in_store.proxy.plan(SLOW_IMAGES)
+    job = plant_in_store.start(results_uri)
+    job.wait_for(lambda: job.workers("ScoringActor"))
+    job.process.kill()
+    job.end()
+    deadline = time.monotonic() + 60
+    while job.workers(""):
+        assert time.monotonic() < deadline, job.workers("")
+        time.sleep(0.2)

@@ -1,0 +1,122 @@
+"""The benchmarks' own parts: what they compare with is right, and what they write is what they measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import growth, pipeline, run, search
+from benchmarks.coreset import cover_radius, difference_loop, matrix_vector_loop
+from benchmarks.table import lines, write_readme
+from steelray.memory_bank.coreset import greedy_coreset
+from steelray.memory_bank.shard import LocalSearch, shard_of
+
+HEAD: dict[str, Any] = {
+    "date": "2026-11-25T00:00:00+00:00",
+    "git_commit": "abc",
+    "hardware": {"cpu": "some CPU", "cores": 2, "gpu": None},
+    "versions": {"python": "3.11.7", "torch": "2.14.1"},
+    "load_average_before": 0.1,
+}
+
+
+def record(benchmark: str, result: dict[str, Any]) -> dict[str, Any]:
+    return {"benchmark": benchmark, "case": "x", **HEAD, "result": result}
+
+
+def loop(seconds: float, ratio: float, measured: int = 10, **more: float) -> dict[str, Any]:
+    return {"seconds": seconds, "ratio": ratio, "measured_picks": measured, **more}
+
+
+RECORDS = {
+    "coreset-200k": record(
+        "coreset",
+        {
+            "points": 200_000,
+            "dim": 176,
+            "picks": 2000,
+            "steelray": {"seconds": 4.0, "cover_radius": 22.8},
+            "textbook": loop(120.0, 30.0),
+            "textbook_matrix_vector": loop(40.0, 10.0),
+            "anomalib": loop(248.0, 62.0, cover_radius=24.5),
+        },
+    ),
+    "pipeline-strips": record(
+        "pipeline",
+        {
+            "vectors": 1728,
+            "strips": 480,
+            "ray_job": {"strips_per_s": 17.5, "whole_job_strips_per_s": 14.0},
+            **{
+                name: {"strips_per_s": 4.0, "ray_job_is_faster_by": 4.375, "largest_score_difference": 1e-4}
+                for name in ("bare_loop_same_backend", "bare_loop_eager", "anomalib_predict")
+            },
+        },
+    ),
+}
+
+
+def test_both_textbook_loops_pick_as_the_coreset_does() -> None:
+    points = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    expected = greedy_coreset(points, 60).tolist()
+    assert difference_loop(points, 60) == matrix_vector_loop(points, 60) == expected
+    centers = points[expected]
+    assert cover_radius(points, centers) == pytest.approx(float(torch.cdist(points, centers).min(dim=1).values.max()))
+
+
+def test_the_table_says_what_was_measured(tmp_path: Path) -> None:
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results.mkdir()
+    for name, entry in RECORDS.items():
+        (results / f"{name}.json").write_text(json.dumps(entry))
+    readme.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
+    write_readme(readme, results)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- table -->\n### Coreset")
+    assert text.endswith("<!-- end of table -->\nafter\n")
+    assert "old" not in text
+    assert "| 200,000 x 176 | 2,000 | 4.00 | 22.800 | 120 (10 picks) | 30.0x |" in text
+    assert "248 | 62.0x | 24.500 |" in text, "a whole selection needs no number of picks"
+    assert "**17.50** | 4.00 (Ray job 4.38x)" in text
+    assert "2 cores of some CPU; python 3.11.7, torch 2.14.1; commit abc; load before the cases 0.1 to 0.1." in text
+    write_readme(readme, results)
+    assert readme.read_text() == text
+
+
+def test_every_kept_result_finds_its_place_in_the_table() -> None:
+    kept = {path.stem: json.loads(path.read_text()) for path in run.RESULTS.glob("*.json")}
+    text = "\n".join(lines(kept))
+    assert text.count("### ") == len({entry["benchmark"] for entry in kept.values()})
+
+
+def test_cases_are_found_by_name() -> None:
+    every = run.names(quick=False, only=[])
+    assert {name.partition("/")[0] for name in every} == set(run.BENCHMARKS)
+    assert run.names(quick=False, only=["search"]) == [name for name in every if name.startswith("search/")]
+    assert run.names(quick=False, only=["growth/plan-1M"]) == ["growth/plan-1M"]
+    with pytest.raises(SystemExit, match="unknown benchmark nonsense"):
+        run.names(quick=True, only=["nonsense"])
+
+
+def test_searches_in_flight_answer_in_order() -> None:
+    rng = np.random.default_rng(0)
+    bank = search.bank_of(rng.standard_normal((50, 8)).astype(np.float32))
+    batches = [rng.standard_normal((5, 8)).astype(np.float32) for _ in range(5)]
+    local = LocalSearch([shard_of(bank)])
+    for answer, queries_QD in zip(search.ask(local, batches), batches, strict=True):
+        np.testing.assert_array_equal(answer, local.submit(queries_QD, 1).result()[0])
+
+
+def test_start_up_is_no_part_of_the_price_of_an_image() -> None:
+    assert pipeline.per_image(lambda count: 7.0 + 0.25 * count, 10, 50)["seconds_per_strip"] == pytest.approx(0.25)
+
+
+def test_planning_reads_every_listed_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SCRATCH", tmp_path)
+    planned = growth.plan(5000)
+    assert planned["keys"] == 5000
+    assert planned["tasks"] == -(-5000 // 32)
+    assert planned["seconds"] > 0
