@@ -12,25 +12,24 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 from ray.exceptions import RayError
 
-from steelray.batch_scoring import BatchScorer, RunStamp
+from steelray.batch_scoring import RunStamp
 from steelray.calibration import Calibration
-from steelray.config import ComputeConfig
 from steelray.data.archive import list_archive
 from steelray.data.storage import Location
 from steelray.distributed.cluster import TASK_CPUS, ComputePlan, connected, plan_compute
 from steelray.distributed.image_source import map_images
-from steelray.distributed.metrics import announce_run, count_strips, observe_stage
+from steelray.distributed.metrics import announce_run
 from steelray.distributed.placement import plan_on_cluster
-from steelray.distributed.search_actors import ActorSearch, start_search_servers
+from steelray.distributed.scoring_actors import ScoringActor, plan_model_bank, portable_model, start_bank
 from steelray.increment import leave_out_scored
 from steelray.job import JobFailed, num_cores
 from steelray.job_config import ScoreArchiveConfig
-from steelray.memory_bank.planner import BankPlan, plan_bank
+from steelray.memory_bank.planner import BankPlan
 from steelray.models.portable_embedder import PortableEmbedder
 from steelray.nightly import Night, finish_night, publish_night
 from steelray.progress import tag_lines
 from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, read_published, run_id_of
-from steelray.trained import Model, check_agreement, load_scorer, open_model, portable_embedder, read_calibration
+from steelray.trained import Model, check_agreement, open_model, read_calibration
 
 ROWS_PER_FILE = 4096
 """Rows of one parquet file of the score table, where the archive is large enough."""
@@ -38,75 +37,11 @@ ROWS_PER_FILE = 4096
 Report = Callable[[str], None]
 
 
-class ScoringActor:
-    """Holds a loaded model; Ray Data hands it batches. Arguments as of `BatchScorer` and `load_scorer`.
-
-    Args:
-        portable: a reference to the `PortableEmbedder` or None, in a list: the actor's arguments stay small.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        compute: ComputeConfig,
-        plan: ComputePlan,
-        portable: list[ray.ObjectRef],
-        servers: list[Any],
-        stamp: RunStamp,
-        calibration: Calibration | None,
-        options: dict[str, Any],
-    ) -> None:
-        scorer = load_scorer(
-            model,
-            compute,
-            num_threads=plan.scorer_threads,
-            search=ActorSearch(servers) if servers else None,
-            portable=ray.get(portable[0]),
-            use_gpu=plan.scorer_gpus > 0,
-            observe=observe_stage,
-        )
-        self._score_batch = BatchScorer(scorer, stamp, calibration, observe=observe_stage, **options)
-
-    def __call__(self, decoded: pa.Table) -> pa.Table:
-        scored = self._score_batch(decoded)
-        count_strips(scored)
-        return scored
-
-
 class NoFilter(CheckpointManager):  # type: ignore[misc]
     """Ray Data's two-phase write without its filter actor, which wants a CPU: the manifest is filtered beforehand."""
 
     def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
         return None, 0
-
-
-def portable_model(model: Model, compute: ComputeConfig) -> PortableEmbedder | None:
-    """The model's embedder, made ready once for all CPU actors; None where it has none or runs on torch."""
-    if model.bank is None:
-        return None
-    return portable_embedder(model.bank.embedder, model.bank.weights_digest, compute, compute.gpus_per_scorer > 0)
-
-
-def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: int | None = None) -> BankPlan | None:
-    """Where a model's memory bank will live; None if it has none."""
-    if model.bank is None:
-        return None
-    return plan_bank(
-        model.bank.num_vectors,
-        model.bank.dim,
-        bytes_per_vector=model.bank.bytes_per_vector,
-        memory_per_actor_bytes=compute.memory_per_actor_bytes,
-        placement=compute.bank_placement,
-        num_shards=compute.bank_shards,
-        cluster_memory_bytes=cluster_memory_bytes,
-    )
-
-
-def start_bank(model: Model, plan: BankPlan | None, gpus: float) -> list[Any]:
-    """The actors that hold a sharded bank, loaded; none if it is replicated. Raises `BankUnavailable`."""
-    if model.bank is None or plan is None or plan.placement == "replicated":
-        return []
-    return start_search_servers(model.uri, model.bank.bank_id, model.bank.num_vectors, plan.num_shards, gpus)
 
 
 def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import ray
 from steelray.batch_scoring import RunStamp
 from steelray.calibration import ALL_STRIPS, Calibration, calibrate
 from steelray.config import CalibrationConfig
-from steelray.distributed.archive_scorer import ScoringActor, plan_model_bank, start_bank
 from steelray.distributed.cluster import plan_compute
 from steelray.distributed.image_source import map_images
 from steelray.distributed.patch_selection import NominalImages
+from steelray.distributed.scoring_actors import ScoringActor, plan_model_bank, start_bank
 from steelray.schema import Status
 from steelray.trained import open_model, write_calibration
 

@@ -22,9 +22,9 @@ from steelray.calibration import ALL_STRIPS, calibrate
 from steelray.config import ComputeConfig, ConfigError
 from steelray.data.anomaly_synthesis import SampleMaker
 from steelray.data.storage import Location
-from steelray.distributed.archive_scorer import ScoringActor
 from steelray.distributed.cluster import connected, plan_compute
 from steelray.distributed.placement import Node, alive_nodes
+from steelray.distributed.scoring_actors import ScoringActor
 from steelray.distributed.train_worker import WorkerSettings, train
 from steelray.distributed.training_images import NominalImages, StoredImages, list_nominal, store_images
 from steelray.job import num_cores

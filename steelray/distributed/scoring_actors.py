@@ -1,0 +1,83 @@
+"""A trained model on the cluster: the actors that score batches, and where the memory bank lives beside them.
+
+The class is plain; Ray Data makes actors of it. Kept apart from the jobs, so that an actor loads no more than it needs.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from steelray.batch_scoring import BatchScorer, RunStamp
+from steelray.calibration import Calibration
+from steelray.config import ComputeConfig
+from steelray.distributed.cluster import ComputePlan
+from steelray.distributed.metrics import count_strips, observe_stage
+from steelray.distributed.search_actors import ActorSearch, start_search_servers
+from steelray.memory_bank.planner import BankPlan, plan_bank
+from steelray.models.portable_embedder import PortableEmbedder
+from steelray.trained import Model, load_scorer, portable_embedder
+
+
+class ScoringActor:
+    """Holds a loaded model; Ray Data hands it batches. Arguments as of `BatchScorer` and `load_scorer`.
+
+    Args:
+        portable: a reference to the `PortableEmbedder` or None, in a list: the actor's arguments stay small.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        compute: ComputeConfig,
+        plan: ComputePlan,
+        portable: list[ray.ObjectRef],
+        servers: list[Any],
+        stamp: RunStamp,
+        calibration: Calibration | None,
+        options: dict[str, Any],
+    ) -> None:
+        scorer = load_scorer(
+            model,
+            compute,
+            num_threads=plan.scorer_threads,
+            search=ActorSearch(servers) if servers else None,
+            portable=ray.get(portable[0]),
+            use_gpu=plan.scorer_gpus > 0,
+            observe=observe_stage,
+        )
+        self._score_batch = BatchScorer(scorer, stamp, calibration, observe=observe_stage, **options)
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        scored = self._score_batch(decoded)
+        count_strips(scored)
+        return scored
+
+
+def portable_model(model: Model, compute: ComputeConfig) -> PortableEmbedder | None:
+    """The model's embedder, made ready once for all CPU actors; None where it has none or runs on torch."""
+    if model.bank is None:
+        return None
+    return portable_embedder(model.bank.embedder, model.bank.weights_digest, compute, compute.gpus_per_scorer > 0)
+
+
+def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: int | None = None) -> BankPlan | None:
+    """Where a model's memory bank will live; None if it has none."""
+    if model.bank is None:
+        return None
+    return plan_bank(
+        model.bank.num_vectors,
+        model.bank.dim,
+        bytes_per_vector=model.bank.bytes_per_vector,
+        memory_per_actor_bytes=compute.memory_per_actor_bytes,
+        placement=compute.bank_placement,
+        num_shards=compute.bank_shards,
+        cluster_memory_bytes=cluster_memory_bytes,
+    )
+
+
+def start_bank(model: Model, plan: BankPlan | None, gpus: float) -> list[Any]:
+    """The actors that hold a sharded bank, loaded; none if it is replicated. Raises `BankUnavailable`."""
+    if model.bank is None or plan is None or plan.placement == "replicated":
+        return []
+    return start_search_servers(model.uri, model.bank.bank_id, model.bank.num_vectors, plan.num_shards, gpus)
