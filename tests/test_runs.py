@@ -31,7 +31,7 @@ def rows_of(keys: Sequence[str]) -> pa.Table:
 
 def put(run: Run, name: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(table, sink, write_page_checksum=True, compression="none")
     run.location.write(name, sink.getvalue().to_pybytes())
 
 
@@ -85,7 +85,7 @@ class TestClearingUpAfterAKilledAttempt:
         assert remaining(run) == KEYS[6:8]
         assert run.scores(["image_key"]).column("image_key").to_pylist() == KEYS[:6] + KEYS[8:]
 
-    @pytest.mark.parametrize("damage", ["gone", "cut off", "another"])
+    @pytest.mark.parametrize("damage", ["gone", "cut off", "a flipped bit", "another"])
     def test_a_part_whose_rows_are_not_there_is_written_again(self, run: Run, damage: str) -> None:
         put_part(run, "u_000000", KEYS[:4])
         put_part(run, "u_000001", KEYS[4:])
@@ -93,6 +93,10 @@ class TestClearingUpAfterAKilledAttempt:
             run.location.delete("scores/u_000001-0.parquet")
         elif damage == "cut off":
             run.location.write("scores/u_000001-0.parquet", b"PAR1 half a file")
+        elif damage == "a flipped bit":
+            body = bytearray(run.location.read("scores/u_000001-0.parquet"))
+            body[body.index(KEYS[5].encode())] ^= 1
+            run.location.write("scores/u_000001-0.parquet", bytes(body))
         else:
             put(run, "scores/u_000001-0.parquet", rows_of(KEYS[5:]))
         assert run.settle() == 1

@@ -58,6 +58,12 @@ def endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+def overloaded(error: Exception) -> bool:
+    """Whether the store answers, but cannot serve at this moment."""
+    answer = error.response.get("ResponseMetadata", {}) if isinstance(error, ClientError) else {}
+    return bool(answer.get("HTTPStatusCode", 0) >= 500)
+
+
 def translated(error: Exception, where: str, key: str = "") -> Exception:
     """A failure of the store as `ObjectMissing`, `ObjectChanged` or an `OSError` of one line without secrets.
 

@@ -19,6 +19,7 @@ from steelray.data.s3_client import (
     FAILURES,
     READ_TIMEOUT_S,
     endpoint,
+    overloaded,
     s3_client,
     translated,
 )
@@ -99,10 +100,13 @@ class Location:
             self._folder.check_access(create=create)
             return
         prefix = f"{self.prefix}/" if self.prefix else ""
-        try:
-            s3_client(patient=False).list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
-        except FAILURES as error:
-            raise ConfigError(str(translated(error, f"s3://{self.bucket}"))) from None
+        for patient in (False, True):
+            try:
+                s3_client(patient=patient).list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
+                return
+            except FAILURES as error:
+                if patient or not overloaded(error):  # who answers that it is busy may be asked again
+                    raise ConfigError(str(translated(error, f"s3://{self.bucket}"))) from None
 
     def list(self) -> Iterator[StoredObject]:
         """All objects below this location, in the store's order (S3 pages of 1000), keys relative to it.

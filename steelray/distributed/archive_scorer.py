@@ -1,7 +1,8 @@
 """The main job: an archive through decoding tasks, scoring actors and a writer into a reconciled, published table."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,7 @@ from ray.exceptions import RayError
 from steelray.batch_scoring import RunStamp
 from steelray.calibration import Calibration
 from steelray.data.archive import list_archive
-from steelray.data.storage import Location
+from steelray.data.storage import Location, ObjectChanged
 from steelray.distributed.cluster import TASK_CPUS, ComputePlan, connected, plan_compute
 from steelray.distributed.image_source import map_images
 from steelray.distributed.metrics import announce_run
@@ -25,6 +26,7 @@ from steelray.increment import leave_out_scored
 from steelray.job import JobFailed, num_cores
 from steelray.job_config import ScoreArchiveConfig
 from steelray.memory_bank.planner import BankPlan
+from steelray.memory_bank.shard import BankUnavailable
 from steelray.models.portable_embedder import PortableEmbedder
 from steelray.nightly import Night, finish_night, publish_night
 from steelray.progress import tag_lines
@@ -93,28 +95,40 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         report(f"run {run.run_id} is complete already: nothing to do")
         return publish_night(run, {**record["summary"], "already_complete": True}, config.max_quarantine_share)
 
-    discarded = run.settle()
-    remaining = run.remaining(manifest)
-    if remaining.num_rows < manifest.num_rows or discarded:
-        report(f"run {run.run_id} goes on: {remaining.num_rows} of {manifest.num_rows} objects are left")
-    else:
-        report(f"run {run.run_id}: {manifest.num_rows} objects in {config.archive.uri}")
-    run.write_manifest(manifest)
-    scoring_s = 0.0
-    if remaining.num_rows:
-        portable = portable_model(model, config.compute)
-        with connected():
-            uris = (config.archive.uri, config.model_uri, config.results_uri)
-            compute_plan = plan_on_cluster(config.compute, _num_shards(bank_plan), uris, report)
-            facts["compute_plan"] = compute_plan.to_dict()
-            if bank_plan is not None:
-                plan_model_bank(model, config.compute, int(ray.cluster_resources().get("memory", 0)) or None)
-                report(f"memory bank {bank_plan.placement}: {bank_plan.reason}")
-            start_s = time.perf_counter()
-            _score(config, model, portable, calibration, run, remaining, compute_plan, bank_plan)
-            scoring_s = time.perf_counter() - start_s
-    night = Night(config, run, model, calibration, version, started_at, already_scored)
-    return finish_night(night, manifest, facts, num_scored_now=remaining.num_rows, scoring_s=scoring_s)
+    with _resumable(run):
+        discarded = run.settle()
+        remaining = run.remaining(manifest)
+        if remaining.num_rows < manifest.num_rows or discarded:
+            report(f"run {run.run_id} goes on: {remaining.num_rows} of {manifest.num_rows} objects are left")
+        else:
+            report(f"run {run.run_id}: {manifest.num_rows} objects in {config.archive.uri}")
+        run.write_manifest(manifest)
+        scoring_s = 0.0
+        if remaining.num_rows:
+            portable = portable_model(model, config.compute)
+            with connected():
+                uris = (config.archive.uri, config.model_uri, config.results_uri)
+                compute_plan = plan_on_cluster(config.compute, _num_shards(bank_plan), uris, report)
+                facts["compute_plan"] = compute_plan.to_dict()
+                if bank_plan is not None:
+                    plan_model_bank(model, config.compute, int(ray.cluster_resources().get("memory", 0)) or None)
+                    report(f"memory bank {bank_plan.placement}: {bank_plan.reason}")
+                start_s = time.perf_counter()
+                _score(config, model, portable, calibration, run, remaining, compute_plan, bank_plan)
+                scoring_s = time.perf_counter() - start_s
+        night = Night(config, run, model, calibration, version, started_at, already_scored)
+        return finish_night(night, manifest, facts, num_scored_now=remaining.num_rows, scoring_s=scoring_s)
+
+
+@contextmanager
+def _resumable(run: Run) -> Iterator[None]:
+    """What fails in here has to be run again, and then goes on. Raises `JobFailed`, one line."""
+    try:
+        yield
+    except (RayError, BankUnavailable, ObjectChanged, OSError, pa.ArrowInvalid) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = lines[-1] if lines else type(error).__name__
+        raise JobFailed(f"run {run.run_id} stopped: {cause}; run the same command to continue") from error
 
 
 def _list_work(config: ScoreArchiveConfig, model: Model) -> tuple[pa.Table, int]:
@@ -159,18 +173,10 @@ def _score(
         checkpoint_manager_cls=NoFilter,
     )
     filesystem, path = (run.location / SCORES_DIR).arrow()
-    try:
-        rows.write_parquet(
-            path,
-            filesystem=filesystem,
-            min_rows_per_file=max(1, min(ROWS_PER_FILE, remaining.num_rows // 4)),
-            ray_remote_args={"num_cpus": TASK_CPUS},
-        )
-    except RayError as error:
-        raise JobFailed(f"run {run.run_id} stopped: {_cause(error)}; run the same command to continue") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The line of a remote error that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    rows.write_parquet(
+        path,
+        filesystem=filesystem,
+        min_rows_per_file=max(1, min(ROWS_PER_FILE, remaining.num_rows // 4)),
+        ray_remote_args={"num_cpus": TASK_CPUS},
+        write_page_checksum=True,
+    )

@@ -5,6 +5,7 @@ import pytest
 
 from steelray.data.object_store import ObjectStore
 from steelray.data.storage import Location
+from tests.fakes import faulty_store
 
 
 @pytest.fixture(params=["s3", "folder"])
@@ -49,3 +50,11 @@ def test_a_browser_is_told_what_it_gets(s3_uri: str) -> None:
         location.write(key, b"x")
         head = location.client.head_object(Bucket="archive", Key=location.full_key(key))
         assert kind in head["ContentType"]
+
+
+def test_a_busy_store_is_asked_again(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = ["slow_down"] * 4
+    with faulty_store(object_store.endpoint_url, lambda method, path: busy.pop() if busy else None) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        Location("s3://archive/x").check_access()
+    assert not busy

@@ -62,6 +62,7 @@ class Faults:
         elif rule["fault"] in ANSWERS:
             status, code, message = ANSWERS[rule["fault"]]
             body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+            body = "" if flow.request.method == "HEAD" else body
             flow.response = http.Response.make(status, body, {"Content-Type": "application/xml"})
         else:
             flow.metadata["fault"] = rule["fault"]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.faults
 @pytest.mark.parametrize(
     ("fault", "rule"),
     [
-        ("slow_down", {"match": r" /archive", "first": 2}),
+        ("slow_down", {"match": r" /archive", "first": 1}),
         ("reset", {"match": r"^GET /archive", "first": 2}),
         ("latency", {"match": IMAGES, "first": 1, "seconds": 5.0}),
         ("truncate", {"match": IMAGES, "first": 2}),
