@@ -32,6 +32,27 @@ plan: install  ## Machines, hours and price of a night of a million strips; cost
 test-slow: install  ## The figures on real images, and what takes minutes.
 	$(BIN)/python -m pytest -m slow
 
+test-faults: install .faults-venv/ready  ## Breaks things on purpose: store, network, processes, nodes, disk; under 25 minutes.
+	$(BIN)/python -m pytest -m "faults and not slow"
+
+soak: install  ## 20,000 small images in one run: memory stays flat. STEELRAY_SOAK_IMAGES=N: another number.
+	$(BIN)/python -m pytest -s tests/faults/test_soak.py
+
+audit: install .audit-venv/ready  ## Known vulnerabilities of the pinned versions (asks PyPI), and ruff's security rules.
+	.audit-venv/bin/pip-audit --requirement requirements.txt --no-deps --disable-pip --strict
+	$(BIN)/ruff check --select S .
+
+# tools with pins of their own, which would clash with ours
+.faults-venv/ready:
+	$(PYTHON) -m venv .faults-venv
+	.faults-venv/bin/pip install --quiet --disable-pip-version-check mitmproxy==11.0.2
+	touch $@
+
+.audit-venv/ready:
+	$(PYTHON) -m venv .audit-venv
+	.audit-venv/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	touch $@
+
 bench: install  ## All benchmarks, under half an hour on a quiet machine; QUICK=1: under five minutes; FORCE=1: anew.
 	$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(if $(FORCE),--force)
 
