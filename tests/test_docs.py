@@ -22,7 +22,12 @@ from steelray.provenance import run_record
 REPOSITORY = Path(__file__).parent.parent
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 FORMATS = REPOSITORY / "docs" / "formats.md"
-SCHEMAS = {"MANIFEST": schema.MANIFEST, "SCORES": schema.SCORES, "BOX": schema.BOX}
+SCHEMAS = {
+    "MANIFEST": schema.MANIFEST,
+    "SCORES": schema.SCORES,
+    "BOX": schema.BOX,
+    "QUARANTINE": schema.QUARANTINE,
+}
 Rows = list[tuple[str, ...]]
 
 
