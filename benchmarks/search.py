@@ -66,7 +66,7 @@ def placements(num_vectors: int, num_batches: int) -> dict[str, Any]:
             answers[:] = ask(search, batches)
 
         result = timed(once)
-        worst = max(float(np.abs(a - b).max()) for a, b in zip(answers, expected, strict=True))
+        worst = max(float((np.abs(a - b) / b.max()).max()) for a, b in zip(answers, expected, strict=True))
         return {**result, "queries_per_s": QUERIES * num_batches / result["seconds"], "largest_difference": worst}
 
     row["replicated"] = run(local)

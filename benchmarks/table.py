@@ -81,9 +81,10 @@ def _seconds(entry: dict[str, Any], picks: int, whole: bool = False) -> str:
 def search_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield "### Search"
     yield ""
-    yield "Queries per second, one nearest neighbour, batches of 6,400, two in flight."
+    yield "Queries per second, one nearest neighbour, batches of 6,400, two in flight. The difference is that of a squared"
+    yield "distance to the replicated bank's, as a share of the largest."
     yield ""
-    yield "| vectors x dim | replicated | 1 shard | 2 shards | 4 shards | largest difference of a squared distance |"
+    yield "| vectors x dim | replicated | 1 shard | 2 shards | 4 shards | largest difference |"
     yield "|---" * 6 + "|"
     for row in _by_size([r for r in records if "replicated" in r["result"]], "vectors"):
         placed = [row[name] for name in ("replicated", "1 shards", "2 shards", "4 shards")]

@@ -111,7 +111,14 @@ def test_searches_in_flight_answer_in_order() -> None:
 
 
 def test_start_up_is_no_part_of_the_price_of_an_image() -> None:
-    assert pipeline.per_image(lambda count: 7.0 + 0.25 * count, 10, 50)["seconds_per_strip"] == pytest.approx(0.25)
+    assert pipeline.per_image(lambda count: 7.0 + 0.25 * count, 10, 50) == pytest.approx(0.25)
+
+
+def test_ratios_are_those_within_a_turn() -> None:
+    loads = iter([1.0, 1.0, 9.0, 9.0, 2.0, 2.0])
+    rows = pipeline.compared({"ray_job": lambda: 0.1 * next(loads), "other": lambda: 0.4 * next(loads)})
+    assert rows["other"]["ray_job_is_faster_by"] == pytest.approx(4.0)
+    assert rows["ray_job"]["strips_per_s"] == pytest.approx(1 / 0.2)
 
 
 def test_planning_reads_every_listed_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
