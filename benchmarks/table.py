@@ -81,8 +81,8 @@ def _seconds(entry: dict[str, Any], picks: int, whole: bool = False) -> str:
 def search_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield "### Search"
     yield ""
-    yield "Queries per second, one nearest neighbour, batches of 6,400, two in flight. The difference is that of a squared"
-    yield "distance to the replicated bank's, as a share of the largest."
+    yield "Queries per second, one nearest neighbour, batches of 6,400, two in flight. The difference is that of a"
+    yield "squared distance to the replicated bank's, as a share of the largest."
     yield ""
     yield "| vectors x dim | replicated | 1 shard | 2 shards | 4 shards | largest difference |"
     yield "|---" * 6 + "|"
