@@ -90,7 +90,7 @@ def test_an_unknown_setting_is_refused() -> None:
         (lambda: config(run_name="a/b"), "run_name may hold"),
         (lambda: config(num_steps=0), "num_steps must be > 0"),
         (lambda: config(output_uri=""), "output_uri is empty"),
-        (lambda: TrainDataConfig(), "either data.dataset .* or data.nominal"),
+        (lambda: TrainDataConfig(), "give one of data.dataset .* data.nominal"),
         (lambda: DraemConfig(width=0.1), "multiple of 1/16"),
         (lambda: SynthesisConfig(opacity_min=0.9, opacity_max=0.5), "opacities must rise"),
         (lambda: SynthesisConfig(opacity_min=0.0), "opacities must rise"),

@@ -66,8 +66,13 @@ def plan_compute(cpus: float, gpus: float, compute: ComputeConfig, num_shards: i
 
 
 @contextmanager
-def connected(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
+def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[dict[str, float]]:
     """Ray for the duration of a job: the cluster that RAY_ADDRESS names, or one of this machine's own, on loopback.
+
+    Args:
+        dashboard: whether a cluster of this machine's own gets one. Ray Train needs it: it asks the dashboard whether
+            its controller lives, and without one of its own it asks that of another cluster on the machine, does not
+            find the controller there, and takes the workers' resources away.
 
     Yields:
         The cluster's total resources.
@@ -91,7 +96,7 @@ def connected(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
             # another version of Ray or Python, or no token: Ray says which
             raise ConfigError(f"RAY_ADDRESS {address}: {' '.join(str(error).split())}") from None
     else:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, logging_level="warning")
     try:
         yield ray.cluster_resources()
     finally:

@@ -5,6 +5,7 @@ import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from steelray.train_config import TrainConfig
 from steelray.train_run import CURVES_FILE, TENSORBOARD, Row, TrainRun
 from steelray.training import NonFiniteLoss, TrainingSession
 
+PROGRESS_EVERY_S = 15.0
 CLIPPED_TERM = "grad_norm"
 """What a NaN of another worker looks like here: its own terms are finite, the averaged gradient is not."""
 
@@ -60,18 +62,25 @@ class _Worker:
         newest = self.folder.newest_step()
         if newest is not None:
             self.session.load_state_dict(self.folder.load(newest))
-        self.journal = Journal(self.folder, config, self.session.step) if self.rank == 0 else None
+        self.journal = Journal(self.folder, config, self.session.step, settings.num_steps) if self.rank == 0 else None
 
     def _wrap(self, network: nn.Module) -> nn.Module:
         return DistributedDataParallel(network, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def run(self) -> None:
+        with ThreadPoolExecutor(1, "batches") as ahead:
+            self._run(ahead)
+
+    def _run(self, ahead: ThreadPoolExecutor) -> None:
         session, config = self.session, self.config
         window: list[Row] = []
         since_s = time.perf_counter()
+        upcoming = self._prepared(ahead, session.step)
         while session.step < session.num_steps:
             try:
-                window.append(session.train_step(self._batch(session.step)))
+                batch = upcoming.result()
+                upcoming = self._prepared(ahead, session.step + 1)
+                window.append(session.train_step(batch))
             except (NonFiniteLoss, ConfigError) as error:
                 self._stop(error)
                 return
@@ -86,6 +95,10 @@ class _Worker:
                 if failure is not None:
                     return
                 ray.train.report({"step": step})  # a barrier, too slow for every row
+
+    def _prepared(self, ahead: ThreadPoolExecutor, step: int) -> "Future[Batch]":
+        """A step's batch, made while the step before it is computed: it follows from its number alone."""
+        return ahead.submit(self._batch, min(step, self.session.num_steps - 1))
 
     def _batch(self, step: int) -> Batch:
         places = samples_of_step(step, self.config.batch_size, len(self.images), self.config.seed)
@@ -152,13 +165,14 @@ class Journal:
     """Rank 0's metrics: rows for the table, TensorBoard, MLflow where asked for. What lies beyond the checkpoint that a
     run goes on from is forgotten, so that the curve is that of one run."""
 
-    def __init__(self, folder: TrainRun, config: TrainConfig, step: int) -> None:
+    def __init__(self, folder: TrainRun, config: TrainConfig, step: int, num_steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.rows = folder.metrics(step)
         self._folder, self._config = folder, config
         self._events = Path(tempfile.mkdtemp(prefix="steelray-tensorboard-"))
         self._writer = SummaryWriter(str(self._events), purge_step=step + 1 if step else None)
+        self._num_steps, self._said_s = num_steps, 0.0
         self._mlflow: Any = None
         if config.mlflow_uri is not None:
             mlflow = importlib.import_module("mlflow")
@@ -172,6 +186,12 @@ class Journal:
         for name, value in row.items():
             if name != "step":
                 self._writer.add_scalar(name, value, int(row["step"]))
+        if time.monotonic() - self._said_s > PROGRESS_EVERY_S:
+            self._said_s = time.monotonic()
+            cost = f"{row['images_per_s']:.3g} images/s"
+            # Ray shows a worker's output to the driver's user; what `print` prints, Ray Train shows twice
+            sys.stdout.write(f"step {row['step']:.0f} of {self._num_steps}: loss {row['total']:.4g}, {cost}\n")
+            sys.stdout.flush()
         if self._mlflow is not None:
             self._mlflow.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 

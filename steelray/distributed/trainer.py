@@ -65,7 +65,7 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
     if (record := folder.record()) is not None:
         report(f"run {config.run_name} is complete already: nothing to do")
         return {**record["summary"], "already_complete": True}
-    with connected() as resources:
+    with connected(dashboard=True) as resources:
         check_workers_fit(config, alive_nodes())
         stored = store_images(config, images)
         num_steps = config.total_steps(len(stored.places))

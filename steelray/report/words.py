@@ -7,6 +7,10 @@ from steelray.schema import Status, Verdict
 
 FAILURES: dict[Status, tuple[str, str]] = {
     Status.MISSING: ("Gone when it was read", "was the archive cleaned up during the run?"),
+    Status.DENIED: (
+        "Not readable by this user",
+        "give the scoring role read access, or restore what was moved to an archive class",
+    ),
     Status.CHANGED: (
         "Not the bytes that were listed",
         "overwritten during the run, or damaged on the way: score it again",

@@ -1,0 +1,70 @@
+"""A secret in the environment appears nowhere: not in logs, results, Ray's own files, nor in what a failed job says."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from steelray.data.object_store import running_object_store
+from steelray.data.storage import Location
+from tests.nights import Plant, fill_archive
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def ray_folder() -> Iterator[Path]:
+    """Where the job's Ray keeps its logs and metadata; a short path, for its sockets."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def score(root: str, environment: dict[str, str], ray_folder: Path) -> "subprocess.CompletedProcess[str]":
+    command = [
+        sys.executable, str(REPOSITORY / "jobs" / "score_archive.py"), "--archive.uri", f"{root}/archive",
+        "--model_uri", f"{root}/bank", "--results_uri", f"{root}/results", "--report.gallery", "2",
+    ]  # fmt: skip
+    settings = {**os.environ, **environment, "RAY_TMPDIR": str(ray_folder), "RAY_BACKEND_LOG_LEVEL": "debug"}
+    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300, check=False)
+
+
+def places_of(needle: str, folder: Path) -> list[str]:
+    """Files below a folder that hold this text."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and needle.encode() in path.read_bytes():
+            found.append(str(path))
+    return found
+
+
+def test_the_secret_of_the_store_is_nowhere(plant: Plant, ray_folder: Path, tmp_path: Path) -> None:
+    fill_archive(plant, 12)
+    plant.place("archive").write("line0/dead.jpg", b"")
+    with running_object_store(tmp_path / "store") as store:
+        secret, key_id = store.environment["AWS_SECRET_ACCESS_KEY"], store.environment["AWS_ACCESS_KEY_ID"]
+        root = f"s3://archive/{uuid.uuid4().hex}"
+        for name in ("bank", "archive"):
+            for stored in plant.place(name).list():
+                Location(f"{root}/{name}").write(stored.key, plant.place(name).read(stored.key))
+        done = score(root, store.environment, ray_folder)
+        assert done.returncode == 1, "one of 13 objects is more than may be unreadable"
+        assert "1 of 13 objects" in done.stderr
+        results = Location(f"{root}/results")
+        written = {stored.key: results.read(stored.key) for stored in results.list()}
+        assert any(key.endswith("report.html") for key in written)
+        wrong = score(root, {**store.environment, "AWS_SECRET_ACCESS_KEY": "canary" + secret}, ray_folder)
+        assert wrong.returncode == 2
+    for text in (done.stdout, done.stderr, wrong.stdout, wrong.stderr):
+        assert secret not in text
+        assert key_id not in text
+    for key, body in written.items():
+        assert secret.encode() not in body, key
+        assert key_id.encode() not in body, key
+    assert list(ray_folder.rglob("*.log")), "Ray has logged there"
+    assert places_of(secret, ray_folder) == []
+    assert places_of(key_id, ray_folder) == []
