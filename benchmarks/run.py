@@ -23,6 +23,8 @@ from benchmarks.measuring import ROOT, SCRATCH, environment, rounded
 from benchmarks.table import write_readme
 
 BENCHMARKS = ("coreset", "search", "pipeline", "growth")
+APART = ("nightly",)
+"""Run only where `--only` names them: a night is long."""
 RESULTS = ROOT / "benchmarks" / "results"
 MAX_AGE_H = 12.0
 CASE_TIMEOUT_S = 1500
@@ -31,13 +33,17 @@ CASE_TIMEOUT_S = 1500
 def names(quick: bool, only: Sequence[str]) -> list[str]:
     """`benchmark/case`, in the order in which they run. Raises `SystemExit` for an unknown name in `only`."""
     every = []
-    for benchmark in BENCHMARKS:
+    for benchmark in (*BENCHMARKS, *APART):
         module = importlib.import_module(f"benchmarks.{benchmark}")
         every += [f"{benchmark}/{case}" for case in (module.QUICK_CASES if quick else module.CASES)]
     unknown = [name for name in only if not any(name in (each, each.partition("/")[0]) for each in every)]
     if unknown:
         raise SystemExit(f"unknown benchmark {unknown[0]}; there are {', '.join(every)}")
-    return [each for each in every if not only or each in only or each.partition("/")[0] in only]
+    return [
+        each
+        for each in every
+        if (each in only or each.partition("/")[0] in only if only else each.partition("/")[0] in BENCHMARKS)
+    ]
 
 
 def result_file(name: str, quick: bool) -> Path:

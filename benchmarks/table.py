@@ -104,26 +104,36 @@ def search_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
 
 
+OTHER_WAYS = {
+    "bare_loop_same_backend": "bare loop, same backend",
+    "bare_loop_eager_channels_last": "bare loop, eager PyTorch, channels last",
+    "bare_loop_eager": "bare loop, eager PyTorch",
+    "anomalib_predict": "anomalib 2.7 Engine.predict",
+}
+
+
 def pipeline_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield "### Pipeline"
     yield ""
     yield "Strips of 1600x256 per second, start-up taken out by runs of two lengths; same images, weights and bank."
     yield ""
-    yield "| bank | Ray job | bare loop, same backend | bare loop, eager PyTorch | anomalib 2.7 Engine.predict |"
-    yield "|---" * 5 + "|"
+    yield "| bank | Ray job | " + " | ".join(OTHER_WAYS.values()) + " |"
+    yield "|---" * (2 + len(OTHER_WAYS)) + "|"
     for row in _by_size(records, "vectors"):
         cells = [f"{row['vectors']:,} vectors", f"**{row['ray_job']['strips_per_s']:.2f}**"]
-        for name in ("bare_loop_same_backend", "bare_loop_eager", "anomalib_predict"):
-            entry = row[name]
-            cells.append(f"{entry['strips_per_s']:.2f} (Ray job {entry['ray_job_is_faster_by']:.2f}x)")
+        for name in OTHER_WAYS:
+            entry = row.get(name)
+            cells.append(
+                f"{entry['strips_per_s']:.2f} (Ray job {entry['ray_job_is_faster_by']:.2f}x)" if entry else "–"
+            )
         yield "| " + " | ".join(cells) + " |"
     yield ""
     for row in _by_size(records, "vectors"):
-        job, other = row["ray_job"], row["anomalib_predict"]
+        other = row.get("anomalib_predict")
         yield (
             f"With {row['vectors']:,} vectors the whole job of {row['strips']} strips, from listing to publishing, "
-            f"runs at {job['whole_job_strips_per_s']:.2f} strips/s; scores differ from anomalib's by at most "
-            f"{other['largest_score_difference']:.2g}."
+            f"runs at {row['ray_job']['whole_job_strips_per_s']:.2f} strips/s"
+            + (f"; scores differ from anomalib's by at most {other['largest_score_difference']:.2g}." if other else ".")
         )
     yield ""
 
@@ -158,8 +168,31 @@ def growth_table(records: list[dict[str, Any]]) -> Iterator[str]:
         yield ""
 
 
+def nightly_table(records: list[dict[str, Any]]) -> Iterator[str]:
+    yield "### A second attempt"
+    yield ""
+    for row in _by_size(records, "rerun_of"):
+        yield (
+            f"A run of {row['rerun_of']:,} images takes {row['first_s']:.0f} s; the same command again, when it is "
+            f"complete, {row['again_s']:.1f} s."
+        )
+    for row in _by_size(records, "resume_of"):
+        left = ", ".join(f"{turn['left']:,}" for turn in row["turns"])
+        yield (
+            f"Runs of {row['resume_of']:,} images were killed with {left} left; going on takes "
+            f"{row['resumed_over_fresh']:.2f}x the time of a run of its own over as many, start-up included (median)."
+        )
+    yield ""
+
+
 def _mib(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"
 
 
-TABLES = {"coreset": coreset_table, "search": search_table, "pipeline": pipeline_table, "growth": growth_table}
+TABLES = {
+    "coreset": coreset_table,
+    "search": search_table,
+    "pipeline": pipeline_table,
+    "growth": growth_table,
+    "nightly": nightly_table,
+}
