@@ -111,7 +111,6 @@ def cover_radius(points_ND: torch.Tensor, centers_MD: torch.Tensor) -> float:
 
 CASES = {
     "50k-10pct": lambda: coreset(50_000, 176, 0.10, reference="part"),
-    "200k-0.5pct": lambda: coreset(200_000, 176, 0.005, reference="part"),
     "200k-1pct": lambda: coreset(200_000, 176, 0.01, reference="whole"),
     "856k-1pct": lambda: coreset(856_000, 64, 0.01, reference="none"),
     "1M-0.5pct": lambda: coreset(1_000_000, 64, 0.005, reference="part"),

@@ -45,14 +45,14 @@ def archive_of(count: int) -> dict[str, Any]:
         ray_job(archive("tiles", 64, strips(32, 1, TILE_PX)), bank_uri, 64)
         before_bytes = current_memory_bytes()
         runs = [ray_job(folder, bank_uri, count) for _ in range(REPEATS)]
-    scoring_s = statistics.median(run[0] for run in runs)
+    scoring_s = statistics.median(run.scoring_s for run in runs)
     return {
         "images": count,
         "image_px": list(TILE_PX),
         "scoring_s": scoring_s,
-        "whole_job_s": statistics.median(run[1] for run in runs),
-        "runs_s": [round(run[0], 3) for run in runs],
-        "milliseconds_per_image": 1000 * scoring_s / count,
+        "whole_job_s": statistics.median(run.whole_s for run in runs),
+        "runs_s": [round(run.scoring_s, 3) for run in runs],
+        "milliseconds_per_image": 1000 * statistics.median(run.per_image_s for run in runs),
         "driver_memory_before_bytes": before_bytes,
         "driver_memory_peak_bytes": peak_memory_bytes(),
     }

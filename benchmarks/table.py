@@ -115,7 +115,7 @@ OTHER_WAYS = {
 def pipeline_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield "### Pipeline"
     yield ""
-    yield "Strips of 1600x256 per second, start-up taken out by runs of two lengths; same images, weights and bank."
+    yield "Strips of 1600x256 per second once under way; same images, weights and bank."
     yield ""
     yield "| bank | Ray job | " + " | ".join(OTHER_WAYS.values()) + " |"
     yield "|---" * (2 + len(OTHER_WAYS)) + "|"
@@ -141,7 +141,7 @@ def pipeline_table(records: list[dict[str, Any]]) -> Iterator[str]:
 def growth_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield "### Growth"
     yield ""
-    yield "| images of 256x256 | ms per image | scoring s | whole job s | driver memory before | peak |"
+    yield "| images of 256x256 | ms per image once under way | scoring s | whole job s | driver memory before | peak |"
     yield "|---" * 6 + "|"
     for row in _by_size(records, "images"):
         yield (
