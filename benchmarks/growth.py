@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 from benchmarks.data import archive, strips
 from benchmarks.measuring import REPEATS, SCRATCH, current_memory_bytes, peak_memory_bytes
-from benchmarks.pipeline import ray_job, silent
 from steelray.config import ArchiveConfig, CalibrationConfig, CoresetConfig, DecodeConfig
 from steelray.data.storage import Location, StoredObject
 from steelray.job_config import BuildMemoryBankConfig
@@ -20,6 +19,7 @@ VECTORS = 2000
 
 def built_bank() -> str:
     """A bank of 256x256 pieces of strips."""
+    from benchmarks.pipeline import silent
     from steelray.distributed.bank_builder import build_memory_bank
 
     uri = str(SCRATCH / "growth-bank")
@@ -37,6 +37,7 @@ def built_bank() -> str:
 
 def archive_of(count: int) -> dict[str, Any]:
     """A run over so many images: seconds per image, and the driver's memory."""
+    from benchmarks.pipeline import ray_job
     from steelray.distributed.cluster import connected
 
     bank_uri = built_bank()

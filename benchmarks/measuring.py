@@ -39,17 +39,21 @@ def current_memory_bytes() -> int:
     return pages * resource.getpagesize()
 
 
+def load_average() -> float | None:
+    """Of the last minute (Linux)."""
+    file = Path("/proc/loadavg")
+    return float(file.read_text().split()[0]) if file.exists() else None
+
+
 def environment() -> dict[str, Any]:
-    """Hardware, versions, commit and date."""
+    """Hardware, versions, commit and date. Imports torch, which takes memory: not before memory is measured."""
     from steelray.provenance import git_commit, hardware, package_versions
 
-    load = Path("/proc/loadavg")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "hardware": hardware(),
         "versions": package_versions(),
-        "load_average_before": float(load.read_text().split()[0]) if load.exists() else None,
     }
 
 

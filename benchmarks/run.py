@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import ROOT, SCRATCH, environment, rounded
+from benchmarks.measuring import ROOT, SCRATCH, environment, load_average, rounded
 from benchmarks.table import write_readme
 
 BENCHMARKS = ("coreset", "search", "pipeline", "growth")
@@ -54,10 +54,13 @@ def run_case(name: str, quick: bool) -> None:
     """Runs one case in this process and writes its file."""
     benchmark, _, case = name.partition("/")
     module = importlib.import_module(f"benchmarks.{benchmark}")
-    record: dict[str, Any] = {"benchmark": benchmark, "case": case, **environment()}
-    start_s = time.perf_counter()
-    record["result"] = rounded((module.QUICK_CASES if quick else module.CASES)[case]())
-    record["took_s"] = round(time.perf_counter() - start_s, 1)
+    load, start_s = load_average(), time.perf_counter()
+    result = rounded((module.QUICK_CASES if quick else module.CASES)[case]())
+    took_s = round(time.perf_counter() - start_s, 1)
+    record: dict[str, Any] = {
+        "benchmark": benchmark, "case": case, **environment(), "load_average_before": load, "result": result,
+        "took_s": took_s,
+    }  # fmt: skip
     path = result_file(name, quick)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
