@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Repeater
 from ray.tune.search.optuna import OptunaSearch
 
-from steelray.config import ConfigError
+from steelray.config import ConfigError, DatasetConfig
+from steelray.data.storage import Location
 from steelray.distributed.cluster import connected
 from steelray.study.config import StudyConfig
 from steelray.study.data import StudyImages
@@ -43,6 +45,7 @@ def run_study(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str
     Raises:
         ConfigError: a trial needs more than the cluster has, or the results are those of another study.
     """
+    study = with_absolute_folders(study)
     searching = study.mode == "search"
     points = check_points(study.train, study.fix, study.search.axes) if searching else []
     results = StudyResults(study.results_dir, study, provenance())
@@ -65,6 +68,21 @@ def run_study(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str
     if rows:
         write_parquet(rows, Path(study.results_dir) / "trials.parquet")
     return counts
+
+
+def with_absolute_folders(study: StudyConfig) -> StudyConfig:
+    """The same with absolute local paths: Ray Tune runs its trials in another folder than the driver's."""
+
+    def moved(dataset: DatasetConfig | None) -> DatasetConfig | None:
+        return None if dataset is None else replace(dataset, root=Location(dataset.root).uri)
+
+    train, texture_uri = study.train, study.train.synthesis.texture_uri
+    train = replace(
+        train,
+        data=replace(train.data, dataset=moved(train.data.dataset)),
+        synthesis=replace(train.synthesis, texture_uri=texture_uri and Location(texture_uri).uri),
+    )
+    return replace(study, train=train, control=moved(study.control))
 
 
 def score(figures: Mapping[str, float], floor_loss: float, min_pixel_ap: float = 0.8) -> float:

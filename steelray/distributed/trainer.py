@@ -3,7 +3,7 @@
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,6 +50,7 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
         RuntimeError: the run stopped, with the reason; what it had is kept.
     """
     started_at = datetime.now(UTC)
+    config = with_absolute_places(config)
     if config.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
         raise ConfigError("mlflow_uri is set but mlflow is not installed: pip install mlflow, or leave mlflow_uri out")
     if not config.dry_run:
@@ -95,6 +96,16 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
         }
     folder.location.write(RECORD_FILE, run_record(config, started_at, summary=summary))
     return summary
+
+
+def with_absolute_places(config: TrainConfig) -> TrainConfig:
+    """The same with absolute local paths: Ray Train runs its workers in another folder than the driver's."""
+    texture_uri = config.synthesis.texture_uri
+    return replace(
+        config,
+        output_uri=Location(config.output_uri).uri,
+        synthesis=replace(config.synthesis, texture_uri=texture_uri and Location(texture_uri).uri),
+    )
 
 
 def check_workers_fit(config: TrainConfig, nodes: list[Node]) -> None:

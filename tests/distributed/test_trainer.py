@@ -109,10 +109,11 @@ def _score(archive: Location, model_uri: str, root: str) -> Any:
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_from_it(
-    cluster: dict[str, float], tmp_path: Path
+    cluster: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DRAEM. A folder where the weights' file should go is as good as a full disk."""
-    config = config_of(tmp_path, model="draem")
+    """DRAEM, into a relative folder. A folder where the weights' file should go is as good as a full disk."""
+    monkeypatch.chdir(tmp_path)
+    config = config_of(Path(), model="draem")
     obstacle = tmp_path / "run/checkpoints/00000004/model.safetensors/in the way"
     obstacle.mkdir(parents=True)
     with pytest.raises(RuntimeError, match=r"stopped at step 4: the checkpoint could not be stored.*is of step 2"):
