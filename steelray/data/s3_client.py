@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionClosedError,
     EndpointConnectionError,
     FlexibleChecksumError,
     IncompleteReadError,
@@ -59,7 +60,9 @@ def endpoint() -> str | None:
 
 
 def overloaded(error: Exception) -> bool:
-    """Whether the store answers, but cannot serve at this moment."""
+    """Whether the store is there, but cannot serve at this moment: it says so, or drops the connection."""
+    if isinstance(error, ConnectionClosedError):
+        return True
     answer = error.response.get("ResponseMetadata", {}) if isinstance(error, ClientError) else {}
     return bool(answer.get("HTTPStatusCode", 0) >= 500)
 

@@ -17,6 +17,7 @@ from steelray.batch_scoring import RunStamp
 from steelray.calibration import Calibration
 from steelray.data.archive import list_archive
 from steelray.data.storage import Location, ObjectChanged
+from steelray.distributed.causes import cause_in_one_line
 from steelray.distributed.cluster import TASK_CPUS, ComputePlan, connected, plan_compute
 from steelray.distributed.image_source import map_images
 from steelray.distributed.metrics import announce_run
@@ -126,8 +127,7 @@ def _resumable(run: Run) -> Iterator[None]:
     try:
         yield
     except (RayError, BankUnavailable, ObjectChanged, OSError, pa.ArrowInvalid) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = lines[-1] if lines else type(error).__name__
+        cause = cause_in_one_line(error)
         raise JobFailed(f"run {run.run_id} stopped: {cause}; run the same command to continue") from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from steelray.config import ConfigError
 from steelray.data.storage import Location
+from steelray.distributed.causes import cause_in_one_line
 from steelray.provenance import package_versions
 
 ANSWER_S = 90
@@ -104,8 +105,7 @@ def check_nodes(uris: Sequence[str], needs_gpu: bool = False) -> None:
         except GetTimeoutError:
             problems.append(f"{name} did not answer within {ANSWER_S} s: look at `ray status` and its raylet's log")
         except RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            problems.append(f"{name} cannot run steelray: {reason}: install requirements.txt there")
+            problems.append(f"{name} cannot run steelray: {cause_in_one_line(error)}: install requirements.txt there")
         else:
             behind_s, ahead_s = min(0.0, report.clock_s - started_s), max(0.0, report.clock_s - answered_s)
             problems += problems_of(name, report, own, behind_s + ahead_s, look_for_gpu)

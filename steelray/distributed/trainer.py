@@ -22,6 +22,7 @@ from steelray.calibration import ALL_STRIPS, calibrate
 from steelray.config import ComputeConfig, ConfigError
 from steelray.data.anomaly_synthesis import SampleMaker
 from steelray.data.storage import Location
+from steelray.distributed.causes import cause_in_one_line
 from steelray.distributed.cluster import connected, plan_compute
 from steelray.distributed.placement import Node, alive_nodes
 from steelray.distributed.scoring_actors import ScoringActor
@@ -155,9 +156,8 @@ def _fit(config: TrainConfig, folder: TrainRun, settings: WorkerSettings) -> Non
     try:
         trainer.fit()
     except (TrainingFailedError, RayError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise RuntimeError(
-            f"run {config.run_name} stopped: {lines[-1]}; run the same command to go on from step "
+            f"run {config.run_name} stopped: {cause_in_one_line(error)}; run the same command to go on from step "
             f"{folder.newest_step() or 0}"
         ) from error
     finally:
