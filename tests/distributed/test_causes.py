@@ -3,6 +3,8 @@
 import pyarrow as pa
 import pytest
 import ray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 
 from steelray.distributed.causes import cause_in_one_line
 
@@ -20,6 +22,22 @@ def test_the_failure_of_a_step_is_told_without_what_ray_data_says_around_it(clus
     step = ray.data.range(4).map_batches(write_onto_a_full_disk, batch_format="pyarrow")
     with pytest.raises(ray.exceptions.RayError) as caught:
         step.materialize()
+    assert cause_in_one_line(caught.value) == f"OSError: {FULL}"
+
+
+class _Damaged(Datasource):  # type: ignore[misc]
+    """Something to read that cannot be read."""
+
+    def estimate_inmemory_data_size(self) -> int:
+        return 1
+
+    def get_read_tasks(self, parallelism: int, *_: object, **__: object) -> list[ReadTask]:
+        return [ReadTask(lambda: [write_onto_a_full_disk(pa.table({}))], BlockMetadata(1, 1, None, None))]
+
+
+def test_the_failure_of_a_reading_task_is_told_without_ray_datas_advice(cluster: dict[str, float]) -> None:
+    with pytest.raises(ray.exceptions.RayError) as caught:
+        ray.data.read_datasource(_Damaged()).materialize()
     assert cause_in_one_line(caught.value) == f"OSError: {FULL}"
 
 
