@@ -53,7 +53,7 @@ def archive_of(count: int) -> dict[str, Any]:
         "scoring_s": scoring_s,
         "whole_job_s": statistics.median(run.whole_s for run in runs),
         "runs_s": [round(run.scoring_s, 3) for run in runs],
-        "milliseconds_per_image": 1000 * statistics.median(run.per_image_s for run in runs),
+        "milliseconds_per_image": 1000 * scoring_s / count,
         "driver_memory_before_bytes": before_bytes,
         "driver_memory_peak_bytes": peak_memory_bytes(),
     }
