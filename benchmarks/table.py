@@ -141,7 +141,7 @@ def pipeline_table(records: list[dict[str, Any]]) -> Iterator[str]:
 def growth_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield "### Growth"
     yield ""
-    yield "| images of 256x256 | ms per image, start-up included | scoring s | whole job s | driver memory before | peak |"
+    yield "| images of 256x256 | ms per image, with start-up | scoring s | whole job s | driver memory before | peak |"
     yield "|---" * 6 + "|"
     for row in _by_size(records, "images"):
         yield (
