@@ -90,8 +90,10 @@ def list_nominal(config: TrainConfig) -> NominalImages:
     is_apart = pa.array([strip in apart for strip in strips])
 
     def read_loaded(part: pa.Table) -> ray.data.Dataset:
-        blocks = -(-part.num_rows // _rows_per_task(part.num_rows))
-        listed = ray.data.from_arrow(part.combine_chunks()).repartition(blocks)
+        size = _rows_per_task(part.num_rows)
+        # blocks of that size from the start: a repartition asks for whole CPUs, which a scorer may leave none of
+        blocks = [part.slice(start, size).combine_chunks() for start in range(0, part.num_rows, size)]
+        listed = ray.data.from_arrow(blocks)
         return listed.map_batches(_Loading(load), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS)
 
     return NominalImages(manifest.filter(pc.invert(is_apart)), manifest.filter(is_apart), source, read_loaded)
