@@ -111,7 +111,10 @@ def _score(archive: Location, model_uri: str, root: str) -> Any:
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_from_it(
     cluster: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DRAEM, into a relative folder, by a worker that takes both CPUs. A folder where the weights' file should go is as good as a full disk."""
+    """DRAEM, into a relative folder, by a worker that takes both CPUs.
+
+    A folder where the weights' file should go is as good as a full disk.
+    """
     monkeypatch.chdir(tmp_path)
     config = config_of(Path(), model="draem", cpus_per_worker=2)
     obstacle = tmp_path / "run/checkpoints/00000004/model.safetensors/in the way"
