@@ -4,6 +4,7 @@ Endpoint and credentials come from the AWS_* environment variables and are never
 """
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import (
@@ -39,8 +40,20 @@ DENIALS = ("AccessDenied", "InvalidObjectState")
 REFUSALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "AccessDenied", "ExpiredToken")
 
 
+_clients: dict[tuple[bool, tuple[tuple[str, str], ...]], "S3Client"] = {}
+_making = threading.Lock()
+
+
 def s3_client(*, patient: bool = True) -> "S3Client":
-    """A client of its own session; one that is not `patient` gives up within seconds."""
+    """This process's client for the present AWS_* variables; one that is not `patient` gives up within seconds."""
+    settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    with _making:  # making one takes 0.1 s of the interpreter: not once per task, and not once per thread
+        if (patient, settings) not in _clients:
+            _clients[patient, settings] = _new_client(patient=patient)
+        return _clients[patient, settings]
+
+
+def _new_client(*, patient: bool) -> "S3Client":
     import boto3
     from botocore.config import Config
 

@@ -99,14 +99,14 @@ class Job:
     mark: str
     results_uri: str
 
-    def workers(self, title: str) -> list[int]:
-        """Ids of its Ray processes whose title contains this."""
-        found = []
+    def workers(self, title: str) -> dict[int, str]:
+        """Ids and titles of its processes whose title contains this."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if self.mark.encode() in (folder / "environ").read_bytes():
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    found += [int(folder.name)] if title in command else []
+                    found |= {int(folder.name): command} if title in command else {}
             except OSError:
                 continue  # ended, or not ours
         return found
@@ -273,8 +273,9 @@ def undisturbed(built_plant: Plant, store: RestartableStore, proxy: Proxy) -> Fa
     night = Plant(built_plant.root)
     fill_archive(night, NUM_STRIPS)
     for name in ("bank", "archive"):
+        copy = Location(f"s3://archive/plant/{name}")
         for stored in night.place(name).list():
-            Location(f"s3://archive/plant/{name}").write(stored.key, night.place(name).read(stored.key))
+            copy.write(stored.key, night.place(name).read(stored.key))
     plant = FaultyPlant(store, proxy)
     ending = plant.run("s3://archive/clean")
     assert ending.code == 0, ending.stderr
