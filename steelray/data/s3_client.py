@@ -57,8 +57,9 @@ def _new_client(*, patient: bool) -> "S3Client":
     import boto3
     from botocore.config import Config
 
-    timeout_s, attempts = (READ_TIMEOUT_S, 8) if patient else (CHECK_TIMEOUT_S, 2)
-    retries = {"mode": "standard", "total_max_attempts": attempts}
+    timeout_s, attempts = (READ_TIMEOUT_S, 7) if patient else (CHECK_TIMEOUT_S, 2)
+    # not "standard": the threads of a process would share a quota of retries, which a burst of SlowDown uses up
+    retries = {"mode": "legacy", "total_max_attempts": attempts}
     config = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=timeout_s, retries=retries)  # type: ignore[arg-type]
     try:
         # not boto3.client: its session remembers the first credentials of the process
