@@ -56,12 +56,16 @@ class DraemConfig:
     parameters). A multiple of 1/16."""
     norm: Literal["bn", "gn"] = "bn"
     """`bn`: batch normalisation (the paper). `gn`: group normalisation, which does not look at other images."""
+    halvings: int = 4
+    """How often the reconstructive network halves the image, 1 to 4 (the paper): with fewer it keeps finer detail, and
+    sees less of what surrounds an anomaly (H1)."""
 
     def __post_init__(self) -> None:
         require(
             self.width > 0 and float(self.width * 16).is_integer(),
             f"width must be a positive multiple of 1/16, not {self.width}",
         )
+        require(1 <= self.halvings <= 4, f"halvings must lie in 1..4, not {self.halvings}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ W width, both divisible by 32.
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ class Draem(nn.Module):
     def __init__(self, config: DraemConfig) -> None:
         super().__init__()
         self.config = config
-        self.reconstructive = ReconstructiveNetwork(round(RECONSTRUCTIVE_CHANNELS * config.width), config.norm)
+        width = round(RECONSTRUCTIVE_CHANNELS * config.width)
+        self.reconstructive = ReconstructiveNetwork(width, config.norm, config.halvings)
         self.discriminative = DiscriminativeNetwork(round(DISCRIMINATIVE_CHANNELS * config.width), config.norm)
         self.apply(_initialize)
 
@@ -44,18 +46,19 @@ class Draem(nn.Module):
 
 
 class ReconstructiveNetwork(nn.Module):
-    """An autoencoder without skips: four halvings, channels w, 2w, 4w, 8w, 8w; linear output."""
+    """An autoencoder without skips: four halvings (or fewer), channels w, 2w, 4w, 8w, 8w; linear output."""
 
-    def __init__(self, width: int, norm: str) -> None:
+    def __init__(self, width: int, norm: str, halvings: int = 4) -> None:
         super().__init__()
         w = width
+        down, up = (w, 2 * w, 4 * w, 8 * w, 8 * w)[: halvings + 1], (4 * w, 2 * w, w, w)[-halvings:]
         self.encoder = nn.Sequential(
             _block(3, w, w, norm),
-            *(layer for inside, outside in ((w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w), (8 * w, 8 * w))
+            *(layer for inside, outside in pairwise(down)
               for layer in (nn.MaxPool2d(2), _block(inside, outside, outside, norm))),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            *(layer for inside, outside in ((8 * w, 4 * w), (4 * w, 2 * w), (2 * w, w), (w, w))
+            *(layer for inside, outside in pairwise((down[-1], *up))
               for layer in (_up(inside, inside, norm), _block(inside, inside, outside, norm))),
         )  # fmt: skip
         self.head = Float32Conv2d(w, 3, kernel_size=3, padding=1)

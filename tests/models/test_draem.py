@@ -46,12 +46,27 @@ def test_width_scales_the_channels() -> None:
     assert 3.8 < count(quarter) / count(eighth) < 4.0
 
 
-@pytest.mark.parametrize("config", [SMALL, DraemConfig(width=1 / 16, norm="gn")])
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, DraemConfig(width=1 / 16, norm="gn"), *(DraemConfig(width=1 / 16, halvings=n) for n in (1, 2, 3))],
+)
 @pytest.mark.parametrize("size", [(32, 32), (64, 96)])
 def test_shapes(config: DraemConfig, size: tuple[int, int]) -> None:
     reconstructions_BCHW, logits_B2HW = build(config)(torch.rand(2, 3, *size))
     assert reconstructions_BCHW.shape == (2, 3, *size)
     assert logits_B2HW.shape == (2, 2, *size)
+
+
+@pytest.mark.parametrize("halvings", [1, 2, 3, 4])
+def test_the_field_of_view_shrinks_with_the_halvings(halvings: int) -> None:
+    """How far from a pixel its reconstruction looks."""
+    network = Draem(DraemConfig(width=1 / 16, halvings=halvings)).eval().reconstructive
+    images_BCHW = torch.rand(1, 3, 128, 128, requires_grad=True)
+    network(images_BCHW)[0, :, 64, 64].sum().backward()
+    assert images_BCHW.grad is not None
+    rows = torch.nonzero(images_BCHW.grad[0].abs().amax(dim=(0, 2)))
+    reach = int(rows.max() - rows.min()) + 1
+    assert 7 * 2**halvings <= reach <= 16 * 2**halvings
 
 
 def test_initial_weights() -> None:
