@@ -64,7 +64,7 @@ def measure_stages(archive: Location, bank_uri: str) -> dict[str, float]:
 
     scorer = load_scorer(model, ONE_THREAD, num_threads=1, observe=observe)
     stamp = RunStamp("benchmark", model.model_id, model.bank_id, model.input_size_px)
-    score_batch = BatchScorer(scorer, stamp, read_calibration(bank_uri)[0], pictures=archive / "pictures")
+    score_batch = BatchScorer(scorer, stamp, read_calibration(bank_uri)[0], pictures=Location(f"{bank_uri}-pictures"))
     decoded = pa.Table.from_pylist([read_image(archive, row, DecodeConfig()) for row in manifest], schema=DECODED)
     score_batch(decoded)
     for _ in range(REPEATS):

@@ -4,13 +4,14 @@ The class is plain; `ray.remote` is applied where it is started. Ray restarts a 
 storage again. Shapes as in `steelray.memory_bank`.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from steelray.data.storage import Location
 from steelray.distributed.cluster import RESTARTS, SHARD_CPUS
@@ -19,6 +20,9 @@ from steelray.memory_bank.bank import read_info
 from steelray.memory_bank.merge import Neighbors, merge_neighbors
 from steelray.memory_bank.planner import shard_bounds
 from steelray.memory_bank.shard import BankUnavailable, load_shard
+
+AWAY_S = 180.0
+"""How long a shard may be without an answer: its node is lost, and it starts and loads again elsewhere."""
 
 
 class SearchServer:
@@ -43,18 +47,34 @@ class ActorSearch:
         self._servers = list(servers)
 
     def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> "_RemoteSearch":
-        queries = ray.put(queries_QD)
-        return _RemoteSearch([s.search.remote(queries, num_neighbors) for s in self._servers], num_neighbors)
+        return _RemoteSearch(self._servers, ray.put(queries_QD), num_neighbors)
 
 
 class _RemoteSearch:
-    def __init__(self, refs: Sequence[Any], num_neighbors: int) -> None:
-        self._refs = list(refs)
+    def __init__(self, servers: Sequence[Any], queries: Any, num_neighbors: int) -> None:
+        self._servers = servers
+        self._queries = queries
         self._num_neighbors = num_neighbors
+        self._refs = [self._ask(server) for server in servers]
+
+    def _ask(self, server: Any) -> Any:
+        return server.search.remote(self._queries, self._num_neighbors)
+
+    def _answer(self, number: int, deadline_s: float) -> Neighbors:
+        while True:
+            try:
+                answer: Neighbors = ray.get(self._refs[number])
+                return answer
+            except ActorUnavailableError:  # Ray's own retries are over before it knows that the node is gone
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(1)
+                self._refs[number] = self._ask(self._servers[number])
 
     def result(self) -> Neighbors:
+        deadline_s = time.monotonic() + AWAY_S
         try:
-            answers = ray.get(self._refs)
+            answers = [self._answer(number, deadline_s) for number in range(len(self._refs))]
         except RayError as error:
             raise BankUnavailable(f"a shard of the memory bank did not answer ({type(error).__name__})") from error
         return merge_neighbors(answers, self._num_neighbors)

@@ -75,7 +75,7 @@ def prometheus(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[Prometheus]:
 def test_prometheus_sees_what_a_run_does(
     ray_cluster: RayCluster, world: World, prometheus: Prometheus, tmp_path: Path
 ) -> None:
-    prometheus.wait_for("count(up == 1)", 1)
+    prometheus.wait_for("min(up)", 1)
     results_uri = f"{world.root}/results-watched"
     arguments = world.score_arguments(results_uri, "--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
     done = ray_cluster.submit("jobs/score_archive.py", *arguments, cwd=tmp_path)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -70,26 +70,26 @@ class Nodes:
 
 
 @contextmanager
-def cluster_of(*cpus: int, home: Path, store: ObjectStore) -> Iterator[Nodes]:
-    """A head without work and one node for each number of CPUs."""
-    environment = {
+def cluster_of(*cpus: int, home: Path, environment: Mapping[str, str]) -> Iterator[Nodes]:
+    """A head without work and one node for each number of CPUs, whose workers have these variables."""
+    own = {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "HOME": str(home),
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
     }
-    subprocess.run([str(BIN / "ray"), "get-auth-token", "--generate"], env=environment, capture_output=True, check=True)
+    subprocess.run([str(BIN / "ray"), "get-auth-token", "--generate"], env=own, capture_output=True, check=True)
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("node_server.py"))],
-        env={**environment, **store.environment},
+        env={**own, **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
     try:
-        nodes = Nodes(process, environment)
+        nodes = Nodes(process, own)
         for count in cpus:
             nodes.add(count)
         yield nodes
@@ -106,7 +106,9 @@ def test_scores_do_not_depend_on_the_number_of_nodes(
     tmp_path: Path,
 ) -> None:
     results_uri = f"{world.root}/results-{num_nodes}-nodes"
-    with cluster_of(*[2 if num_nodes == 1 else 1] * num_nodes, home=tmp_path, store=object_store) as nodes:
+    with cluster_of(
+        *[2 if num_nodes == 1 else 1] * num_nodes, home=tmp_path, environment=object_store.environment
+    ) as nodes:
         code, stdout, stderr = nodes.run(world, *world.score_arguments(results_uri, *SHARDED))
     assert code == 0, stderr
     summary = last_json(stdout)
@@ -126,7 +128,7 @@ def test_a_node_is_killed_and_another_joins_while_it_runs(
         archive.write(f"{index:04d}.jpg", bodies[index % 8])
     arguments = world.score_arguments(results_uri, *SHARDED, "--compute.batch_size", "4")
     arguments[1] = archive.uri
-    with cluster_of(2, 2, home=tmp_path, store=object_store) as nodes, ExitStack() as stack:
+    with cluster_of(2, 2, home=tmp_path, environment=object_store.environment) as nodes, ExitStack() as stack:
         driver = stack.enter_context(nodes.start(world, *arguments))
         stack.callback(driver.kill)
         deadline = time.monotonic() + FIRST_ROWS_S
@@ -149,7 +151,7 @@ def test_what_cannot_be_had_is_said_before_anything_starts(
     world: World, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     results_uri = f"{world.root}/results-impossible"
-    with cluster_of(1, 1, home=tmp_path, store=object_store) as nodes:
+    with cluster_of(1, 1, home=tmp_path, environment=object_store.environment) as nodes:
         for more, said in [
             (("--compute.gpus_per_scorer", "1"), "a scorer needs 1.0 GPUs, the cluster has 0"),
             (("--compute.num_scorers", "1", "--compute.cpus_per_scorer", "2"), "1 scorers of 1.5 CPUs do not fit"),
@@ -176,7 +178,7 @@ def test_a_job_waits_for_the_nodes_that_an_autoscaler_brings(
 ) -> None:
     results_uri = f"{world.root}/results-waited"
     more = ("--compute.num_scorers", "1", "--compute.wait_for_nodes_s", "120")
-    with cluster_of(home=tmp_path, store=object_store) as nodes, ExitStack() as stack:
+    with cluster_of(home=tmp_path, environment=object_store.environment) as nodes, ExitStack() as stack:
         driver = stack.enter_context(nodes.start(world, *world.score_arguments(results_uri, *more)))
         stack.callback(driver.kill)
         assert driver.stderr is not None

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from steelray.data.object_store import ObjectStore
 from tests.cluster.test_several_nodes import cluster_of
 from tests.faults.conftest import SLOW_IMAGES, FaultyPlant
 
@@ -51,10 +50,8 @@ def test_a_killed_actor_comes_back(
 def test_a_node_is_lost_for_good(plant_in_store: FaultyPlant, results_uri: str, tmp_path: Path) -> None:
     """One of two raylets is killed and none takes its place."""
     plant_in_store.proxy.plan(SLOW_IMAGES)
-    store = plant_in_store.store
-    environment = {**store.environment, "AWS_ENDPOINT_URL": plant_in_store.proxy.endpoint_url}
-    reached = ObjectStore(plant_in_store.proxy.endpoint_url, environment, process=None)  # type: ignore[arg-type]
-    with cluster_of(2, 2, home=tmp_path, store=reached) as nodes:
+    environment = {**plant_in_store.store.environment, "AWS_ENDPOINT_URL": plant_in_store.proxy.endpoint_url}
+    with cluster_of(2, 2, home=tmp_path, environment=environment) as nodes:
         job = plant_in_store.start(
             results_uri,
             environment={"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)},
