@@ -63,14 +63,14 @@ def test_memory_stays_flat(built_plant: Plant, store: RestartableStore) -> None:
     while process.poll() is None:
         if scorers := job.workers(ROLES["scorer"]):
             for role, title in ROLES.items():
-                # the largest of its kind: readers come and go
-                used = [memory_mb(one) for one in (scorers if role == "scorer" else job.workers(title))]
-                samples[role].append(max((own for own, _ in used), default=0.0))
+                # the largest of its kind: readers come and go, and at times there is none
+                if used := [memory_mb(one) for one in (scorers if role == "scorer" else job.workers(title))]:
+                    samples[role].append(max(own for own, _ in used))
             samples["object store"].append(max(memory_mb(one)[1] for one in scorers))
         time.sleep(1)
-    assert process.stdout is not None
-    summary = json.loads(process.stdout.read().splitlines()[-1])
+    stdout, _ = process.communicate()
     assert process.returncode == 0
+    summary = json.loads(stdout.splitlines()[-1])
     assert summary["counts"]["ok"] == summary["counts"]["listed"] == NUM_IMAGES
 
     figures = {}
