@@ -121,6 +121,7 @@ def summarize(config: AblationConfig) -> list[dict[str, Any]]:
                 "seconds_per_strip": statistics.median(row["seconds_per_strip"] for row in rows),
                 "by_class": _mean_by_class([row["by_class"] for row in rows]),
                 "seeds": list(config.seeds),
+                "learns_from_all": setting.num_fit is None and setting.contamination == 0,
                 **{name: rows[0][name] for name in ("num_fit", "num_held_out", "num_anomalous")},
             }
         )
@@ -128,8 +129,11 @@ def summarize(config: AblationConfig) -> list[dict[str, Any]]:
 
 
 def best_setting(summaries: Sequence[dict[str, Any]]) -> str | None:
-    """The setting that the validation half prefers; None where there is no such half."""
-    judged = [summary for summary in summaries if CHOICE in summary["mean"]]
+    """The setting that the validation half prefers; None where there is no such half.
+
+    Rows with other strips to learn from ask how many and how clean, and are no choice.
+    """
+    judged = [summary for summary in summaries if CHOICE in summary["mean"] and summary["learns_from_all"]]
     return max(judged, key=lambda summary: summary["mean"][CHOICE])["setting"] if judged else None
 
 

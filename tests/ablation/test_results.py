@@ -98,6 +98,8 @@ def test_the_tables_and_the_pictures_of_a_run(plain_strips: DatasetConfig, tmp_p
     assert len(widths) == 1
     better = max(summaries, key=lambda summary: summary["mean"]["validation_part_auroc"])["setting"]
     assert best_setting(summaries) == better
+    curve = [{**summary, "learns_from_all": summary["setting"] != better} for summary in summaries]
+    assert best_setting(curve) != better, "a row of the learning curve is no choice"
     assert f"The validation half prefers: {better}." in table
     assert "| bank | anomalous | 6 |" in table
     draw_summaries(summaries, tmp_path / "figure.svg")
