@@ -22,7 +22,7 @@ from steelray.distributed.cluster import TASK_CPUS, ComputePlan, connected, plan
 from steelray.distributed.image_source import map_images
 from steelray.distributed.metrics import announce_run
 from steelray.distributed.placement import plan_on_cluster
-from steelray.distributed.scoring_actors import ScoringActor, plan_model_bank, portable_model, start_bank
+from steelray.distributed.scoring_actors import ScoringActor, plan_model_bank, portable_model, running_bank
 from steelray.increment import leave_out_scored
 from steelray.job import JobFailed, num_cores
 from steelray.job_config import ScoreArchiveConfig
@@ -154,29 +154,29 @@ def _score(
     plan: ComputePlan,
     bank_plan: BankPlan | None,
 ) -> None:
-    servers = start_bank(model, bank_plan, plan.scorer_gpus)
-    announce_run(run.run_id, remaining.num_rows, len(servers))
-    stamp = RunStamp(run.run_id, model.model_id, model.bank_id, model.input_size_px)
-    options = {
-        "threshold": config.threshold,
-        "pictures": run.location,
-        "save_anomaly_maps": config.save_anomaly_maps,
-    }
-    arguments = (model, config.compute, plan, [ray.put(portable)], servers, stamp, calibration, options)
-    rows = map_images(config.archive.uri, remaining, config.decode, config.compute, plan, ScoringActor, arguments)
-    filesystem, path = (run.location / CHECKPOINT_DIR).arrow()
-    rows.context.checkpoint_config = CheckpointConfig(
-        "image_key",
-        path,
-        override_filesystem=filesystem,
-        delete_checkpoint_on_success=False,
-        checkpoint_manager_cls=NoFilter,
-    )
-    filesystem, path = (run.location / SCORES_DIR).arrow()
-    rows.write_parquet(
-        path,
-        filesystem=filesystem,
-        min_rows_per_file=max(1, min(ROWS_PER_FILE, remaining.num_rows // 4)),
-        ray_remote_args={"num_cpus": TASK_CPUS},
-        write_page_checksum=True,
-    )
+    with running_bank(model, bank_plan, plan.scorer_gpus) as servers:
+        announce_run(run.run_id, remaining.num_rows, len(servers))
+        stamp = RunStamp(run.run_id, model.model_id, model.bank_id, model.input_size_px)
+        options = {
+            "threshold": config.threshold,
+            "pictures": run.location,
+            "save_anomaly_maps": config.save_anomaly_maps,
+        }
+        arguments = (model, config.compute, plan, [ray.put(portable)], servers, stamp, calibration, options)
+        rows = map_images(config.archive.uri, remaining, config.decode, config.compute, plan, ScoringActor, arguments)
+        filesystem, path = (run.location / CHECKPOINT_DIR).arrow()
+        rows.context.checkpoint_config = CheckpointConfig(
+            "image_key",
+            path,
+            override_filesystem=filesystem,
+            delete_checkpoint_on_success=False,
+            checkpoint_manager_cls=NoFilter,
+        )
+        filesystem, path = (run.location / SCORES_DIR).arrow()
+        rows.write_parquet(
+            path,
+            filesystem=filesystem,
+            min_rows_per_file=max(1, min(ROWS_PER_FILE, remaining.num_rows // 4)),
+            ray_remote_args={"num_cpus": TASK_CPUS},
+            write_page_checksum=True,
+        )

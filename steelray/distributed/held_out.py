@@ -13,7 +13,7 @@ from steelray.config import CalibrationConfig
 from steelray.distributed.cluster import plan_compute
 from steelray.distributed.image_source import map_images
 from steelray.distributed.patch_selection import NominalImages
-from steelray.distributed.scoring_actors import ScoringActor, plan_model_bank, start_bank
+from steelray.distributed.scoring_actors import ScoringActor, plan_model_bank, running_bank
 from steelray.schema import Status
 from steelray.trained import open_model, write_calibration
 
@@ -64,12 +64,9 @@ def calibrate_bank(
 
 def _score(bank_uri: str, images: NominalImages, resources: dict[str, float]) -> pa.Table:
     model, compute = open_model(bank_uri), images.compute
-    servers = start_bank(model, plan_model_bank(model, compute), compute.gpus_per_scorer)
-    plan = plan_compute(resources.get("CPU", 0), resources.get("GPU", 0), compute, len(servers))
-    stamp = RunStamp("calibration", model.model_id, model.bank_id, model.input_size_px)
-    arguments: tuple[Any, ...] = (model, compute, plan, [ray.put(images.portable)], servers, stamp, None, {})
-    rows = map_images(images.uri, images.manifest, images.decode, compute, plan, ScoringActor, arguments)
-    table = pa.concat_tables(ray.get(rows.to_arrow_refs()))
-    for server in servers:
-        ray.kill(server)
-    return table
+    with running_bank(model, plan_model_bank(model, compute), compute.gpus_per_scorer) as servers:
+        plan = plan_compute(resources.get("CPU", 0), resources.get("GPU", 0), compute, len(servers))
+        stamp = RunStamp("calibration", model.model_id, model.bank_id, model.input_size_px)
+        arguments: tuple[Any, ...] = (model, compute, plan, [ray.put(images.portable)], servers, stamp, None, {})
+        rows = map_images(images.uri, images.manifest, images.decode, compute, plan, ScoringActor, arguments)
+        return pa.concat_tables(ray.get(rows.to_arrow_refs()))

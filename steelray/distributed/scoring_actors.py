@@ -3,6 +3,8 @@
 The class is plain; Ray Data makes actors of it. Kept apart from the jobs, so that an actor loads no more than it needs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -76,8 +78,19 @@ def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: 
     )
 
 
-def start_bank(model: Model, plan: BankPlan | None, gpus: float) -> list[Any]:
-    """The actors that hold a sharded bank, loaded; none if it is replicated. Raises `BankUnavailable`."""
+@contextmanager
+def running_bank(model: Model, plan: BankPlan | None, gpus: float) -> Iterator[list[Any]]:
+    """The actors that hold a sharded bank, loaded, and ended afterwards; none if it is replicated.
+
+    Raises:
+        BankUnavailable: one of them cannot load its shard.
+    """
     if model.bank is None or plan is None or plan.placement == "replicated":
-        return []
-    return start_search_servers(model.uri, model.bank.bank_id, model.bank.num_vectors, plan.num_shards, gpus)
+        yield []
+        return
+    servers = start_search_servers(model.uri, model.bank.bank_id, model.bank.num_vectors, plan.num_shards, gpus)
+    try:
+        yield servers
+    finally:
+        for server in servers:  # scorers that end hold handles for a while, and with them the shards' CPUs
+            ray.kill(server)
