@@ -22,14 +22,17 @@ from steelray.runs import CHECKPOINT_DIR, PENDING, RUNS
 ATTEMPT_S = 1200
 
 
-def start(folder: Path, results_uri: str, *more: str) -> "subprocess.Popen[str]":
+def start(
+    folder: Path, results_uri: str, *more: str, environment: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
     """jobs/score_archive.py over an archive of 256x256 pieces."""
     command = [
         sys.executable, str(ROOT / "jobs" / "score_archive.py"), "--archive.uri", str(folder),
         "--model_uri", built_bank(), "--results_uri", results_uri, *more,
     ]  # fmt: skip
+    env = {**os.environ, **(environment or {})}
     return subprocess.Popen(  # noqa: S603
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, start_new_session=True
     )
 
 

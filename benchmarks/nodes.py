@@ -3,10 +3,7 @@
 The machine's cores do not grow with the nodes, so this shows what it costs to move blocks between them, not a speed-up.
 """
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,32 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import archive, strips
-from benchmarks.growth import TILE_PX, built_bank
-from benchmarks.measuring import REPEATS, ROOT, SCRATCH
-from benchmarks.nightly import finish, safe_rows
+from benchmarks.growth import TILE_PX
+from benchmarks.measuring import REPEATS, SCRATCH
+from benchmarks.nightly import finish, safe_rows, start
 from steelray.data.storage import Location
 from tests.cluster.test_several_nodes import SHARDED, Nodes, cluster_of
 
 NODES = (1, 2, 4)
 
 
-def start(nodes: Nodes, home: Path, folder: Path, results_uri: str, *more: str) -> "subprocess.Popen[str]":
-    """jobs/score_archive.py as a driver on this cluster."""
-    command = [
-        sys.executable, str(ROOT / "jobs" / "score_archive.py"), "--archive.uri", str(folder),
-        "--model_uri", built_bank(), "--results_uri", results_uri, *more,
-    ]  # fmt: skip
-    env = {
-        **os.environ, "RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "token", "HOME": str(home), "OMP_NUM_THREADS": "1"
-    }  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)  # noqa: S603
-
-
 def scoring_s(cpus: tuple[int, ...], folder: Path, *more: str, meanwhile: Callable[[Nodes, str], None]) -> float:
     """Seconds of the scoring part of one run on a cluster of such nodes of its own, disturbed by `meanwhile`."""
     results_uri = str(SCRATCH / f"nodes-{time.time_ns()}")
     with tempfile.TemporaryDirectory() as home, cluster_of(*cpus, home=Path(home), environment={}) as nodes:
-        job = start(nodes, Path(home), folder, results_uri, *more)
+        environment = {
+            "RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "token", "HOME": home, "OMP_NUM_THREADS": "1"
+        }  # fmt: skip
+        job = start(folder, results_uri, *more, environment=environment)
         meanwhile(nodes, results_uri)
         summary = finish(job)
     if summary["counts"]["ok"] != summary["counts"]["listed"]:

@@ -46,12 +46,15 @@ class DecodeConfig:
     """Objects with more bytes become `too_large` without being read."""
     max_pixels: int = 64_000_000
     """Images whose header announces more pixels become `too_large` without being decoded."""
+    max_seconds: float = 60.0
+    """Images that take longer to decode become `too_large`: few bytes can ask for hours of work."""
     white_level: int = 65535
     """The value that means white in 16-bit images: 65535, or 4095 for a 12-bit camera."""
 
     def __post_init__(self) -> None:
         require(self.max_bytes > 0, f"max_bytes must be positive, not {self.max_bytes}")
         require(self.max_pixels > 0, f"max_pixels must be positive, not {self.max_pixels}")
+        require(self.max_seconds > 0, f"max_seconds must be positive, not {self.max_seconds}")
         require(0 < self.white_level <= 65535, f"white_level must lie in 1..65535, not {self.white_level}")
 
 

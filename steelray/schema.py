@@ -21,7 +21,7 @@ class Status(StrEnum):
     EMPTY = "empty"
     """Zero bytes."""
     TOO_LARGE = "too_large"
-    """More bytes or more pixels than the configured limit."""
+    """More bytes or pixels than the configured limit, or longer to decode."""
     UNREADABLE = "unreadable"
     """Not an image in a supported format, or truncated."""
     WRONG_SHAPE = "wrong_shape"

@@ -151,6 +151,14 @@ def build_plant(root: Path, embedder: PatchEmbedder, config: EmbedderConfig, *, 
     return plant
 
 
+def upload(plant: Plant, root: str, *names: str) -> None:
+    """Copies places of a plant to ROOT/NAME."""
+    for name in names:
+        there = Location(f"{root}/{name}")
+        for stored in plant.place(name).list():
+            there.write(stored.key, plant.place(name).read(stored.key))
+
+
 def fill_archive(plant: Plant, stop: int, *, start: int = 0, darker: str | None = None) -> dict[str, str]:
     """Writes strips `start` to `stop` of two lines, every eighth one defective; returns the defects by key."""
     defects = {}

@@ -33,6 +33,7 @@ def test_defaults_are_valid_and_frozen(section: Callable[[], object]) -> None:
         (ArchiveConfig, {"uri": ""}, "uri"),
         (ArchiveConfig, {"uri": "x", "limit": 0}, "limit"),
         (DecodeConfig, {"max_bytes": 0}, "max_bytes"),
+        (DecodeConfig, {"max_seconds": 0.0}, "max_seconds"),
         (DecodeConfig, {"max_pixels": -1}, "max_pixels"),
         (DecodeConfig, {"white_level": 0}, "white_level"),
         (DecodeConfig, {"white_level": 65536}, "white_level"),

@@ -5,6 +5,7 @@ Shapes: H height, W width, C channels. Every failure is an `Undecodable` with a 
 
 import io
 import struct
+import time
 import warnings
 import zlib
 
@@ -29,6 +30,20 @@ class Undecodable(Exception):
         self.status = status
 
 
+class _TimedBytes(io.BytesIO):
+    """A body that stops giving once its time is up: Pillow asks for it piece by piece while it decodes."""
+
+    def __init__(self, body: bytes, max_seconds: float) -> None:
+        super().__init__(body)
+        self._max_seconds = max_seconds
+        self._deadline_s = time.monotonic() + max_seconds
+
+    def read(self, size: int | None = -1) -> bytes:
+        if time.monotonic() > self._deadline_s:
+            raise Undecodable(Status.TOO_LARGE, f"not decoded after {self._max_seconds:g} s, the limit")
+        return super().read(size)
+
+
 def decode(body: bytes, config: DecodeConfig | None = None) -> NDArray[np.uint8]:
     """Decodes one image.
 
@@ -47,7 +62,7 @@ def decode(body: bytes, config: DecodeConfig | None = None) -> NDArray[np.uint8]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; only the pixels matter here
-            with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            with Image.open(_TimedBytes(body, config.max_seconds), formats=FORMATS) as image:
                 width_px, height_px = image.size
                 if width_px * height_px > config.max_pixels:
                     raise Undecodable(

@@ -16,7 +16,10 @@ FAILURES: dict[Status, tuple[str, str]] = {
         "overwritten during the run, or damaged on the way: score it again",
     ),
     Status.EMPTY: ("Empty file", "the upload did not finish: check the camera's uploader"),
-    Status.TOO_LARGE: ("Larger than the limit", "raise decode.max_bytes or decode.max_pixels if such images are meant"),
+    Status.TOO_LARGE: (
+        "Larger than the limit",
+        "raise decode.max_bytes, max_pixels or max_seconds if such images are meant",
+    ),
     Status.UNREADABLE: ("Not a readable image", "cut off or not an image at all: check the camera's uploader"),
     Status.WRONG_SHAPE: ("Another size than the nominal strips", "another camera or crop: it needs its own model"),
     Status.TOO_SMALL: ("Too small to score", "a cropped image or a thumbnail"),

@@ -261,3 +261,13 @@ def test_a_jpeg_that_would_take_hours_is_too_large() -> None:
     with pytest.raises(Undecodable, match="scans, the limit is 100") as caught:
         decode(progressive[:-2] + 200 * last_scan + progressive[-2:])
     assert caught.value.status == Status.TOO_LARGE
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_an_image_that_takes_too_long_is_given_up(image_format: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (800, 800), dtype=np.uint8))
+    body = saved(noise, image_format)
+    with pytest.raises(Undecodable, match=r"not decoded after 0.001 s, the limit") as caught:
+        decode(body, DecodeConfig(max_seconds=0.001))
+    assert caught.value.status == Status.TOO_LARGE
+    assert decode(body).shape == (800, 800, 1)

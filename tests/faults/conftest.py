@@ -22,7 +22,7 @@ import pytest
 from steelray.data.object_store import ObjectStore, start_object_store
 from steelray.data.storage import Location
 from steelray.runs import CHECKPOINT_DIR, PENDING, RUNS, Run, read_published
-from tests.nights import Plant, fill_archive
+from tests.nights import Plant, fill_archive, upload
 
 REPOSITORY = Path(__file__).parent.parent.parent
 MITMDUMP = REPOSITORY / ".faults-venv" / "bin" / "mitmdump"
@@ -272,10 +272,7 @@ def undisturbed(built_plant: Plant, store: RestartableStore, proxy: Proxy) -> Fa
     """The plant in the store, and what an undisturbed run says of its night."""
     night = Plant(built_plant.root)
     fill_archive(night, NUM_STRIPS)
-    for name in ("bank", "archive"):
-        copy = Location(f"s3://archive/plant/{name}")
-        for stored in night.place(name).list():
-            copy.write(stored.key, night.place(name).read(stored.key))
+    upload(night, "s3://archive/plant", "bank", "archive")
     plant = FaultyPlant(store, proxy)
     ending = plant.run("s3://archive/clean")
     assert ending.code == 0, ending.stderr

@@ -12,7 +12,7 @@ from tests.faults.conftest import SLOW_IMAGES, FaultyPlant
 
 pytestmark = pytest.mark.faults
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Of Ray: they look for their head for a little over a minute before they end; they hold nothing meanwhile."""
+"""Of Ray: seen to outlive their raylet by a little over a minute, and to end by themselves."""
 SHARDED = ("--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from steelray.data.object_store import running_object_store
 from steelray.data.storage import Location
-from tests.nights import Plant, fill_archive
+from tests.nights import Plant, fill_archive, upload
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -48,9 +48,7 @@ def test_the_secret_of_the_store_is_nowhere(plant: Plant, ray_folder: Path, tmp_
     with running_object_store(tmp_path / "store") as store:
         secret, key_id = store.environment["AWS_SECRET_ACCESS_KEY"], store.environment["AWS_ACCESS_KEY_ID"]
         root = f"s3://archive/{uuid.uuid4().hex}"
-        for name in ("bank", "archive"):
-            for stored in plant.place(name).list():
-                Location(f"{root}/{name}").write(stored.key, plant.place(name).read(stored.key))
+        upload(plant, root, "bank", "archive")
         done = score(root, store.environment, ray_folder)
         assert done.returncode == 1, "one of 13 objects is more than may be unreadable"
         assert "1 of 13 objects" in done.stderr
