@@ -3,7 +3,6 @@
 python jobs/report_study.py --results_dir results/study_small
 """
 
-from pathlib import Path
 from typing import Any
 
 from steelray.job import run_job, show_plan
@@ -13,10 +12,10 @@ from steelray.study.config import ReportStudyConfig
 def run(config: ReportStudyConfig) -> dict[str, Any]:
     output_dir = config.output_dir or config.results_dir
     if config.dry_run:
-        return show_plan(config, {"writes": str(Path(output_dir) / "study.html")})
+        return show_plan(config, {"writes": f"{output_dir}/study.html"})
     from steelray.study.report import write_report
 
-    return {"report": str(Path(output_dir) / "study.html"), **write_report(config.results_dir, output_dir)}
+    return {"report": f"{output_dir}/study.html", **write_report(config.results_dir, output_dir)}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from steelray.config import ConfigError
 from steelray.data.storage import Location
 
 START_TIMEOUT_S = 60
+MAX_PORT = 65_535
 
 
 @dataclass
@@ -46,8 +47,8 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
-    # each port takes the one 10,000 above it along
-    return _free_ports(count) if {port + 10_000 for port in ports} & set(ports) else ports
+    above = {port + 10_000 for port in ports}  # which each port takes along
+    return _free_ports(count) if above & set(ports) or max(above) > MAX_PORT else ports
 
 
 def start_object_store(folder: Path, *, bucket: str = "archive") -> ObjectStore:

@@ -1,13 +1,13 @@
 """Connecting to Ray, and the plan of how a pipeline's parts share the cluster's CPUs."""
 
 import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from steelray.config import ComputeConfig, ConfigError
+from steelray.distributed.head_watch import head_watched, reach
 
 TASK_CPUS = 0.25
 """Logical share of a reading, decoding or writing task: they mostly wait for storage."""
@@ -16,7 +16,6 @@ SHARD_CPUS = 0.25
 MIN_SCORER_CPUS = 0.25
 RESTARTS = 3
 """How often Ray may restart an actor that holds a shard."""
-CONNECT_S = 5
 SCORER_SHARE = 0.75
 """Logical share of a scorer per configured CPU; the rest carries the tasks that feed it."""
 
@@ -88,6 +87,7 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
     if ray.is_initialized():
         yield ray.cluster_resources()
         return
+    watch: AbstractContextManager[None] = nullcontext()
     if address := os.environ.get("RAY_ADDRESS"):
         _check_answers(address)
         try:
@@ -95,10 +95,13 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
         except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
             # another version of Ray or Python, or no token: Ray says which
             raise ConfigError(f"RAY_ADDRESS {address}: {' '.join(str(error).split())}") from None
+        if not address.startswith("ray://"):  # a remote client reaches no more than its proxy
+            watch = head_watched(ray.get_runtime_context().gcs_address)
     else:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, logging_level="warning")
     try:
-        yield ray.cluster_resources()
+        with watch:
+            yield ray.cluster_resources()
     finally:
         ray.shutdown()
 
@@ -111,7 +114,7 @@ def _check_answers(address: str) -> None:
     if not host or not port.isdigit() or "/" in host:
         return  # `auto`, `local`, ray://: Ray knows
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        reach(address)
     except OSError as error:
         raise ConfigError(
             f"RAY_ADDRESS {address}: no Ray cluster answers ({error}): start it, or unset RAY_ADDRESS"

@@ -1,7 +1,7 @@
 """The study on Ray Tune: planned trials side by side, and a search that ASHA cuts short.
 
 A trial is a Tune function around `steelray.study.runner.execute`. Its row is written by the driver as it ends, so that
-a killed study loses no finished trial; a rerun starts the others only. All nodes must see the datasets' folders.
+a killed study loses no finished trial; a rerun starts the others only. Datasets in folders must be there on all nodes.
 """
 
 import json
@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -24,7 +23,7 @@ from steelray.distributed.cluster import connected
 from steelray.study.config import StudyConfig
 from steelray.study.data import StudyImages
 from steelray.study.plan import Trial
-from steelray.study.results import StudyResults, read_trials, write_parquet
+from steelray.study.results import StudyResults, read_trials, write_table
 from steelray.study.runner import describe, execute, provenance
 from steelray.study.space import Axis, check_points
 
@@ -66,7 +65,7 @@ def run_study(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str
                 )
     rows = read_trials(study.results_dir)
     if rows:
-        write_parquet(rows, Path(study.results_dir) / "trials.parquet")
+        write_table(rows, study.results_dir)
     return counts
 
 
@@ -134,7 +133,7 @@ def _run(
     """One Tune run. Returns how many rows were added."""
     steps = study.train.num_steps
     assert steps is not None
-    resources = study.resources
+    resources, (filesystem, path) = study.resources, (Location(study.results_dir) / "tune").arrow()
     scheduler: Any = FIFOScheduler()
     if searcher is not None:
         scheduler = ASHAScheduler(
@@ -155,7 +154,7 @@ def _run(
             max_concurrent_trials=resources.max_concurrent or None,
         ),
         run_config=tune.RunConfig(
-            storage_path=str((Path(study.results_dir) / "tune").absolute()), verbose=0,
+            storage_path=path, storage_filesystem=filesystem, verbose=0,
             callbacks=[callback, JsonLoggerCallback()],
         ),
     )  # fmt: skip

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from steelray.config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.data.anomaly_synthesis import SampleMaker, samples_of_step
 from steelray.data.batch import collate
 from steelray.data.datasets import Sample
+from steelray.data.storage import Location
 from steelray.evaluation import LocalDeviation, top_mean
 from steelray.fitting import fit_memory_bank
 from steelray.memory_bank.shard import IndexShard, LocalSearch
@@ -25,13 +25,11 @@ from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.study.config import StudyConfig
 from steelray.study.data import split_for_study
 from steelray.study.detection import STRIP_PX, scorer_figures
-from steelray.study.results import read_study
+from steelray.study.results import COMPARISON_FILE, read_comparison, read_study
 from steelray.study.runner import provenance
 from steelray.train_config import InputConfig
 from steelray.trained import read_weights
 from steelray.training import TrainingSession
-
-COMPARISON_FILE = "detection.json"
 
 
 class MedianDifference:
@@ -62,8 +60,8 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
     read_study(study.results_dir)
     assert study.train.data.dataset is not None
     fit, _, test = split_for_study(study.train.data.dataset, study.num_probe_images)
-    path = Path(study.results_dir) / COMPARISON_FILE
-    methods: dict[str, Any] = json.loads(path.read_text())["methods"] if path.is_file() else {}
+    location = Location(study.results_dir)
+    methods: dict[str, Any] = read_comparison(study.results_dir).get("methods", {})
     anomalous = sum(sample.is_anomalous for sample in test)
     note = (
         f"{len(fit)} clean strips to fit, {len(test)} to test, {anomalous} of them defective; no strip is in two sets. "
@@ -76,7 +74,7 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
         methods[name] = scorer_figures(make(), test)
         report(f"{name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in methods[name].items()))
         record = {"methods": methods, "note": note, "provenance": provenance()}
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        location.write(COMPARISON_FILE, (json.dumps(record, indent=2) + "\n").encode())
     return {"results_dir": study.results_dir, "methods": methods}
 
 

@@ -67,7 +67,7 @@ class StudyConfig:
     train: TrainConfig
     """The baseline: the faithful recipe at the study's scale. `train.data.dataset` is the steel."""
     results_dir: str
-    """Folder of trials.jsonl; finished trials in it are not run again."""
+    """Where trials.jsonl goes, a folder or s3://; finished trials in it are not run again."""
     control: DatasetConfig | None = None
     """Where the recipe is known to converge (MVTec bottle); null leaves its arms out."""
     generated_knobs: dict[str, float] = field(default_factory=lambda: {"grain": 6.0})
@@ -103,7 +103,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         require(self.train.model == "draem", "train.model must be draem: the study is about it")
         require(self.train.num_steps is not None, "train.num_steps must be given: trials are compared by steps")
-        require(bool(self.results_dir), "results_dir is empty: give a folder for the trials' results")
+        require(bool(self.results_dir), "results_dir is empty: give a place for the trials' results")
         require(len(self.seeds) > 0 and len(self.confirm_seeds) > 0, "seeds and confirm_seeds need at least one each")
         for name in ("max_trials", "steps_per_epoch", "num_probes", "num_probe_images"):
             require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
@@ -136,7 +136,7 @@ class ReportStudyConfig:
     """jobs/report_study.py"""
 
     results_dir: str
-    """What jobs/tune_draem.py filled."""
+    """What jobs/tune_draem.py filled: a folder or s3://."""
     output_dir: str | None = None
     """Where study.html and study.md go; null: beside the results."""
     dry_run: bool = False

@@ -1,19 +1,18 @@
 """The study's page, HTML and Markdown, written from its results alone: a larger run updates it."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from steelray.config import ConfigError
+from steelray.data.storage import Location
 from steelray.study import criteria, figures
-from steelray.study.results import read_study, read_trials, write_parquet
+from steelray.study.results import read_comparison, read_study, read_trials, write_table
 from steelray.study.space import Axis
 from steelray.study.verdicts import (
     FIGURES,
@@ -28,7 +27,6 @@ from steelray.study.verdicts import (
 )
 
 Row = dict[str, Any]
-COMPARISON_FILE = "detection.json"
 RULES = (
     "Each prediction is tested on its own, seed by seed against its reference, with Student's 95 % interval. "
     "Supported: the interval lies wholly in the predicted direction and the mean effect is at least the least one "
@@ -54,7 +52,7 @@ class Picture:
         return f"figures/{self.name}.svg"
 
 
-def write_report(results_dir: str | Path, output_dir: str | Path) -> dict[str, Any]:
+def write_report(results_dir: str, output_dir: str) -> dict[str, Any]:
     """Writes study.html, study.md, figures/*.svg and trials.parquet; returns the verdicts and counts.
 
     Raises:
@@ -63,8 +61,7 @@ def write_report(results_dir: str | Path, output_dir: str | Path) -> dict[str, A
     study, rows = read_study(results_dir), read_trials(results_dir)
     if not rows:
         raise ConfigError(f"{results_dir}: no finished trials yet; run jobs/tune_draem.py")
-    comparison_path = Path(results_dir) / COMPARISON_FILE
-    comparison = json.loads(comparison_path.read_text()) if comparison_path.is_file() else {}
+    comparison = read_comparison(results_dir)
     outcomes = judge_tests(rows)
     verdicts = verdict_lines(outcomes)
     pictures = _pictures(study, rows)
@@ -74,13 +71,13 @@ def write_report(results_dir: str | Path, output_dir: str | Path) -> dict[str, A
         "convergence": convergence_lines(rows), "fix_lines": fix_lines(rows), "pictures": pictures,
         "detection": detection_lines(rows, comparison), "detection_note": comparison.get("note", ""),
     }  # fmt: skip
-    folder = Path(output_dir)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    output = Location(output_dir)
+    output.check_access(create=True)
     for picture in pictures:
-        (folder / picture.file).write_text(picture.svg + "\n")
+        output.write(picture.file, f"{picture.svg}\n".encode())
     for name in ("study.html", "study.md"):
-        (folder / name).write_text(_environment(name).get_template(f"{name}.j2").render(values) + "\n")
-    write_parquet(rows, folder / "trials.parquet")
+        output.write(name, f"{_environment(name).get_template(f'{name}.j2').render(values)}\n".encode())
+    write_table(rows, output_dir)
     return {"num_trials": len(rows), "verdicts": {line["hypothesis"]: line for line in verdicts}}
 
 

@@ -1,12 +1,11 @@
 """The results of a study: trials.jsonl, one line per finished trial, and study.json, what they have in common.
 
-A line is written in one piece and flushed to the disk, so a killed run loses no finished trial; a half line that a
-crash left at the end is passed over.
+They lie in a folder or in object storage. A trial's line is stored the moment it ends and the file is always whole,
+so that a killed run loses no finished trial.
 """
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,83 +13,83 @@ from pathlib import Path
 from typing import Any
 
 from steelray.config import ConfigError
+from steelray.data.storage import Location, ObjectChanged, ObjectMissing
 from steelray.study.config import STUDY_VERSION, StudyConfig
 from steelray.study.plan import study_digest
 
-TRIALS_FILE, STUDY_FILE = "trials.jsonl", "study.json"
+TRIALS_FILE, TABLE_FILE, STUDY_FILE = "trials.jsonl", "trials.parquet", "study.json"
+COMPARISON_FILE = "detection.json"
 Row = dict[str, Any]
 
 
 class StudyResults:
-    """The results folder of one study.
+    """The results of one study, in a folder or in object storage.
 
     Raises:
-        ConfigError: it holds results of another version or of another baseline.
+        ConfigError: the place cannot be used, or holds results of another version or of another baseline.
     """
 
-    def __init__(self, folder: str | Path, study: StudyConfig, facts: Row | None = None) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, results_dir: str, study: StudyConfig, facts: Row | None = None) -> None:
+        self._location = Location(results_dir)
+        self._location.check_access(create=True)
         digest = study_digest(study)
-        path = self.folder / STUDY_FILE
-        if path.is_file():
-            stored = read_study(self.folder)
-            if stored["digest"] != digest:
-                raise ConfigError(
-                    f"{self.folder}: results of another baseline or scale; give another results_dir, or its settings"
-                )
+        if self._location.exists(STUDY_FILE) and read_study(results_dir)["digest"] != digest:
+            raise ConfigError(
+                f"{results_dir}: results of another baseline or scale; give another results_dir, or its settings"
+            )
         config = _public(asdict(study))
         record = {"study_version": STUDY_VERSION, "digest": digest, "config": config, **(facts or {})}
-        path.write_text(json.dumps(record, indent=2, default=str) + "\n")
-
-    def finished(self) -> set[str]:
-        """The ids of the trials that need not run again."""
-        return {row["trial_id"] for row in read_trials(self.folder)}
+        self._location.write(STUDY_FILE, (json.dumps(record, indent=2, default=str) + "\n").encode())
 
     def append(self, row: Row) -> None:
-        """Adds a finished trial."""
+        """Adds a finished trial, also where another driver adds its own at the same time."""
         line = json.dumps({**_finite(row), "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n"
-        path = self.folder / TRIALS_FILE
-        if path.is_file() and (body := path.read_bytes()) and not body.endswith(b"\n"):
-            line = "\n" + line
-        with path.open("a") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        while True:
+            etag = self._location.etag(TRIALS_FILE)
+            body = self._location.read(TRIALS_FILE) if etag else b""
+            try:
+                self._location.write_if(TRIALS_FILE, body + line.encode(), etag)
+            except ObjectChanged:
+                continue
+            return
 
 
-def read_study(folder: str | Path) -> Row:
+def read_study(results_dir: str) -> Row:
     """study.json. Raises `ConfigError` where there is none, or one of another version."""
-    path = Path(folder) / STUDY_FILE
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing: not a study's results; run jobs/tune_draem.py first")
+    place = f"{results_dir}/{STUDY_FILE}"
     try:
-        record: Row = json.loads(path.read_text())
+        record: Row = json.loads(Location(results_dir).read(STUDY_FILE))
         version = record["study_version"]
+    except ObjectMissing:
+        raise ConfigError(f"{place} is missing: not a study's results; run jobs/tune_draem.py first") from None
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{path}: not a study's description; give another results_dir") from None
+        raise ConfigError(f"{place}: not a study's description; give another results_dir") from None
     if version != STUDY_VERSION:
         raise ConfigError(
-            f"{path}: results of study version {version}, this is version {STUDY_VERSION}: give another results_dir"
+            f"{place}: results of study version {version}, this is version {STUDY_VERSION}: give another results_dir"
         )
     return record
 
 
-def read_trials(folder: str | Path) -> list[Row]:
+def read_trials(results_dir: str) -> list[Row]:
     """The finished trials, in the order in which they ended; each once."""
-    path = Path(folder) / TRIALS_FILE
-    rows: dict[str, Row] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows[row["trial_id"]] = row
-    return list(rows.values())
+    location = Location(results_dir)
+    body = location.read(TRIALS_FILE) if location.exists(TRIALS_FILE) else b""
+    rows = [json.loads(line) for line in body.splitlines()]
+    return list({row["trial_id"]: row for row in rows}.values())
 
 
-def write_parquet(rows: Sequence[Row], path: Path) -> None:
-    """The trials as a table, one row each: settings, figures and criteria as columns, curves left out."""
+def read_comparison(results_dir: str) -> Row:
+    """detection.json, what the mode `compare` found; empty where it has not run."""
+    try:
+        found: Row = json.loads(Location(results_dir).read(COMPARISON_FILE))
+    except ObjectMissing:
+        return {}
+    return found
+
+
+def write_table(rows: Sequence[Row], output_dir: str) -> None:
+    """trials.parquet, one row per trial: settings, figures and criteria as columns, curves left out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -104,7 +103,9 @@ def write_parquet(rows: Sequence[Row], path: Path) -> None:
 
     table = [flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in table for name in row))
-    pq.write_table(pa.table({name: [row.get(name) for row in table] for name in names}), path)
+    body = pa.BufferOutputStream()
+    pq.write_table(pa.table({name: [row.get(name) for row in table] for name in names}), body)
+    Location(output_dir).write(TABLE_FILE, body.getvalue().to_pybytes())
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from steelray.study.config import StudyConfig
 from steelray.study.data import StudyImages
 from steelray.study.detection import detect
 from steelray.study.plan import Trial
-from steelray.study.results import StudyResults
+from steelray.study.results import StudyResults, read_trials
 from steelray.study.trial import run_trial
 
 
@@ -26,7 +26,7 @@ def run_plan(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str]
     """
     torch.set_num_threads(max(1, int(study.resources.cpus_per_trial)))
     results = StudyResults(study.results_dir, study, provenance())
-    finished = results.finished()
+    finished = {row["trial_id"] for row in read_trials(study.results_dir)}
     pending = [trial for trial in trials if trial.trial_id not in finished]
     report(f"{len(trials)} trials planned, {len(trials) - len(pending)} finished before, {len(pending)} to run")
     images = StudyImages(study)

@@ -1,7 +1,7 @@
 """A cluster of several real raylets in a process of its own, driven by lines on stdin; not a test.
 
-`add CPUS [ENVIRONMENT AS JSON]` answers with the node's number, `kill NUMBER` with nothing to lose time on; the end of
-stdin ends it. The head carries no work, as in cluster.yaml.
+`add CPUS [ENVIRONMENT AS JSON]` answers with the node's number, `kill NUMBER` with nothing to lose time on, where
+`head` is a number too; the end of stdin ends it. The head carries no work, as in cluster.yaml.
 """
 
 import json
@@ -23,7 +23,8 @@ def main() -> None:
             )
             print(len(nodes) - 1, flush=True)
         elif command == "kill":
-            cluster.remove_node(nodes[int(words[0])], allow_graceful=False)
+            node = cluster.head_node if words[0] == "head" else nodes[int(words[0])]
+            cluster.remove_node(node, allow_graceful=False)
             print("killed", flush=True)
     cluster.shutdown()
 

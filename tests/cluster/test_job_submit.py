@@ -13,6 +13,7 @@ from steelray.data.object_store import ObjectStore
 from steelray.data.storage import Location
 from steelray.data.synthetic import make_strip
 from steelray.runs import CHECKPOINT_DIR, RUNS, Run
+from steelray.study.results import read_trials
 from tests.cluster.conftest import (
     NUM_STRIPS,
     REPOSITORY,
@@ -87,6 +88,59 @@ def test_a_bank_is_built_and_the_archive_scored_as_here(
     # and its lines are for a collector
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"time"')]
     assert any(line["run_id"] == summary["run_id"] and "memory bank replicated" in line["message"] for line in lines)
+
+
+def test_a_model_is_trained_and_scores_the_archive(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
+    models_uri, results_uri = f"{world.root}/models", f"{world.root}/results-trained"
+    arguments = [
+        "--model", "conv_ae", "--data.nominal.uri", f"{world.root}/nominal", "--output_uri", models_uri,
+        "--run_name", "line1", "--input.size_px", "[64, 64]", "--num_steps", "6", "--batch_size", "4",
+        "--checkpoint_every_steps", "3",
+    ]  # fmt: skip
+    trained = ray_cluster.submit("jobs/train.py", *arguments, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stdout
+    assert last_json(trained.stdout)["model_uri"] == f"{models_uri}/line1"
+    scored = ray_cluster.submit(
+        "jobs/score_archive.py", *world.score_arguments(results_uri, "--model_uri", f"{models_uri}/line1"), cwd=tmp_path
+    )
+    assert scored.returncode == 0, scored.stdout
+    assert len(scores_of(results_uri, last_json(scored.stdout)["run_id"])) == NUM_STRIPS + 1
+
+
+def test_a_sweep_leaves_its_trials_in_the_store(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
+    results_uri = f"{world.root}/study"
+    arguments = ["--config", "jobs/configs/study_smoke.yaml", "--results_dir", results_uri, "--train.num_steps", "10"]
+    for ran in (2, 0):  # submitted again, it has nothing left to do
+        done = ray_cluster.submit("jobs/tune_draem.py", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
+        assert last_json(done.stdout)["ran"] == ran
+    assert {row["arm"] for row in read_trials(results_uri)} == {"baseline", "fix"}
+    done = ray_cluster.submit("jobs/report_study.py", "--results_dir", results_uri, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert b"10 steps" in Location(results_uri).read("study.md")
+
+
+def test_what_comes_after_a_night_goes_the_same_way(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
+    results_uri, grown_uri = f"{world.root}/results-after", f"{world.root}/bank-grown"
+    jobs = {
+        "score_archive": world.score_arguments(results_uri),
+        "runs": ["--results_uri", results_uri],
+        "grow_memory_bank": [
+            "--nominal.uri", f"{world.root}/more", "--bank_uri", world.bank_uri, "--grown_uri", grown_uri,
+        ],
+        "calibrate": ["--model_uri", grown_uri, "--false_alarm_rate", "0.1", "--reject_rate", "0.05"],
+    }  # fmt: skip
+    for index in range(16, 20):
+        strip = make_strip(0, index, size_px=SIZE_PX)
+        Location(f"{world.root}/more").write(f"{index}.jpg", strip.jpeg())
+    found = {}
+    for job, arguments in jobs.items():
+        done = ray_cluster.submit(f"jobs/{job}.py", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
+        found[job] = last_json(done.stdout)
+    assert found["score_archive"]["run_id"] in json.dumps(found["runs"])  # type: ignore[operator]
+    assert json.loads(Location(grown_uri).read("bank.json"))["bank_id"] == found["grow_memory_bank"]["bank_id"]
+    assert found["calibrate"]["version"] == 2
 
 
 def test_a_mistake_comes_back_as_its_line_and_a_failure(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:

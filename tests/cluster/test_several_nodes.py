@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import pytest
 
@@ -50,7 +50,7 @@ class Nodes:
     def add(self, cpus: int, **environment: str) -> int:
         return int(self._ask(f"add {cpus} {json.dumps(environment)}"))
 
-    def kill(self, number: int) -> None:
+    def kill(self, number: int | Literal["head"]) -> None:
         assert self._ask(f"kill {number}") == "killed"
 
     def start(self, world: World, *arguments: str) -> "subprocess.Popen[str]":
@@ -97,6 +97,24 @@ def cluster_of(*cpus: int, home: Path, environment: Mapping[str, str]) -> Iterat
         process.communicate(timeout=60)  # the end of stdin
 
 
+def many_strips(world: World) -> Location:
+    """An archive that is scored long enough to be disturbed: eight strips, each under many keys."""
+    archive = Location(f"{world.root}/many")
+    bodies = [make_strip(3, index, size_px=SIZE_PX).jpeg() for index in range(8)]
+    for index in range(LARGE):
+        archive.write(f"{index:04d}.jpg", bodies[index % 8])
+    return archive
+
+
+def wait_for_rows(driver: "subprocess.Popen[str]", results_uri: str) -> None:
+    """Until the first rows of its run are written."""
+    deadline = time.monotonic() + FIRST_ROWS_S
+    while not [o for o in Location(f"{results_uri}/{RUNS}").list() if f"/{CHECKPOINT_DIR}/" in o.key]:
+        assert driver.poll() is None, driver.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("num_nodes", [1, 2, 4])
 def test_scores_do_not_depend_on_the_number_of_nodes(
     num_nodes: int,
@@ -122,20 +140,13 @@ def test_scores_do_not_depend_on_the_number_of_nodes(
 def test_a_node_is_killed_and_another_joins_while_it_runs(
     world: World, object_store: ObjectStore, tmp_path: Path
 ) -> None:
-    archive, results_uri = Location(f"{world.root}/killed"), f"{world.root}/results-killed"
-    bodies = [make_strip(3, index, size_px=SIZE_PX).jpeg() for index in range(8)]
-    for index in range(LARGE):
-        archive.write(f"{index:04d}.jpg", bodies[index % 8])
+    archive, results_uri = many_strips(world), f"{world.root}/results-killed"
     arguments = world.score_arguments(results_uri, *SHARDED, "--compute.batch_size", "4")
     arguments[1] = archive.uri
     with cluster_of(2, 2, home=tmp_path, environment=object_store.environment) as nodes, ExitStack() as stack:
         driver = stack.enter_context(nodes.start(world, *arguments))
         stack.callback(driver.kill)
-        deadline = time.monotonic() + FIRST_ROWS_S
-        while not [o for o in Location(f"{results_uri}/{RUNS}").list() if f"/{CHECKPOINT_DIR}/" in o.key]:
-            assert driver.poll() is None, driver.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_rows(driver, results_uri)
         nodes.kill(1)
         nodes.add(2)
         stdout, stderr = driver.communicate(timeout=JOB_S)
@@ -189,3 +200,18 @@ def test_a_job_waits_for_the_nodes_that_an_autoscaler_brings(
         stdout, stderr = driver.communicate(timeout=JOB_S)
     assert driver.returncode == 0, stderr
     assert scores_of(results_uri, last_json(stdout)["run_id"]) == local_scores
+
+
+def test_a_lost_head_is_one_line_that_names_it(world: World, object_store: ObjectStore, tmp_path: Path) -> None:
+    archive, results_uri = many_strips(world), f"{world.root}/results-headless"
+    arguments = ["--archive.uri", archive.uri, "--compute.batch_size", "4", *world.score_arguments(results_uri)[2:]]
+    with cluster_of(2, home=tmp_path, environment=object_store.environment) as nodes, ExitStack() as stack:
+        driver = stack.enter_context(nodes.start(world, *arguments))
+        stack.callback(driver.kill)
+        wait_for_rows(driver, results_uri)
+        nodes.kill("head")
+        _, stderr = driver.communicate(timeout=JOB_S)
+    assert driver.returncode == 1
+    [line] = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: the Ray head at {nodes.address} has not answered for 45 s: ")
+    assert line.endswith("start the cluster and run the same command to continue")

@@ -36,7 +36,9 @@ def test_trials_on_the_cluster_equal_those_in_one_process(tmp_path: Path) -> Non
     assert run_study(study, trials, quiet)["ran"] == 2
     single = replace(study, results_dir=str(tmp_path / "single"))
     run_plan(single, trials, quiet)
-    found, expected = ({row["trial_id"]: row for row in read_trials(tmp_path / name)} for name in ("ray", "single"))
+    found, expected = (
+        {row["trial_id"]: row for row in read_trials(str(tmp_path / name))} for name in ("ray", "single")
+    )
     assert found.keys() == expected.keys()
     for trial_id, row in found.items():
         assert row["figures"] == pytest.approx(expected[trial_id]["figures"], rel=1e-3, nan_ok=True)
@@ -54,7 +56,7 @@ def test_a_search_starts_with_baseline_and_fix_and_goes_on_where_it_ended(tmp_pa
     search = SearchConfig(axes, num_trials=3, grace_steps=1, reduction=2)
     study = small_study(tmp_path, mode="search", search=search, resources=HALF)
     assert run_study(study, [], quiet) == {"planned": 3, "skipped": 0, "ran": 3}
-    rows = read_trials(tmp_path)
+    rows = read_trials(str(tmp_path))
     settings = [row["settings"] for row in rows]
     assert {"loss.w_focal": 1.0, "optimizer.clip": 0.0} in settings
     assert {"loss.w_focal": 5.0, "optimizer.clip": 0.0} in settings
@@ -62,7 +64,7 @@ def test_a_search_starts_with_baseline_and_fix_and_goes_on_where_it_ended(tmp_pa
     assert all(row["num_steps"] < 5 for row in rows if row["status"] == "stopped")
     longer = replace(study, search=replace(search, num_trials=4))
     assert run_study(longer, [], quiet) == {"planned": 4, "skipped": 3, "ran": 1}
-    assert read_trials(tmp_path)[:3] == rows
+    assert read_trials(str(tmp_path))[:3] == rows
     with pytest.raises(ConfigError, match="max_trials is 2"):
         run_study(replace(study, max_trials=2), [], quiet)
 
@@ -86,10 +88,10 @@ def test_a_killed_job_goes_on_with_the_trials_that_are_left(tmp_path: Path) -> N
         time.sleep(0.1)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    before = read_trials(tmp_path)
+    before = read_trials(str(tmp_path))
     assert 1 <= len(before) < 4
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["skipped"] == len(before)
     assert summary["ran"] == 4 - len(before)
-    assert read_trials(tmp_path)[: len(before)] == before
+    assert read_trials(str(tmp_path))[: len(before)] == before

@@ -36,7 +36,8 @@ def add_user(store: ObjectStore, actions: str) -> dict[str, str]:
 def test_rights_to_read_the_archive_suffice(plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_archive(plant, 12)
     with running_object_store(tmp_path / "store") as store:
-        boto3.client("s3").create_bucket(Bucket="results")
+        # not boto3.client: its session remembers the credentials of an earlier store
+        boto3.session.Session().client("s3").create_bucket(Bucket="results")
         upload(plant, "s3://archive", "bank", "archive")
         night = {**store.environment, **add_user(store, ACTIONS)}
         for name, value in night.items():

@@ -25,8 +25,8 @@ def test_a_page_with_every_hypothesis_and_figure(tmp_path: Path) -> None:
     run_plan(study, [*plan_trials(study), *searched], lambda line: None)
     broken = replace(study, train=replace(TRAIN, optimizer=OptimizerConfig(lr=1e30)), results_dir=str(tmp_path / "nan"))
     run_plan(broken, [Trial("<b>broken</b>", 9)], lambda line: None)
-    StudyResults(tmp_path, study).append(read_trials(tmp_path / "nan")[0])
-    summary = write_report(tmp_path, tmp_path / "page")
+    StudyResults(str(tmp_path), study).append(read_trials(str(tmp_path / "nan"))[0])
+    summary = write_report(str(tmp_path), str(tmp_path / "page"))
     assert summary["num_trials"] == 6
     assert summary["verdicts"]["H1"]["S1"] == "undecided"
     html, markdown = ((tmp_path / "page" / name).read_text() for name in ("study.html", "study.md"))
@@ -47,7 +47,7 @@ def test_a_page_with_every_hypothesis_and_figure(tmp_path: Path) -> None:
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a study's results"):
-        write_report(tmp_path, tmp_path)
-    StudyResults(tmp_path, small_study(tmp_path))
+        write_report(str(tmp_path), str(tmp_path))
+    StudyResults(str(tmp_path), small_study(tmp_path))
     with pytest.raises(ConfigError, match="no finished trials"):
-        write_report(tmp_path, tmp_path)
+        write_report(str(tmp_path), str(tmp_path))
