@@ -43,9 +43,9 @@ def embeddings(count: int, levels: tuple[int, ...], seed: int = 5) -> NDArray[np
         kept: NDArray[np.float32] = np.load(path, mmap_mode="r")
         if len(kept) >= count:
             return np.array(kept[:count])
-    from steelray.config import EmbedderConfig
     from steelray.job import num_cores
     from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+    from steelray.patchcore_config import EmbedderConfig
 
     embed = compile_embedder(build_patch_embedder(EmbedderConfig(levels=levels)), num_threads=num_cores())
     parts, total, index = [], 0, 0

@@ -9,9 +9,10 @@ from unittest.mock import patch
 
 from benchmarks.data import archive, strips
 from benchmarks.measuring import REPEATS, SCRATCH, current_memory_bytes, peak_memory_bytes
-from steelray.config import ArchiveConfig, CalibrationConfig, CoresetConfig, DecodeConfig
+from steelray.config import ArchiveConfig, CalibrationConfig, DecodeConfig
 from steelray.data.storage import Location, StoredObject
 from steelray.job_config import BuildMemoryBankConfig
+from steelray.patchcore_config import CoresetConfig
 
 TILE_PX = (256, 256)
 VECTORS = 2000

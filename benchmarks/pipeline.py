@@ -16,11 +16,12 @@ import numpy as np
 
 from benchmarks.data import archive, strips
 from benchmarks.measuring import REPEATS, SCRATCH, ask_reference
-from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, CoresetConfig
+from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig
 from steelray.data.decode import decode
 from steelray.data.storage import Location
 from steelray.job import num_cores
 from steelray.job_config import BuildMemoryBankConfig, ScoreArchiveConfig
+from steelray.patchcore_config import CoresetConfig
 from steelray.runs import Run
 from steelray.trained import load_scorer, open_model
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from benchmarks.data import embeddings
 from benchmarks.measuring import SCRATCH, timed
-from steelray.config import EmbedderConfig, IndexConfig, ScoringConfig
 from steelray.data.storage import Location
 from steelray.job import num_cores
 from steelray.memory_bank.bank import MemoryBank, bank_files, make_bank
 from steelray.memory_bank.quantised import index_bank
 from steelray.memory_bank.shard import BankSearch, LocalSearch, shard_of
+from steelray.patchcore_config import EmbedderConfig, IndexConfig, ScoringConfig
 
 QUERIES = 6400
 """Patches of one strip: one batch."""

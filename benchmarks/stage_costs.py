@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from steelray.capacity import InstanceType, StageCosts, Workload, predict
-from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, CoresetConfig
+from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig
 from steelray.data.decode import decode
 from steelray.data.object_store import running_object_store
 from steelray.data.storage import Location
 from steelray.data.synthetic import make_strip
 from steelray.job import num_cores
 from steelray.job_config import BuildMemoryBankConfig, ScoreArchiveConfig
+from steelray.patchcore_config import CoresetConfig
 
 KINDS = 16
 """Different strips; the archive repeats them under other keys."""

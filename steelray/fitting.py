@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
+from steelray.config import ConfigError
 from steelray.data.decode import resize
 from steelray.memory_bank.bank import MemoryBank, make_bank
 from steelray.memory_bank.coreset import CoresetShard, Progress, num_centers_of, select
@@ -16,6 +16,7 @@ from steelray.memory_bank.growth import centers_of, grown_bank, growth_limits, s
 from steelray.memory_bank.projection import project
 from steelray.memory_bank.quantised import index_bank, recall_queries
 from steelray.models.portable_embedder import EmbedFunction
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 
 
 def embed_images(

@@ -7,16 +7,12 @@ from steelray.config import (
     ArchiveConfig,
     CalibrationConfig,
     ComputeConfig,
-    CoresetConfig,
     DatasetConfig,
     DecodeConfig,
-    EmbedderConfig,
-    GrowthConfig,
-    IndexConfig,
     ReportConfig,
-    ScoringConfig,
     require,
 )
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from steelray.config import EmbedderConfig, ScoringConfig
 from steelray.data.decode import resize
 from steelray.data.foreground import foreground_cells
 from steelray.memory_bank.own_strip import own_strip_distances
 from steelray.memory_bank.shard import BankSearch, PendingSearch
 from steelray.models.portable_embedder import EmbedFunction
+from steelray.patchcore_config import EmbedderConfig, ScoringConfig
 
 Images = Sequence[NDArray[np.uint8]]
 """pixels_HWC uint8, C = 1 or 3; sizes may differ."""

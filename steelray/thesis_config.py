@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from steelray.config import CalibrationConfig, CoresetConfig, DatasetConfig, EmbedderConfig, ScoringConfig, require
+from steelray.config import CalibrationConfig, DatasetConfig, require
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.train_config import (
     ConvAutoencoderConfig,
     DraemConfig,

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from steelray.calibration import Calibration
-from steelray.config import ComputeConfig, ConfigError, EmbedderConfig, ScoringConfig
+from steelray.config import ComputeConfig, ConfigError
 from steelray.data.storage import Location, ObjectMissing
 from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info
 from steelray.memory_bank.shard import BankSearch, LocalSearch, load_shard
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.patchcore_config import EmbedderConfig, ScoringConfig
 from steelray.schema import SCORES
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.stage_timing import Observe, TimedSearch, timed_embed, unobserved

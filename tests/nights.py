@@ -11,16 +11,7 @@ import pyarrow.parquet as pq
 
 from steelray.batch_scoring import BatchScorer, RunStamp
 from steelray.calibration import Calibration, calibrate
-from steelray.config import (
-    ArchiveConfig,
-    CalibrationConfig,
-    ComputeConfig,
-    CoresetConfig,
-    DecodeConfig,
-    EmbedderConfig,
-    ReportConfig,
-    ScoringConfig,
-)
+from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, DecodeConfig, ReportConfig
 from steelray.data.archive import list_archive
 from steelray.data.decode import Undecodable, decode
 from steelray.data.storage import Location
@@ -30,6 +21,7 @@ from steelray.job_config import ScoreArchiveConfig
 from steelray.memory_bank.bank import bank_files
 from steelray.models.patch_embedder import PatchEmbedder, compile_embedder
 from steelray.nightly import Night, finish_night
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, run_id_of
 from steelray.schema import DECODED
 from steelray.scoring import Scorer

@@ -20,6 +20,7 @@ MAX_JOB_LINES = 100
 
 COLUMNS: tuple[frozenset[str], ...] = (
     frozenset({"config", "schema", "progress"}),
+    frozenset({"patchcore_config"}),
     frozenset({"job_config", "train_config", "job"}),
     frozenset({"data", "models", "memory_bank", "metrics", "drift", "thesis_config"}),
     frozenset(

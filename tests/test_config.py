@@ -4,17 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from steelray.config import (
-    ArchiveConfig,
-    CalibrationConfig,
-    ComputeConfig,
-    ConfigError,
-    CoresetConfig,
-    DatasetConfig,
-    DecodeConfig,
-    EmbedderConfig,
-    ScoringConfig,
-)
+from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, DatasetConfig, DecodeConfig
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from steelray.calibration import calibrate
-from steelray.config import CalibrationConfig, ComputeConfig, ConfigError, CoresetConfig, DatasetConfig, EmbedderConfig
+from steelray.config import CalibrationConfig, ComputeConfig, ConfigError, DatasetConfig
 from steelray.data.datasets import Sample, load_dataset
 from steelray.data.storage import Location
 from steelray.data.synthetic import make_strip
@@ -17,6 +17,7 @@ from steelray.job_config import EvaluateConfig
 from steelray.memory_bank.bank import bank_files
 from steelray.models.patch_embedder import PatchEmbedder
 from steelray.models.portable_embedder import EmbedFunction
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig
 from steelray.schema import SCORES
 from steelray.trained import write_calibration
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.config import ConfigError
 from steelray.data.decode import resize
 from steelray.data.synthetic import make_strip
 from steelray.fitting import common_size, embed_images, fit_memory_bank, patch_origins
 from steelray.memory_bank.bank import MemoryBank
 from steelray.models.patch_embedder import PatchEmbedder
 from steelray.models.portable_embedder import EmbedFunction
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg"]
 

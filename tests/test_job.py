@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import pytest
 
-from steelray.config import ArchiveConfig, ComputeConfig, ConfigError, EmbedderConfig, require
+from steelray.config import ArchiveConfig, ComputeConfig, ConfigError, require
 from steelray.job import num_cores, parse, run_job, say, show_plan
 from steelray.job_config import BuildMemoryBankConfig, EvaluateConfig, ScoreArchiveConfig
+from steelray.patchcore_config import EmbedderConfig
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
-from steelray.config import EmbedderConfig, ScoringConfig
 from steelray.data.decode import resize
 from steelray.data.synthetic import make_strip
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import PatchEmbedder
 from steelray.models.portable_embedder import EmbedFunction
+from steelray.patchcore_config import EmbedderConfig, ScoringConfig
 from steelray.scoring import MAX_BOXES, MIN_BOX_AREA_PX, PatchCoreScorer, find_regions, upsample
 
 CELL_PX = 8

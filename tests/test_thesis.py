@@ -13,13 +13,14 @@ from PIL import Image
 from steelray import metrics
 from steelray.batch_scoring import BatchScorer, RunStamp
 from steelray.calibration import calibrate
-from steelray.config import CalibrationConfig, ComputeConfig, ConfigError, CoresetConfig, EmbedderConfig
+from steelray.config import CalibrationConfig, ComputeConfig, ConfigError
 from steelray.data.anomaly_synthesis import SampleMaker, samples_of_step
 from steelray.data.batch import collate
 from steelray.data.datasets import load_dataset
 from steelray.data.synthetic import encode, make_strip
 from steelray.evaluation import Predictions, evaluate, predict
 from steelray.job_config import EvaluateConfig
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig
 from steelray.report.thesis_tables import THESIS, to_markdown
 from steelray.schema import DECODED
 from steelray.thesis import judge, reproduce

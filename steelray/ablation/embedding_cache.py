@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from steelray.config import EmbedderConfig
 from steelray.models.portable_embedder import EmbedFunction
+from steelray.patchcore_config import EmbedderConfig
 
 
 class CachedEmbedding:

@@ -24,7 +24,7 @@ from steelray.ablation.judging import Judged, by_class, figures_of, judge, toget
 from steelray.ablation.results import Row
 from steelray.ablation.settings import AblationConfig, AblationMember, AblationSetting
 from steelray.calibration import conformal_threshold
-from steelray.config import ConfigError, CoresetConfig, EmbedderConfig
+from steelray.config import ConfigError
 from steelray.data.datasets import Sample, load_dataset
 from steelray.data.decode import Undecodable
 from steelray.evaluation import LocalDeviation, Predictions
@@ -32,6 +32,7 @@ from steelray.fitting import embed_images, fit_memory_bank
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
 from steelray.models.portable_embedder import EmbedFunction
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.trained import read_weights
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from steelray.config import CoresetConfig, DatasetConfig, EmbedderConfig, ScoringConfig, require
+from steelray.config import DatasetConfig, require
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
 
 
 @dataclass(frozen=True)

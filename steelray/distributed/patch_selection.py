@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from steelray.batch_scoring import images_of
-from steelray.config import ComputeConfig, ConfigError, DecodeConfig, EmbedderConfig
+from steelray.config import ComputeConfig, ConfigError, DecodeConfig
 from steelray.data.decode import resize
 from steelray.data.storage import Location
 from steelray.distributed.cluster import ComputePlan
@@ -27,6 +27,7 @@ from steelray.fitting import patch_origins
 from steelray.memory_bank.coreset import Coreset, select
 from steelray.memory_bank.quantised import recall_queries
 from steelray.models.portable_embedder import PortableEmbedder
+from steelray.patchcore_config import EmbedderConfig
 from steelray.schema import Status
 from steelray.trained import load_embed
 

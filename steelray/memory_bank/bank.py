@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.config import ConfigError
+from steelray.patchcore_config import EmbedderConfig, IndexConfig, ScoringConfig
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 64 * 2**20

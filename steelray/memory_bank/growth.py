@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steelray.config import GrowthConfig
 from steelray.memory_bank.bank import BankInfo, MemoryBank, make_bank
 from steelray.memory_bank.coreset import Coreset
 from steelray.memory_bank.projection import project
 from steelray.memory_bank.quantised import index_bank
+from steelray.patchcore_config import GrowthConfig
 
 COVERED = 1e-12
 """The cover radius at which a bank that holds every patch stops growing: duplicates add nothing."""

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, IndexConfig
+from steelray.config import ConfigError
 from steelray.memory_bank.bank import MemoryBank, identified
 from steelray.memory_bank.shard import IndexShard, train_index
+from steelray.patchcore_config import IndexConfig
 
 RECALL_QUERIES = 4096
 """Nominal patches that the recall is measured on, at most."""

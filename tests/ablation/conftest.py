@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from steelray.ablation.settings import AblationConfig, AblationMember, AblationSetting
-from steelray.config import CoresetConfig, DatasetConfig, EmbedderConfig, ScoringConfig
+from steelray.config import DatasetConfig
 from steelray.data.synthetic import encode, make_strip
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
 
 SIZE_PX = (64, 512)
 NUM_NOMINAL, NUM_ANOMALOUS = 8, 6

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelray.ablation.embedding_cache import CachedEmbedding
-from steelray.config import EmbedderConfig
+from steelray.patchcore_config import EmbedderConfig
 
 
 class CountingEmbed:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from steelray.config import ArchiveConfig, CalibrationConfig, CoresetConfig, EmbedderConfig, ReportConfig
+from steelray.config import ArchiveConfig, CalibrationConfig, ReportConfig
 from steelray.data.object_store import ObjectStore
 from steelray.data.storage import Location
 from steelray.data.synthetic import DEFECTS, make_strip
@@ -13,6 +13,7 @@ from steelray.distributed.archive_scorer import score_archive
 from steelray.distributed.bank_builder import build_memory_bank
 from steelray.distributed.cluster import connected
 from steelray.job_config import BuildMemoryBankConfig, ScoreArchiveConfig
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig
 from steelray.runs import Run
 
 SIZE_PX = (64, 256)

@@ -8,8 +8,9 @@ import pytest
 from steelray.ablation.results import read_rows, rows_to_do, run_ablation
 from steelray.ablation.rows import local_rows
 from steelray.ablation.settings import AblationSetting
-from steelray.config import ConfigError, EmbedderConfig
+from steelray.config import ConfigError
 from steelray.distributed.ablation import remote_rows
+from steelray.patchcore_config import EmbedderConfig
 from tests.ablation.conftest import ablation, member, write_dataset
 from tests.distributed.conftest import silent
 

@@ -217,7 +217,7 @@ def test_mistakes_are_one_clear_line(world: World, s3_uri: str, changes: dict[st
 
 
 def test_a_config_that_disagrees_with_the_bank_is_refused(world: World, s3_uri: str) -> None:
-    from steelray.config import EmbedderConfig
+    from steelray.patchcore_config import EmbedderConfig
 
     with pytest.raises(ConfigError, match=r"embedder.levels is \(2, 3\) but the model"):
         score_archive(score_config(world, s3_uri, embedder=EmbedderConfig()), silent)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, GrowthConfig
+from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError
 from steelray.data.decode import decode
 from steelray.data.storage import Location
 from steelray.data.synthetic import make_strip
@@ -14,6 +14,7 @@ from steelray.fitting import grow_memory_bank as grow_here
 from steelray.job_config import GrowMemoryBankConfig
 from steelray.memory_bank.bank import MemoryBank, read_bank
 from steelray.models.patch_embedder import EmbedFunction, build_patch_embedder, compile_embedder
+from steelray.patchcore_config import GrowthConfig
 from steelray.runs import Run
 from steelray.trained import nominal_uris, read_calibration, read_calibration_rows
 from tests.distributed.conftest import EMBEDDER, World, build_config, score_config, silent, strip_jpeg

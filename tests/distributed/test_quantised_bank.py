@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from steelray.config import ComputeConfig, ConfigError, IndexConfig
+from steelray.config import ComputeConfig, ConfigError
 from steelray.data.storage import Location
 from steelray.distributed.archive_scorer import score_archive
 from steelray.distributed.bank_builder import build_memory_bank
 from steelray.memory_bank.bank import INFO_FILE, read_bank
+from steelray.patchcore_config import IndexConfig
 from steelray.runs import Run
 from tests.distributed.conftest import World, build_config, score_config, silent
 

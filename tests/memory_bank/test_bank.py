@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steelray.config import ConfigError, EmbedderConfig, ScoringConfig
+from steelray.config import ConfigError
 from steelray.data.decode import decode
 from steelray.data.storage import Location
 from steelray.data.synthetic import make_strip
@@ -28,6 +28,7 @@ from steelray.memory_bank.bank import (
 )
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import EmbedFunction, PatchEmbedder
+from steelray.patchcore_config import EmbedderConfig, ScoringConfig
 from steelray.scoring import PatchCoreScorer
 
 EMBEDDER = EmbedderConfig(levels=(1, 2), resize_px=(64, 128))
@@ -174,7 +175,7 @@ class TestDamage:
 SCORE_ELSEWHERE = """
 import sys
 import numpy as np
-from steelray.config import EmbedderConfig
+from steelray.patchcore_config import EmbedderConfig
 from steelray.data.decode import decode
 from steelray.data.storage import Location
 from steelray.memory_bank.bank import read_bank

@@ -7,10 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
+from steelray.config import ConfigError
 from steelray.fitting import fit_memory_bank, grow_memory_bank
 from steelray.memory_bank.bank import MemoryBank, bank_files, read_bank
 from steelray.memory_bank.coreset import CoresetShard, select
+from steelray.patchcore_config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 
 DIM = 8
 EMBEDDER = EmbedderConfig(neighborhood=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.config import ConfigError
 from steelray.fitting import fit_memory_bank
 from steelray.memory_bank import shard as shard_module
 from steelray.memory_bank.bank import INDEX_FILE, MemoryBank, bank_files, make_bank, read_bank, read_info
@@ -16,6 +16,7 @@ from steelray.memory_bank.planner import plan_bank, shard_bounds
 from steelray.memory_bank.quantised import index_bank, measure_recall, recall_queries
 from steelray.memory_bank.shard import IndexShard, LocalSearch, load_shard, shard_of
 from steelray.models.patch_embedder import EmbedFunction
+from steelray.patchcore_config import EmbedderConfig, IndexConfig, ScoringConfig
 
 DIM = 24
 FACTORIES = ["IVF16,Flat", "SQ8", "PQ12x6", "IVF8,PQ12x6", "PCA12,PQ6x6"]
@@ -220,7 +221,7 @@ def test_recall_is_measured_on_patches_outside_the_bank() -> None:
 
 
 def test_fitting_keeps_the_bank_as_asked(embed: EmbedFunction, embedder_config: EmbedderConfig) -> None:
-    from steelray.config import CoresetConfig
+    from steelray.patchcore_config import CoresetConfig
     from steelray.data.synthetic import make_strip
 
     images = [make_strip(0, index, size_px=(64, 256)).pixels_HW[..., None] for index in range(3)]

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from steelray.config import ConfigError, EmbedderConfig, ScoringConfig
+from steelray.config import ConfigError
 from steelray.memory_bank import bank as bank_format
 from steelray.memory_bank.bank import MemoryBank, bank_files, make_bank, read_info
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.memory_bank.stored_search import StoredSearch
+from steelray.patchcore_config import EmbedderConfig, ScoringConfig
 
 ROWS_PER_FILE = 40
 

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from steelray.config import ConfigError, EmbedderConfig
+from steelray.config import ConfigError
 from steelray.data.synthetic import make_strip
 from steelray.models.patch_embedder import PatchEmbedder, build_patch_embedder, compile_embedder, export_openvino
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.patchcore_config import EmbedderConfig
 
 SIZES = [(32, 32), (64, 64), (65, 97), (100, 130), (48, 300)]
 TWO_LEVELS = EmbedderConfig(levels=(2, 3))
@@ -232,7 +233,8 @@ class TestWeights:
 
     def test_a_hub_that_cannot_be_reached(self, tmp_path: Path) -> None:
         script = (
-            "from steelray.config import ConfigError, EmbedderConfig\n"
+            "from steelray.config import ConfigError\n"
+            "from steelray.patchcore_config import EmbedderConfig\n"
             "from steelray.models.patch_embedder import build_patch_embedder\n"
             "try: build_patch_embedder(EmbedderConfig(weights='timm'))\n"
             "except ConfigError as error: print(error)\n"
