@@ -221,8 +221,8 @@ def test_recall_is_measured_on_patches_outside_the_bank() -> None:
 
 
 def test_fitting_keeps_the_bank_as_asked(embed: EmbedFunction, embedder_config: EmbedderConfig) -> None:
-    from steelray.patchcore_config import CoresetConfig
     from steelray.data.synthetic import make_strip
+    from steelray.patchcore_config import CoresetConfig
 
     images = [make_strip(0, index, size_px=(64, 256)).pixels_HW[..., None] for index in range(3)]
     bank = fit_memory_bank(
