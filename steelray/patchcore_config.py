@@ -3,10 +3,10 @@
 Typed and validated; imports neither torch nor ray. A field's docstring is its help text.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from steelray.config import require
+from steelray.config import ConfigError, require
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class EmbedderConfig:
     border: Literal["zeros", "inside"] = "zeros"
     """Averages at the image's border: `zeros` fills up with zeros (the official code), which makes patches there count
     less; `inside` takes the cells that there are, which finds more of a defect at the border, and more false alarms."""
+    position: Literal["none", "row", "edge"] = "none"
+    """Search prefers patches from the same place across the strip: `row`, the height in the image; `edge`, the distance
+    to its nearer long edge. It becomes one more dimension of the embedding."""
+    position_weight: float = 10.0
+    """What the whole height counts, in units of distance; larger keeps the search to nearer rows."""
     resize_px: tuple[int, int] | None = None
     """Resize every image to this height and width before embedding; null keeps the native size."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -39,6 +44,7 @@ class EmbedderConfig:
             self.neighborhood >= 1 and self.neighborhood % 2 == 1,
             f"neighborhood must be odd and >= 1, not {self.neighborhood}",
         )
+        require(self.position_weight > 0, f"position_weight must be > 0, not {self.position_weight}")
         if self.resize_px is not None:
             require(min(self.resize_px) >= 32, f"resize_px must be at least 32x32, not {list(self.resize_px)}")
 
@@ -119,10 +125,19 @@ class ScoringConfig:
     """Nearest bank vectors per patch; the patch's distance is the mean over them."""
     sigma_px: float = 4.0
     """Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the network's input."""
-    image_score: Literal["max", "top_mean"] = "max"
-    """`max`: largest patch distance (the paper). `top_mean`: mean of the largest distances."""
+    image_score: Literal["max", "top_mean", "area", "extreme_value", "reweighted"] = "max"
+    """`max`: largest patch distance. `top_mean`: mean of the largest distances. `area`: how many patches lie beyond
+    `area_distance`, and where none does, the largest distance. `extreme_value`: the maximum that a Gumbel distribution
+    fitted to the maxima of blocks of the strip expects. `reweighted`: the largest distance, less where the vectors
+    around its nearest one are as near (the paper, equation 7)."""
     top_fraction: float = 0.004
     """Share of the patches that `top_mean` averages."""
+    area_distance: float | None = None
+    """Of `area`; null: the bank's cover radius, beyond which no patch lies that the bank was made of."""
+    reweight_neighbors: int = 9
+    """Of `reweighted`: nearest vectors that are compared."""
+    strip_median_weight: float = 0.0
+    """Share of the strip's median distance that is taken off every distance; 0: off."""
     own_strip_fraction: float = 0.0
     """A patch that resembles this share of its own strip is no farther from normal than from those patches; 0: off."""
     own_strip_margin_cells: int = 2
@@ -144,3 +159,33 @@ class ScoringConfig:
         require(self.num_neighbors >= 1, f"num_neighbors must be >= 1, not {self.num_neighbors}")
         require(self.sigma_px >= 0, f"sigma_px must be >= 0, not {self.sigma_px}")
         require(0 < self.top_fraction <= 1, f"top_fraction must lie in (0, 1], not {self.top_fraction}")
+        require(self.reweight_neighbors >= 2, f"reweight_neighbors must be >= 2, not {self.reweight_neighbors}")
+        require(
+            self.area_distance is None or self.area_distance > 0, f"area_distance must be > 0, not {self.area_distance}"
+        )
+        require(
+            0 <= self.strip_median_weight <= 1,
+            f"strip_median_weight must lie in [0, 1], not {self.strip_median_weight}",
+        )
+
+    def for_bank(self, num_vectors: int, cover_radius: float) -> "ScoringConfig":
+        """The same with what is left to the bank filled in. Raises `ConfigError` if it asks for more than it has."""
+        if self.num_searched > num_vectors:
+            name = "num_neighbors" if self.num_neighbors == self.num_searched else "reweight_neighbors"
+            raise ConfigError(
+                f"scoring.{name} is {self.num_searched} but the bank has {num_vectors} vectors: "
+                "lower it, or raise coreset.ratio"
+            )
+        if self.image_score != "area" or self.area_distance is not None:
+            return self
+        require(
+            cover_radius > 0,
+            "scoring.image_score is area, but a bank of all patches has no cover radius to compare distances with: "
+            "lower coreset.ratio, or set scoring.area_distance",
+        )
+        return replace(self, area_distance=float(cover_radius))
+
+    @property
+    def num_searched(self) -> int:
+        """Nearest vectors that a search has to give."""
+        return max(self.num_neighbors, self.reweight_neighbors if self.image_score == "reweighted" else 1)

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from steelray.data.decode import resize
 from steelray.data.foreground import foreground_cells
+from steelray.image_score import image_score, neighbor_weights
 from steelray.memory_bank.own_strip import own_strip_distances
 from steelray.memory_bank.shard import BankSearch, PendingSearch
 from steelray.models.portable_embedder import EmbedFunction
@@ -49,9 +50,10 @@ class Scorer(Protocol):
 class PatchCoreScorer:
     """Distance of every patch to its nearest vectors in the memory bank (PatchCore, sections 3.3).
 
-    Differs from the paper: no re-weighting of the image score. Distances are Euclidean, not squared. An image whose
-    embedding is not finite gets NaN for map and score. The options of `ScoringConfig` beyond the paper's (the strip as
-    its own reference, mirrored passes, background) act on the distances, before map and score are made of them.
+    Differs from the paper: the image score is re-weighted only where that is asked for. Distances are Euclidean, not
+    squared. An image whose embedding is not finite gets NaN for map and score. The options of `ScoringConfig` beyond
+    the paper's (the strip as its own reference, mirrored passes, background) act on the distances, before map and score
+    are made of them.
     """
 
     def __init__(
@@ -73,11 +75,15 @@ class PatchCoreScorer:
         maps: AnomalyMaps = []
         scores = []
         for image, of_image in pending:
-            distances_hw: NDArray[np.float32] = np.stack([self._distances(view) for view in of_image]).mean(axis=0)
+            answers = [self._distances(view) for view in of_image]
+            distances_hw: NDArray[np.float32] = np.stack([own_hw for own_hw, _ in answers]).mean(axis=0)
+            if self._scoring.strip_median_weight > 0:
+                distances_hw = distances_hw - np.float32(self._scoring.strip_median_weight * np.median(distances_hw))
             if self._scoring.background_level is not None:
                 grid = (distances_hw.shape[0], distances_hw.shape[1])
                 distances_hw = distances_hw * foreground_cells(image, grid, self._scoring.background_level)
-            scores.append(self._image_score(distances_hw))
+            weights = [weights_hw for _, weights_hw in answers if weights_hw is not None]
+            scores.append(image_score(distances_hw, np.mean(weights, axis=0) if weights else None, self._scoring))
             maps.append(upsample(distances_hw, image.shape[:2], self._scoring.sigma_px))
         return maps, np.array(scores, dtype=np.float32)
 
@@ -89,7 +95,7 @@ class PatchCoreScorer:
             if not finite:
                 embeddings_hwD = np.zeros_like(embeddings_hwD)  # an index has no answer to what is not finite
             rows, columns, dim = embeddings_hwD.shape
-            future = self._search.submit(embeddings_hwD.reshape(-1, dim), self._scoring.num_neighbors)
+            future = self._search.submit(embeddings_hwD.reshape(-1, dim), self._scoring.num_searched)
             own_hw = None
             if self._scoring.own_strip_fraction > 0:
                 fraction, margin = self._scoring.own_strip_fraction, self._scoring.own_strip_margin_cells
@@ -97,24 +103,22 @@ class PatchCoreScorer:
             views.append(_View(future, (rows, columns), finite, axes, own_hw))
         return views
 
-    def _distances(self, view: "_View") -> NDArray[np.float32]:
-        """distances_hw of a view, turned back to the image as it is."""
+    def _distances(self, view: "_View") -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """distances_hw of a view and, where the score needs them, weights_hw; turned back to the image as it is."""
         squared_QK, _ = view.search.result()
-        distances_hw: NDArray[np.float32] = np.sqrt(squared_QK).mean(axis=1).reshape(view.grid)
+        distances_QK = np.sqrt(squared_QK[:, : self._scoring.num_neighbors])
+        distances_hw: NDArray[np.float32] = distances_QK.mean(axis=1).reshape(view.grid)
         if view.own_hw is not None:
             distances_hw = np.minimum(distances_hw, view.own_hw)
         if not view.finite:
             distances_hw = np.full_like(distances_hw, np.nan)
-        return np.flip(distances_hw, tuple(axis - 1 for axis in view.axes))
+        axes = tuple(axis - 1 for axis in view.axes)
+        if self._scoring.image_score != "reweighted":
+            return np.flip(distances_hw, axes), None
+        return np.flip(distances_hw, axes), np.flip(neighbor_weights(squared_QK).reshape(view.grid), axes)
 
     def _prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return image if self._resize_px is None else resize(image, self._resize_px)
-
-    def _image_score(self, distances_hw: NDArray[np.float32]) -> float:
-        if self._scoring.image_score == "max":
-            return float(distances_hw.max())
-        count = max(1, round(self._scoring.top_fraction * distances_hw.size))
-        return float(np.partition(distances_hw, -count, axis=None)[-count:].mean())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ COLUMNS: tuple[frozenset[str], ...] = (
     frozenset({"config", "schema", "progress"}),
     frozenset({"patchcore_config"}),
     frozenset({"job_config", "train_config", "job"}),
-    frozenset({"data", "models", "memory_bank", "metrics", "drift", "thesis_config"}),
+    frozenset({"data", "models", "memory_bank", "metrics", "drift", "thesis_config", "image_score"}),
     frozenset(
         {
             "scoring",

@@ -114,6 +114,26 @@ def test_top_mean_is_the_mean_of_the_largest_patch_distances() -> None:
         assert scores.tolist() == pytest.approx([np.sqrt(2) * np.mean(largest)])
 
 
+def test_a_reweighted_score_uses_the_vectors_around_the_nearest() -> None:
+    _, plain = scorer(10, 11, 40).score([image([[10, 20]])])
+    _, sparse = scorer(10, 60, 90, image_score="reweighted", reweight_neighbors=3).score([image([[10, 20]])])
+    _, dense = scorer(10, 10, 10, image_score="reweighted", reweight_neighbors=3).score([image([[10, 20]])])
+    assert plain[0] == pytest.approx(9 * np.sqrt(2))
+    assert sparse[0] == pytest.approx(10 * np.sqrt(2), rel=1e-6)
+    assert dense[0] == pytest.approx(10 * np.sqrt(2) * 2 / 3)
+    _, mirrored = scorer(10, 10, 10, image_score="reweighted", reweight_neighbors=3, test_flips="both").score(
+        [image([[10, 20]])]
+    )
+    assert mirrored.tolist() == pytest.approx(dense.tolist())
+
+
+def test_the_strips_own_level_can_be_taken_off() -> None:
+    [plain_HW], _ = scorer(10, sigma_px=0).score([image([[20, 20, 50]])])
+    [map_HW], scores = scorer(10, sigma_px=0, strip_median_weight=0.5).score([image([[20, 20, 50]])])
+    np.testing.assert_allclose(map_HW, plain_HW - 5 * np.sqrt(2), rtol=1e-5)
+    assert scores.tolist() == pytest.approx([35 * np.sqrt(2)])
+
+
 def test_images_of_several_sizes_keep_their_order() -> None:
     images = [image([[n] * width]) for n, width in enumerate([2, 2, 3, 2, 3, 3])]
     maps, scores = scorer(0, sigma_px=0).score(images)

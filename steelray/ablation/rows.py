@@ -192,8 +192,9 @@ class _Member:
             vectors_ND = np.concatenate(
                 [e.reshape(-1, e.shape[2]) for e in embed_images(self._cached, images, self._member.embedder)]
             )
+            scoring = self._member.scoring.for_bank(len(vectors_ND), 0.0)
         else:
-            vectors_ND = fit_memory_bank(
+            bank = fit_memory_bank(
                 [sample.key for sample in samples],
                 images,
                 self._cached,
@@ -201,9 +202,10 @@ class _Member:
                 weights_digest=self._digest,
                 coreset=self._member.coreset,
                 scoring=self._member.scoring,
-            ).vectors_ND
+            )
+            vectors_ND, scoring = bank.vectors_ND, bank.info.scoring
         search = LocalSearch([IndexShard(vectors_ND, num_threads=self._num_threads)])
-        settings = (search, self._member.embedder, self._member.scoring, self._stride_px)
+        settings = (search, self._member.embedder, scoring, self._stride_px)
         return PatchCoreScorer(self._cached, *settings), PatchCoreScorer(self._embed, *settings)
 
 

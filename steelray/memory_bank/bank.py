@@ -111,18 +111,13 @@ def make_bank(
     """Gives the vectors an identity.
 
     Raises:
-        ConfigError: the scoring asks for more neighbours than there are vectors.
+        ConfigError: the scoring asks for more than the bank has.
     """
-    if scoring.num_neighbors > len(vectors_ND):
-        raise ConfigError(
-            f"scoring.num_neighbors is {scoring.num_neighbors} but the bank has {len(vectors_ND)} vectors: "
-            "lower it, or raise coreset.ratio"
-        )
     info = BankInfo(
         bank_id="",
         embedder=embedder,
         weights_digest=weights_digest,
-        scoring=scoring,
+        scoring=scoring.for_bank(len(vectors_ND), coreset.get("cover_radius", 0.0)),
         input_size_px=input_size_px,
         num_vectors=len(vectors_ND),
         dim=vectors_ND.shape[1],
