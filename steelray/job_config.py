@@ -1,5 +1,6 @@
 """The settings of every job, one dataclass each. Imports neither torch nor ray, so that `--help` answers at once."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,13 +60,47 @@ class GrowMemoryBankConfig:
 
 
 @dataclass(frozen=True)
+class FuseModelsConfig:
+    """jobs/fuse_models.py"""
+
+    model_uris: tuple[str, ...]
+    """The models that are to count as one, two at least: memory banks and checkpoints, made from the same nominal
+    strips with the same calibration.held_out_fraction and calibration.seed. They stay where they are, as they are."""
+    output_uri: str
+    """Where the ensemble goes: s3://bucket/prefix or a local folder. It scores archives as its models do."""
+    weights: tuple[float, ...] = ()
+    """How much each model counts, in the order of model_uris; none: all the same."""
+    nominal_uri: str | None = None
+    """Where the strips lie that the models have held out; null: where the first model's nominal images were."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    """Rates and groups; held_out_fraction and seed do not count: the strips are those that all models have held out."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    overwrite: bool = False
+    """Replace an ensemble that is already there."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""
+
+    def __post_init__(self) -> None:
+        count = len(self.model_uris)
+        require(count >= 2, f"model_uris: an ensemble needs at least two models, not {count}")
+        repeated = sorted({uri for uri in self.model_uris if self.model_uris.count(uri) > 1})
+        require(not repeated, f"model_uris: {', '.join(repeated)} is there twice: give it a larger weight instead")
+        fitting = len(self.weights) in (0, count)
+        require(fitting, f"weights: {len(self.weights)} for {count} models: give one per model, or none")
+        wrong = [weight for weight in self.weights if not 0 < weight < math.inf]
+        require(not wrong, f"weights must be positive, not {', '.join(map(str, wrong))}")
+
+
+@dataclass(frozen=True)
 class ScoreArchiveConfig:
     """jobs/score_archive.py"""
 
     archive: ArchiveConfig
     """The images to score."""
     model_uri: str
-    """A memory bank or a trained checkpoint: what jobs/build_memory_bank.py or jobs/train.py left."""
+    """A memory bank, a trained checkpoint or an ensemble: what jobs/build_memory_bank.py, jobs/train.py or
+    jobs/fuse_models.py left."""
     results_uri: str
     """Where runs go; this one into results_uri/runs/RUN_ID/, and results_uri/published.json will point at it."""
     embedder: EmbedderConfig | None = None
@@ -168,7 +203,8 @@ class EvaluateConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     model_uri: str | None = None
-    """Score with this memory bank or checkpoint; null builds a bank from the dataset's nominal images, in memory."""
+    """Score with this memory bank, checkpoint or ensemble; null builds a bank from the dataset's nominal images, in
+    memory."""
     calibration: CalibrationConfig | None = None
     """Hold nominal fit images out of the bank, set a threshold on them, and report the accuracy it gives; null: all of
     them go into the bank. A model given by model_uri has its threshold already."""

@@ -174,6 +174,7 @@ def _report(
     details = {
         "Model": f"{model.method} {model.model_id} at {model.uri}",
         "Memory bank": f"{model.bank_id}, {model.bank.num_vectors} vectors" if model.bank is not None else "",
+        "Members": "; ".join(f"{m.model_id} at {m.uri}" for m in model.ensemble.members) if model.ensemble else "",
         "Calibration": f"version {night.calibration_version}",
         "Scored in this attempt": f"{num_scored_now} of {scores.num_rows}",
         "Software": f"steelray {versions['steelray']} {git_commit() or ''}, ray {versions['ray']}".strip(),

@@ -1,11 +1,13 @@
 """A model's folder, whatever the method: who it is, what it takes, how it is calibrated, and the way to its `Scorer`.
 
-bank.json or checkpoint.json …       the model (steelray.memory_bank.bank, steelray.checkpoint)
+bank.json, checkpoint.json …         the model (steelray.memory_bank.bank, steelray.checkpoint)
+ensemble.json                        or several models elsewhere that count as one (steelray.ensemble)
 calibrations/000001.json             thresholds; the highest number counts
 calibrations/000001.parquet          the score rows they rest on, schema `SCORES`
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -17,6 +19,10 @@ import pyarrow.parquet as pq
 from steelray.calibration import Calibration
 from steelray.config import ComputeConfig, ConfigError
 from steelray.data.storage import Location, ObjectMissing
+from steelray.ensemble import INFO_FILE as ENSEMBLE_FILE
+from steelray.ensemble import EnsembleInfo, check_identity
+from steelray.ensemble import read_info as read_ensemble
+from steelray.fusion import FusedScorer
 from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info
 from steelray.memory_bank.shard import BankSearch, LocalSearch, load_shard
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
@@ -38,13 +44,14 @@ class Model:
 
     uri: str
     method: str
-    """patchcore, draem or conv_ae."""
+    """patchcore, draem, conv_ae or ensemble."""
     model_id: str
     """Digest of the weights and of all settings that a score depends on; for PatchCore without the bank's vectors."""
     input_size_px: tuple[int, int] | None
     """Height and width that every image must have; None: any."""
     bank: BankInfo | None
     checkpoint: "CheckpointInfo | None" = None
+    ensemble: EnsembleInfo | None = None
 
     @property
     def bank_id(self) -> str | None:
@@ -64,13 +71,59 @@ def read_weights(uri: str) -> bytes:
 
 
 def open_model(uri: str) -> Model:
-    """Reads a model's description.
+    """Reads a model's description; of an ensemble also its members'.
 
     Raises:
-        ConfigError: nothing there, not a model, or one of another format version.
+        ConfigError: nothing there, not a model, one of another format version, or an ensemble whose members changed.
     """
     location = Location(uri)
     location.check_access()
+    if location.exists(ENSEMBLE_FILE):
+        info = read_ensemble(location.read, uri)
+        return Model(uri, "ensemble", info.model_id, common_input_size(open_members(info, uri)), None, ensemble=info)
+    return _open_single(uri)
+
+
+def open_members(info: EnsembleInfo, where: str) -> list[Model]:
+    """The models of an ensemble.
+
+    Args:
+        where: the ensemble's URI, for messages.
+
+    Raises:
+        ConfigError: one cannot be read, or is no longer the one that was fused.
+    """
+    models = []
+    for member in info.members:
+        try:
+            model = _open_single(member.uri)
+        except ConfigError as error:
+            raise ConfigError(f"ensemble {where}: a member cannot be used: {error}") from None
+        check_identity(member, model.model_id, model.bank_id, where)
+        models.append(model)
+    return models
+
+
+def common_input_size(models: Sequence[Model]) -> tuple[int, int] | None:
+    """Height and width that images must have for all of these models. Raises `ConfigError` if two want different ones.
+
+    None: any.
+    """
+    wanted = {model.input_size_px: model for model in models if model.input_size_px is not None}
+    if len(wanted) > 1:
+        one, other = list(wanted.values())[:2]
+        raise ConfigError(
+            f"{one.uri} takes strips of {one.input_size_px} px (height, width), {other.uri} of {other.input_size_px}: "
+            "models that are fused must take strips of one size"
+        )
+    return next(iter(wanted), None)
+
+
+def _open_single(uri: str) -> Model:
+    location = Location(uri)
+    location.check_access()
+    if location.exists(ENSEMBLE_FILE):
+        raise ConfigError(f"{uri} is an ensemble, and these take single models only: name its members instead")
     if location.exists(CHECKPOINT_FILE):
         from steelray.checkpoint import read_info as read_checkpoint
 
@@ -84,11 +137,12 @@ def open_model(uri: str) -> Model:
     return Model(uri, "patchcore", info.model_id, info.input_size_px, info)
 
 
-def nominal_uris(bank_uri: str) -> list[str]:
-    """Where the images that a bank learned from were; several if it has grown, none if its run.json does not say."""
+def nominal_uris(model_uri: str) -> list[str]:
+    """Where the images that a model learned from were; several if it has grown, none if its run.json does not say."""
     try:
-        record = json.loads(Location(bank_uri).read("run.json"))
-        uris = record.get("nominal_uris") or [record["config"]["nominal"]["uri"]]
+        record = json.loads(Location(model_uri).read("run.json"))
+        settings = record["config"]
+        uris = record.get("nominal_uris") or [(settings.get("nominal") or settings["data"]["nominal"])["uri"]]
         return [str(uri) for uri in uris]
     except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
         return []
@@ -149,7 +203,7 @@ def load_scorer(
     use_gpu: bool = False,
     observe: Observe = unobserved,
 ) -> Scorer:
-    """The model, ready to score in this process.
+    """The model, ready to score in this process. An ensemble loads all of its members whole.
 
     Args:
         search: where its memory bank is searched; None loads the whole bank here.
@@ -157,8 +211,15 @@ def load_scorer(
         observe: told the seconds of every call of the embedder and of the search.
 
     Raises:
-        ConfigError: weights that cannot be had, or a damaged file.
+        ConfigError: weights that cannot be had, a damaged file, or an ensemble's member that is another by now.
     """
+    if model.ensemble is not None:
+        scorers = [
+            load_scorer(member, compute, num_threads=num_threads, use_gpu=use_gpu, observe=observe)
+            for member in open_members(model.ensemble, model.uri)
+        ]
+        scales, weights = zip(*((member.scale, member.weight) for member in model.ensemble.members), strict=True)
+        return FusedScorer(scorers, scales, weights)
     if model.checkpoint is not None:
         return _load_network(model.uri, model.checkpoint, num_threads, use_gpu)
     assert model.bank is not None

@@ -40,6 +40,8 @@ COLUMNS: tuple[frozenset[str], ...] = (
             "verdicts",
         }
     ),
+    frozenset({"fusion"}),
+    frozenset({"ensemble"}),
     frozenset({"trained", "batch_scoring", "train_run"}),
     frozenset({"evaluation", "demo", "gallery", "increment", "retention", "recalibration", "review"}),
     frozenset({"ablation", "study"}),

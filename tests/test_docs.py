@@ -15,6 +15,8 @@ import pytest
 
 from steelray import schema
 from steelray.config import ConfigError
+from steelray.ensemble import EnsembleInfo, EnsembleMember
+from steelray.fusion import NominalScale
 from steelray.job import parse
 from steelray.memory_bank.bank import BankInfo
 from steelray.provenance import run_record
@@ -28,6 +30,8 @@ SCHEMAS = {
     "BOX": schema.BOX,
     "QUARANTINE": schema.QUARANTINE,
 }
+DESCRIPTIONS: tuple[type, ...] = (BankInfo, EnsembleInfo, EnsembleMember, NominalScale)
+"""Dataclasses whose fields are those of a JSON file."""
 Rows = list[tuple[str, ...]]
 
 
@@ -89,9 +93,10 @@ def test_every_value_is_documented_as_it_is(kind: type[StrEnum]) -> None:
     assert rows == value_rows(kind), "python -m tests.test_docs"
 
 
-def test_the_bank_s_description_is_documented_as_it_is() -> None:
-    rows = table(block(FORMATS.read_text(), "fields BankInfo"))
-    assert [row[0] for row in rows] == [f"`{field.name}`" for field in dataclasses.fields(BankInfo)]
+@pytest.mark.parametrize("kind", DESCRIPTIONS)
+def test_every_description_is_documented_as_it_is(kind: type) -> None:
+    rows = table(block(FORMATS.read_text(), f"fields {kind.__name__}"))
+    assert [row[0] for row in rows] == [f"`{field.name}`" for field in dataclasses.fields(kind)]
     assert all(row[1] for row in rows)
 
 
@@ -183,11 +188,12 @@ def write() -> None:
         fresh[f"schema {name}"] = markdown("| column | type | null | meaning |", rows)
     for kind in (schema.Status, schema.Verdict):
         fresh[f"values {kind.__name__}"] = markdown("| value | meaning |", value_rows(kind))
-    said = dict(table(block(text, "fields BankInfo"))) if "|" in block(text, "fields BankInfo") else {}
-    told = docstrings(BankInfo)
-    names = [field.name for field in dataclasses.fields(BankInfo)]
-    rows = [(f"`{name}`", said.get(f"`{name}`") or told.get(name, "")) for name in names]
-    fresh["fields BankInfo"] = markdown("| field | meaning |", rows)
+    for description in DESCRIPTIONS:
+        opening = f"fields {description.__name__}"
+        said, told = {row[0]: row[-1] for row in table(block(text, opening))}, docstrings(description)
+        names = [field.name for field in dataclasses.fields(description)]
+        rows = [(f"`{name}`", said.get(f"`{name}`") or told.get(name, "")) for name in names]
+        fresh[opening] = markdown("| field | meaning |", rows)
     for opening, content in fresh.items():
         old = block(text, opening)
         start = text.index(f"<!-- {opening} -->\n") + len(f"<!-- {opening} -->\n")

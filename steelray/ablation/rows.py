@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from steelray import metrics
 from steelray.ablation.embedding_cache import CachedEmbedding
-from steelray.ablation.fusion import FusedScorer, NominalScale, fuse
 from steelray.ablation.judging import Judged, by_class, figures_of, judge, together
 from steelray.ablation.results import Row
 from steelray.ablation.settings import AblationConfig, AblationMember, AblationSetting
@@ -29,6 +28,7 @@ from steelray.data.datasets import Sample, load_dataset
 from steelray.data.decode import Undecodable
 from steelray.evaluation import LocalDeviation, Predictions
 from steelray.fitting import embed_images, fit_memory_bank
+from steelray.fusion import FusedScorer, NominalScale, fuse
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
 from steelray.models.portable_embedder import EmbedFunction
@@ -141,12 +141,18 @@ def _fit(
     fitted = [member.fit(split.fit) for member in members]
     if len(members) == 1:
         return fitted[0][0], own[0], fitted[0][1]
-    scales = [NominalScale.of(answer.anomaly_maps, answer.scores_N) for answer in own]
+    scales = [_scale(answer) for answer in own]
     weights = [member.weight for member in setting.members]
     maps, scores_N = fuse([(answer.anomaly_maps, answer.scores_N) for answer in own], scales, weights)
     nominal = replace(own[0], anomaly_maps=maps, scores_N=scores_N)
     scorers, uncached = zip(*fitted, strict=True)
     return FusedScorer(scorers, scales, weights), nominal, FusedScorer(uncached, scales, weights)
+
+
+def _scale(nominal: Predictions) -> NominalScale:
+    means_N = np.array([map_HW.mean() for map_HW in nominal.anomaly_maps])
+    peaks_N = np.array([map_HW.max() for map_HW in nominal.anomaly_maps])
+    return NominalScale.of(means_N, peaks_N, nominal.scores_N)
 
 
 @lru_cache(maxsize=512)

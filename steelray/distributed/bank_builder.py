@@ -8,14 +8,15 @@ from typing import Any
 
 import ray
 
-from steelray.calibration import ALL_STRIPS, Calibration, split_held_out
+from steelray.calibration import Calibration, split_held_out
 from steelray.config import ConfigError
 from steelray.data.archive import list_archive
 from steelray.data.storage import Location
 from steelray.distributed.cluster import connected, plan_compute
-from steelray.distributed.held_out import calibrate_bank
+from steelray.distributed.held_out import HeldOutStrips, calibrate_model, threshold_facts
 from steelray.distributed.patch_selection import NominalImages, Selection, select_patches
 from steelray.distributed.placement import plan_on_cluster
+from steelray.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.fitting import common_size, coreset_statistics, num_centers
 from steelray.job import num_cores
 from steelray.job_config import BuildMemoryBankConfig
@@ -55,17 +56,15 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     use_gpu = config.compute.gpus_per_scorer > 0
     portable = portable_embedder(config.embedder, embedder.weights_digest, config.compute, use_gpu)
 
-    def images(rows: Any) -> NominalImages:
-        return NominalImages(
-            config.nominal.uri,
-            manifest.take(rows),
-            config.decode,
-            config.embedder,
-            embedder.weights_digest,
-            portable,
-            config.compute,
-        )
-
+    images = NominalImages(
+        config.nominal.uri,
+        manifest.take(fit_rows),
+        config.decode,
+        config.embedder,
+        embedder.weights_digest,
+        portable,
+        config.compute,
+    )
     settings = config.coreset
     with connected():
         plan = plan_on_cluster(config.compute, num_servers, (config.nominal.uri, config.bank_uri), report)
@@ -73,7 +72,7 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
         report(f"embedding {len(fit_rows)} of {manifest.num_rows} nominal images in {config.nominal.uri}")
         start_s = time.perf_counter()
         selection = select_patches(
-            images(fit_rows),
+            images,
             plan,
             lambda total: (num_centers(settings, total), settings.cover_radius or 0.0),
             report,
@@ -86,9 +85,8 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
         report(
             f"bank {bank.info.bank_id}: {bank.info.num_vectors} vectors; scoring {len(held_out_rows)} held-out images"
         )
-        calibration, version = calibrate_bank(
-            config.bank_uri, images(held_out_rows), config.calibration, resources, report
-        )
+        strips = HeldOutStrips(config.nominal.uri, manifest.take(held_out_rows), config.decode, config.compute)
+        calibration, version = calibrate_model(config.bank_uri, strips, config.calibration, resources, report)
     summary = {
         **bank_summary(config.bank_uri, bank, selection, calibration, version),
         "seconds": round(time.perf_counter() - start_s, 2),
@@ -98,9 +96,10 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
 
 
 def check_free(location: Location, overwrite: bool) -> None:
-    """Raises `ConfigError` if a bank is there that nobody said may be replaced."""
-    if location.exists(INFO_FILE) and not overwrite:
-        raise ConfigError(f"{location.uri}: holds a memory bank already: set overwrite, or choose another place")
+    """Raises `ConfigError` if a model is there that nobody said may be replaced."""
+    for name, kind in ((INFO_FILE, "a memory bank"), (ENSEMBLE_FILE, "an ensemble")):
+        if location.exists(name) and not overwrite:
+            raise ConfigError(f"{location.uri}: holds {kind} already: set overwrite, or choose another place")
 
 
 def write_bank(location: Location, bank: MemoryBank, overwrite: bool) -> None:
@@ -115,7 +114,7 @@ def bank_summary(
     uri: str, bank: MemoryBank, selection: Selection, calibration: Calibration, version: int
 ) -> dict[str, Any]:
     """What a job says of a bank that it has made."""
-    thresholds, info = calibration.groups[ALL_STRIPS], bank.info
+    info = bank.info
     return {
         "bank_id": info.bank_id,
         "bank_uri": uri,
@@ -126,12 +125,7 @@ def bank_summary(
         "recall_at_1": info.recall["recall_at_1"] if info.recall else 1.0,
         "embedding_s": round(selection.embedding_s, 2),
         "skipped": selection.skipped,
-        "calibration_version": version,
-        "threshold": thresholds.review.value,
-        "reject_threshold": thresholds.reject.value,
-        "false_alarm_rate": thresholds.review.rate,
-        "held_out": thresholds.num_strips,
-        "groups": len(calibration.groups) - 1,
+        **threshold_facts(calibration, version),
     }
 
 

@@ -16,7 +16,7 @@ from steelray.data.archive import list_archive
 from steelray.data.storage import Location
 from steelray.distributed.bank_builder import bank_summary, check_free, write_bank
 from steelray.distributed.cluster import connected, plan_compute
-from steelray.distributed.held_out import calibrate_bank
+from steelray.distributed.held_out import HeldOutStrips, calibrate_model
 from steelray.distributed.patch_selection import NominalImages, select_patches
 from steelray.distributed.placement import plan_on_cluster
 from steelray.job import num_cores
@@ -64,25 +64,23 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
     use_gpu = config.compute.gpus_per_scorer > 0
     portable = portable_embedder(info.embedder, info.weights_digest, config.compute, use_gpu)
 
-    def images(rows: Any) -> NominalImages:
-        return NominalImages(
-            config.nominal.uri,
-            manifest.take(rows),
-            config.decode,
-            info.embedder,
-            info.weights_digest,
-            portable,
-            config.compute,
-            info.input_size_px,
-        )
-
+    images = NominalImages(
+        config.nominal.uri,
+        manifest.take(fit_rows),
+        config.decode,
+        info.embedder,
+        info.weights_digest,
+        portable,
+        config.compute,
+        info.input_size_px,
+    )
     with connected():
         plan = plan_on_cluster(config.compute, num_servers, (config.nominal.uri, config.grown_uri), report)
         resources = ray.cluster_resources()
         report(f"embedding {len(fit_rows)} new nominal images in {config.nominal.uri}; {num_known} are known already")
         start_s = time.perf_counter()
         selection = select_patches(
-            images(fit_rows),
+            images,
             plan,
             lambda total: growth_limits(info, config.growth, total),
             report,
@@ -109,9 +107,8 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
                 f"{selection.chosen.cover_radius:.3f} off: raise growth.ratio, or look whether these strips are nominal"
             )
         report(f"bank {grown.info.bank_id}: {added} vectors added; scoring {len(held_out_rows)} held-out images")
-        calibration, version = calibrate_bank(
-            config.grown_uri, images(held_out_rows), settings, resources, report, earlier
-        )
+        strips = HeldOutStrips(config.nominal.uri, manifest.take(held_out_rows), config.decode, config.compute)
+        calibration, version = calibrate_model(config.grown_uri, strips, settings, resources, report, earlier)
     summary = {
         **bank_summary(config.grown_uri, grown, selection, calibration, version),
         "grown_from": info.bank_id,

@@ -1,6 +1,7 @@
-"""Thresholds of a memory bank: held-out nominal strips scored with it over a cluster."""
+"""Thresholds of a model: held-out nominal strips scored with it over a cluster."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -9,27 +10,39 @@ import ray
 
 from steelray.batch_scoring import RunStamp
 from steelray.calibration import ALL_STRIPS, Calibration, calibrate
-from steelray.config import CalibrationConfig
+from steelray.config import CalibrationConfig, ComputeConfig, DecodeConfig
 from steelray.distributed.cluster import plan_compute
 from steelray.distributed.image_source import map_images
-from steelray.distributed.patch_selection import NominalImages
-from steelray.distributed.scoring_actors import ScoringActor, plan_model_bank, running_bank
+from steelray.distributed.scoring_actors import ScoringActor, plan_model_bank, portable_model, running_bank
 from steelray.schema import Status
 from steelray.trained import open_model, write_calibration
 
 
-def calibrate_bank(
-    bank_uri: str,
-    images: NominalImages,
+@dataclass(frozen=True)
+class HeldOutStrips:
+    """Nominal images that a model was not fitted on, and how they are read and scored.
+
+    Attributes:
+        manifest: those of the place's images, schema `MANIFEST`.
+    """
+
+    uri: str
+    manifest: pa.Table
+    decode: DecodeConfig
+    compute: ComputeConfig
+
+
+def calibrate_model(
+    model_uri: str,
+    strips: HeldOutStrips,
     config: CalibrationConfig,
     resources: dict[str, float],
     report: Callable[[str], None],
     earlier: pa.Table | None = None,
 ) -> tuple[Calibration, int]:
-    """Scores held-out images with a stored bank, sets thresholds on them and stores these beside it.
+    """Scores held-out images with a stored model, sets thresholds on them and stores these beside it.
 
     Args:
-        images: nominal, none of them in the bank.
         resources: of the cluster.
         earlier: score rows of other nominal strips that the thresholds rest on as well.
 
@@ -39,9 +52,9 @@ def calibrate_bank(
     Raises:
         ConfigError: no strip has a score.
     """
-    rows = _score(bank_uri, images, resources)
+    rows = _score(model_uri, strips, resources)
     rows = rows.filter(pc.equal(rows.column("status"), Status.OK))
-    source = f"held out of {images.uri}"
+    source = f"held out of {strips.uri}"
     if earlier is not None and earlier.num_rows:
         rows = pa.concat_tables([earlier, rows])
         source += f", and {earlier.num_rows} strips of the bank that it grew from"
@@ -52,7 +65,7 @@ def calibrate_bank(
         rows.column("map_mean").to_numpy(),
         config,
     )
-    version = write_calibration(bank_uri, calibration, rows, source)
+    version = write_calibration(model_uri, calibration, rows, source)
     thresholds = calibration.groups[ALL_STRIPS]
     if thresholds.review.rate > config.false_alarm_rate:
         report(
@@ -62,11 +75,25 @@ def calibrate_bank(
     return calibration, version
 
 
-def _score(bank_uri: str, images: NominalImages, resources: dict[str, float]) -> pa.Table:
-    model, compute = open_model(bank_uri), images.compute
+def threshold_facts(calibration: Calibration, version: int) -> dict[str, Any]:
+    """What a job says of the thresholds that it has set."""
+    thresholds = calibration.groups[ALL_STRIPS]
+    return {
+        "calibration_version": version,
+        "threshold": thresholds.review.value,
+        "reject_threshold": thresholds.reject.value,
+        "false_alarm_rate": thresholds.review.rate,
+        "held_out": thresholds.num_strips,
+        "groups": len(calibration.groups) - 1,
+    }
+
+
+def _score(model_uri: str, strips: HeldOutStrips, resources: dict[str, float]) -> pa.Table:
+    model, compute = open_model(model_uri), strips.compute
+    portable = portable_model(model, compute)
     with running_bank(model, plan_model_bank(model, compute), compute.gpus_per_scorer) as servers:
         plan = plan_compute(resources.get("CPU", 0), resources.get("GPU", 0), compute, len(servers))
         stamp = RunStamp("calibration", model.model_id, model.bank_id, model.input_size_px)
-        arguments: tuple[Any, ...] = (model, compute, plan, [ray.put(images.portable)], servers, stamp, None, {})
-        rows = map_images(images.uri, images.manifest, images.decode, compute, plan, ScoringActor, arguments)
+        arguments: tuple[Any, ...] = (model, compute, plan, [ray.put(portable)], servers, stamp, None, {})
+        rows = map_images(strips.uri, strips.manifest, strips.decode, compute, plan, ScoringActor, arguments)
         return pa.concat_tables(ray.get(rows.to_arrow_refs()))

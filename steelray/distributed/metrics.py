@@ -73,5 +73,5 @@ def count_strips(scored: pa.Table) -> None:
         _strips().inc(1, {"run_id": run_id, "status": row["status"]})
         if row["is_anomalous"]:
             _flagged().inc(1, {"run_id": run_id, "verdict": row["verdict"]})
-        if row["anomaly_score"] is not None and row["threshold"]:
+        if row["anomaly_score"] is not None and (row["threshold"] or 0) > 0:  # an ensemble's scores have no zero
             _score_ratio().observe(row["anomaly_score"] / row["threshold"], {"run_id": run_id})

@@ -12,7 +12,7 @@ import ray
 
 from steelray.batch_scoring import BatchScorer, RunStamp
 from steelray.calibration import Calibration
-from steelray.config import ComputeConfig
+from steelray.config import ComputeConfig, ConfigError
 from steelray.distributed.cluster import ComputePlan
 from steelray.distributed.metrics import count_strips, observe_stage
 from steelray.distributed.search_actors import ActorSearch, start_search_servers
@@ -64,7 +64,15 @@ def portable_model(model: Model, compute: ComputeConfig) -> PortableEmbedder | N
 
 
 def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: int | None = None) -> BankPlan | None:
-    """Where a model's memory bank will live; None if it has none."""
+    """Where a model's memory bank will live; None if it has none of its own.
+
+    Raises:
+        ConfigError: it fits nowhere, or an ensemble's banks were to be sharded.
+    """
+    if model.ensemble is not None and compute.bank_placement == "sharded":
+        raise ConfigError(
+            f"{model.uri} is an ensemble, and every scorer holds all of its banks: leave compute.bank_placement at auto"
+        )
     if model.bank is None:
         return None
     return plan_bank(

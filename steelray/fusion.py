@@ -1,11 +1,12 @@
-"""Several scorers as one: a bank per feature level, several backbones, several input sizes.
+"""Several scorers as one: a bank per feature level, several backbones, several input sizes, several methods.
 
-Each member's map is brought to the scale of nominal strips that it has not seen (mean 0, standard deviation 1) before
-the weighted sum, so that no member counts more because its distances are larger.
+Each member is brought to the scale of nominal strips that it has not seen before the weighted sum, so that no member
+counts more because its distances are larger.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,34 @@ from steelray.scoring import AnomalyMaps, Images, Scorer, upsample
 class NominalScale:
     """What a member gives nominal strips that it was not fitted on."""
 
-    map_mean: float
-    map_sd: float
-    score_mean: float
+    map_offset: float
+    """Mean of its anomaly maps: becomes 0."""
+    map_scale: float
+    """How far above that offset the peak of such a strip's map lies on average: becomes 1."""
+    score_offset: float
+    """Mean of its anomaly scores: becomes 0."""
     score_sd: float
+    """Standard deviation of its anomaly scores: becomes 1."""
 
     @staticmethod
-    def of(maps: AnomalyMaps, scores_N: NDArray[np.float32]) -> "NominalScale":
-        """From the maps and scores of nominal strips. A constant member gets scale 1 and so says nothing."""
-        values = np.concatenate([map_HW.ravel() for map_HW in maps])
+    def of(
+        map_means_N: NDArray[np.floating[Any]],
+        map_peaks_N: NDArray[np.floating[Any]],
+        scores_N: NDArray[np.floating[Any]],
+    ) -> "NominalScale":
+        """From what score rows keep of nominal strips. A constant member gets scale 1 and so says nothing.
+
+        Args:
+            map_means_N, map_peaks_N: mean and largest anomaly_map value of each strip.
+        """
+        means, peaks, scores = (values.astype(np.float64) for values in (map_means_N, map_peaks_N, scores_N))
+        above = float(peaks.mean() - means.mean())
+        spread = float(scores.std())
         return NominalScale(
-            float(values.mean()), float(values.std()) or 1.0, float(scores_N.mean()), float(scores_N.std()) or 1.0
+            map_offset=float(means.mean()),
+            map_scale=above if above > 0 else 1.0,
+            score_offset=float(scores.mean()),
+            score_sd=spread if spread > 0 else 1.0,
         )
 
 
@@ -43,11 +61,11 @@ def fuse(
         total_HW = np.zeros(size, dtype=np.float32)
         for map_HW, scale, weight in zip(of_image, scales, weights, strict=True):
             resized_HW = map_HW if map_HW.shape == size else upsample(map_HW, size, 0.0)
-            total_HW += np.float32(weight) * ((resized_HW - scale.map_mean) / scale.map_sd)
+            total_HW += np.float32(weight) * ((resized_HW - scale.map_offset) / scale.map_scale)
         maps.append(total_HW)
     scores_N = np.zeros(len(maps), dtype=np.float32)
     for (_, own_N), scale, weight in zip(answers, scales, weights, strict=True):
-        scores_N += np.float32(weight) * ((own_N - scale.score_mean) / scale.score_sd)
+        scores_N += np.float32(weight) * ((own_N - scale.score_offset) / scale.score_sd)
     return maps, scores_N
 
 
