@@ -3,10 +3,13 @@
 Typed and validated; imports neither torch nor ray. A field's docstring is its help text.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from steelray.config import require
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class EmbedderConfig:
     less; `inside` takes the cells that there are, which finds more of a defect at the border, and more false alarms."""
     resize_px: tuple[int, int] | None = None
     """Resize every image to this height and width before embedding; null keeps the native size."""
+    tile_px: tuple[int, int] | None = None
+    """Embed images larger than this height and width in overlapping tiles of it, for strips too large to embed at
+    once: multiples of the coarsest level's stride. null embeds every image whole."""
+    tile_overlap_px: int = 64
+    """Pixels that neighbouring tiles share at least, where their embeddings are blended; a multiple of that stride."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the backbone. bf16 is faster where the hardware has it and moves scores slightly."""
 
@@ -41,6 +49,33 @@ class EmbedderConfig:
         )
         if self.resize_px is not None:
             require(min(self.resize_px) >= 32, f"resize_px must be at least 32x32, not {list(self.resize_px)}")
+        if self.tile_px is not None:
+            require(
+                0 <= self.tile_overlap_px < min(self.tile_px),
+                f"tile_overlap_px must lie in 0..{min(self.tile_px) - 1}, below tile_px {list(self.tile_px)}, "
+                f"not {self.tile_overlap_px}",
+            )
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Further images made of every nominal image that a bank learns from, for when clean strips are few; off."""
+
+    flips: Literal["none", "vertical", "horizontal", "both"] = "none"
+    """Also learn from mirrored images; `both`: from one upside down and from one with left and right exchanged."""
+    brightness_levels: float = 0.0
+    """Also learn from a darker and a brighter image, by this many of 255 grey levels; 0: off."""
+    jpeg_quality: int | None = None
+    """Also learn from an image compressed as JPEG of this quality (1 to 100); null: off."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.brightness_levels <= 255, f"brightness_levels must lie in [0, 255], not {self.brightness_levels}"
+        )
+        require(
+            self.jpeg_quality is None or 1 <= self.jpeg_quality <= 100,
+            f"jpeg_quality must lie in 1..100, not {self.jpeg_quality}",
+        )
 
 
 @dataclass(frozen=True)
@@ -144,3 +179,18 @@ class ScoringConfig:
         require(self.num_neighbors >= 1, f"num_neighbors must be >= 1, not {self.num_neighbors}")
         require(self.sigma_px >= 0, f"sigma_px must be >= 0, not {self.sigma_px}")
         require(0 < self.top_fraction <= 1, f"top_fraction must lie in (0, 1], not {self.top_fraction}")
+
+
+def identity(settings: "DataclassInstance") -> dict[str, Any]:
+    """Settings as JSON takes them, to make a digest of. Options that came after the first banks and results count only
+    where they are on: digests made before there were such options stay valid."""
+    return asdict(settings, dict_factory=_without_later_options_that_are_off)
+
+
+def _without_later_options_that_are_off(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(fields)
+    if "tile_px" in values and values["tile_px"] is None:
+        del values["tile_px"], values["tile_overlap_px"]
+    if values.get("augmentation") == asdict(AugmentationConfig()):
+        del values["augmentation"]
+    return values
