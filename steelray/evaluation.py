@@ -197,6 +197,7 @@ class _Fitting:
             coreset=self._config.coreset,
             scoring=self._config.scoring,
             index=self._config.index,
+            augmentation=self._config.augmentation,
         )
         search = LocalSearch([shard_of(bank, num_threads=self._num_threads)])
         scorer = PatchCoreScorer(self._embed, search, bank.info.embedder, bank.info.scoring, self._embedder.stride_px)

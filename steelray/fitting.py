@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
+from steelray.data.augmentation import variants
 from steelray.data.decode import resize
 from steelray.memory_bank.bank import MemoryBank, make_bank
 from steelray.memory_bank.coreset import CoresetShard, Progress, num_centers_of, select
@@ -16,7 +17,14 @@ from steelray.memory_bank.growth import centers_of, grown_bank, growth_limits, s
 from steelray.memory_bank.projection import project
 from steelray.memory_bank.quantised import index_bank, recall_queries
 from steelray.models.portable_embedder import EmbedFunction
-from steelray.patchcore_config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
+from steelray.patchcore_config import (
+    AugmentationConfig,
+    CoresetConfig,
+    EmbedderConfig,
+    GrowthConfig,
+    IndexConfig,
+    ScoringConfig,
+)
 
 
 def embed_images(
@@ -27,12 +35,31 @@ def embed_images(
     return [embed(image[None])[0] for image in resized]
 
 
-def patch_origins(grids: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
-    """origins_N3 of all patches of images with these grids: image index, row, column, in row-major order."""
+def embed_nominal(
+    embed: EmbedFunction,
+    image_HWC: NDArray[np.uint8],
+    config: EmbedderConfig,
+    augmentation: AugmentationConfig | None = None,
+) -> NDArray[np.float32]:
+    """embeddings_KhwD of an image and of what is made of it, itself first, after the configured resize.
+
+    Row and column mean the same place of the image in each of the K grids.
+    """
+    images = list(variants(image_HWC, augmentation or AugmentationConfig()))
+    grids = embed_images(embed, [image.pixels_HWC for image in images], config)
+    return np.stack([image.upright(grid_hwD) for image, grid_hwD in zip(images, grids, strict=True)])
+
+
+def patch_origins(grids: Sequence[tuple[int, ...]]) -> NDArray[np.int32]:
+    """origins_N3 of all patches of images with these grids: image index, row, column, in row-major order.
+
+    Args:
+        grids: rows and columns; before them, where an image was embedded in several variants, how many.
+    """
     parts = []
-    for image_index, (rows, columns) in enumerate(grids):
-        row_hw, column_hw = np.mgrid[:rows, :columns]
-        parts.append(np.stack([np.full(rows * columns, image_index), row_hw.ravel(), column_hw.ravel()], axis=1))
+    for image_index, grid in enumerate(grids):
+        places_2N = np.indices(grid).reshape(len(grid), -1)[-2:]
+        parts.append(np.stack([np.full(places_2N.shape[1], image_index), *places_2N], axis=1))
     return np.concatenate(parts).astype(np.int32)
 
 
@@ -71,21 +98,22 @@ def fit_memory_bank(
     coreset: CoresetConfig,
     scoring: ScoringConfig,
     index: IndexConfig | None = None,
+    augmentation: AugmentationConfig | None = None,
     progress: Progress | None = None,
 ) -> MemoryBank:
     """Embeds nominal images and keeps a greedy coreset of their patches.
 
     Args:
         index: how the bank is kept and searched; None: exactly.
+        augmentation: what else is made of every image and learned from; None: nothing.
 
     Raises:
         ConfigError: no images, embeddings that are not finite, or an index that does not suit the bank.
     """
     if not images:
         raise ConfigError("no nominal images: nothing to learn from")
-    embeddings = embed_images(embed, images, embedder)
-    grids = [(e.shape[0], e.shape[1]) for e in embeddings]
-    vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
+    embeddings = [embed_nominal(embed, image, embedder, augmentation) for image in images]
+    vectors_ND = np.concatenate([e.reshape(-1, e.shape[3]) for e in embeddings])
     start_s = time.perf_counter()
     points_ND = torch.from_numpy(vectors_ND)
     if torch.cuda.is_available():
@@ -101,7 +129,7 @@ def fit_memory_bank(
     duration_s = time.perf_counter() - start_s
     bank = make_bank(
         vectors_ND[rows],
-        patch_origins(grids)[rows],
+        patch_origins([e.shape[:3] for e in embeddings])[rows],
         tuple(keys),
         embedder=embedder,
         weights_digest=weights_digest,
@@ -119,15 +147,19 @@ def grow_memory_bank(
     embed: EmbedFunction,
     growth: GrowthConfig,
     progress: Progress | None = None,
+    augmentation: AugmentationConfig | None = None,
 ) -> MemoryBank:
     """Embeds further nominal images and adds what the bank does not cover yet.
+
+    Args:
+        augmentation: what else is made of every image and learned from; None: nothing.
 
     Raises:
         ConfigError: no images, embeddings that are not finite, or an index that does not suit the grown bank.
     """
-    embeddings = embed_images(embed, images, bank.info.embedder)
+    embeddings = [embed_nominal(embed, image, bank.info.embedder, augmentation) for image in images]
     vectors_ND = np.concatenate(
-        [np.empty((0, bank.info.dim), np.float32), *(e.reshape(-1, e.shape[2]) for e in embeddings)]
+        [np.empty((0, bank.info.dim), np.float32), *(e.reshape(-1, e.shape[3]) for e in embeddings)]
     )
     start_s = time.perf_counter()
     space = selection_space(bank.info)
@@ -143,7 +175,7 @@ def grow_memory_bank(
         bank,
         chosen,
         vectors_ND[rows],
-        patch_origins([(e.shape[0], e.shape[1]) for e in embeddings])[rows],
+        patch_origins([e.shape[:3] for e in embeddings])[rows],
         tuple(keys),
         num_candidates=len(vectors_ND),
         duration_s=time.perf_counter() - start_s,

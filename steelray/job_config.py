@@ -13,7 +13,14 @@ from steelray.config import (
     ReportConfig,
     require,
 )
-from steelray.patchcore_config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
+from steelray.patchcore_config import (
+    AugmentationConfig,
+    CoresetConfig,
+    EmbedderConfig,
+    GrowthConfig,
+    IndexConfig,
+    ScoringConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class BuildMemoryBankConfig:
     bank_uri: str
     """Where the bank goes: s3://bucket/prefix or a local folder."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -47,6 +55,7 @@ class GrowMemoryBankConfig:
     """The bank that learns them. It stays as it is, unless grown_uri is the same place."""
     grown_uri: str
     """Where the grown bank goes: it has a new id, and thresholds of its own."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     calibration: CalibrationConfig | None = None
     """How thresholds are set, on new strips held out of the bank and on the strips that the old thresholds rest on;
@@ -198,6 +207,7 @@ class EvaluateConfig:
 
     data: DatasetConfig
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     index: IndexConfig = field(default_factory=IndexConfig)

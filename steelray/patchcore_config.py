@@ -3,10 +3,13 @@
 Typed and validated; imports neither torch nor ray. A field's docstring is its help text.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from steelray.config import ConfigError, require
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class EmbedderConfig:
     """What the whole height counts, in units of distance; larger keeps the search to nearer rows."""
     resize_px: tuple[int, int] | None = None
     """Resize every image to this height and width before embedding; null keeps the native size."""
+    tile_px: tuple[int, int] | None = None
+    """Embed images larger than this height and width in overlapping tiles of it, for strips too large to embed at
+    once: multiples of the coarsest level's stride. null embeds every image whole."""
+    tile_overlap_px: int = 64
+    """Pixels that neighbouring tiles share at least, where their embeddings are blended; a multiple of that stride."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the backbone. bf16 is faster where the hardware has it and moves scores slightly."""
 
@@ -47,6 +55,33 @@ class EmbedderConfig:
         require(self.position_weight > 0, f"position_weight must be > 0, not {self.position_weight}")
         if self.resize_px is not None:
             require(min(self.resize_px) >= 32, f"resize_px must be at least 32x32, not {list(self.resize_px)}")
+        if self.tile_px is not None:
+            require(
+                0 <= self.tile_overlap_px < min(self.tile_px),
+                f"tile_overlap_px must lie in 0..{min(self.tile_px) - 1}, below tile_px {list(self.tile_px)}, "
+                f"not {self.tile_overlap_px}",
+            )
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Further images made of every nominal image that a bank learns from, for when clean strips are few; off."""
+
+    flips: Literal["none", "vertical", "horizontal", "both"] = "none"
+    """Also learn from mirrored images; `both`: from one upside down and from one with left and right exchanged."""
+    brightness_levels: float = 0.0
+    """Also learn from a darker and a brighter image, by this many of 255 grey levels; 0: off."""
+    jpeg_quality: int | None = None
+    """Also learn from an image compressed as JPEG of this quality (1 to 100); null: off."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.brightness_levels <= 255, f"brightness_levels must lie in [0, 255], not {self.brightness_levels}"
+        )
+        require(
+            self.jpeg_quality is None or 1 <= self.jpeg_quality <= 100,
+            f"jpeg_quality must lie in 1..100, not {self.jpeg_quality}",
+        )
 
 
 @dataclass(frozen=True)
@@ -189,3 +224,29 @@ class ScoringConfig:
     def num_searched(self) -> int:
         """Nearest vectors that a search has to give."""
         return max(self.num_neighbors, self.reweight_neighbors if self.image_score == "reweighted" else 1)
+
+
+LATER_OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "tile_px": (None, ("tile_overlap_px",)),
+    "position": ("none", ("position_weight",)),
+    "area_distance": (None, ()),
+    "reweight_neighbors": (9, ()),
+    "strip_median_weight": (0.0, ()),
+    "augmentation": ({"flips": "none", "brightness_levels": 0.0, "jpeg_quality": None}, ()),
+}
+"""Options that came after the first banks and results: their value that is off, and what then counts no more."""
+
+
+def identity(settings: "DataclassInstance") -> dict[str, Any]:
+    """Settings as JSON takes them, to make a digest of. `LATER_OPTIONS` count only where they are on: digests made
+    before there were such options stay valid."""
+    return asdict(settings, dict_factory=_without_later_options_that_are_off)
+
+
+def _without_later_options_that_are_off(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(fields)
+    for name, (off, with_it) in LATER_OPTIONS.items():
+        if name in values and values[name] == off:
+            for dropped in (name, *with_it):
+                values.pop(dropped, None)
+    return values

@@ -26,6 +26,7 @@ from steelray.evaluation import Predictions, predict
 from steelray.fitting import fit_memory_bank
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.patchcore_config import identity
 from steelray.provenance import git_commit, hardware, package_versions
 from steelray.reconstruction_scoring import balanced_threshold, defect_shares, thesis_figures
 from steelray.report.predictions import Example, predictions_png
@@ -80,7 +81,7 @@ def cell_settings(config: ThesisConfig, cell: str) -> dict[str, Any]:
     """Everything that a cell's figures depend on, as JSON."""
     dataset, method = cell.split("/")
     if method == "patchcore":
-        recipe: Any = {**asdict(config.patchcore), "calibration": asdict(config.calibration)}
+        recipe: Any = {**identity(config.patchcore), "calibration": asdict(config.calibration)}
     else:
         training = asdict(config.training(dataset, method, "cell"))  # type: ignore[arg-type]
         free = ("output_uri", "num_workers", "cpus_per_worker", "gpus_per_worker", "data")

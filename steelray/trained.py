@@ -26,6 +26,7 @@ from steelray.fusion import FusedScorer
 from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info
 from steelray.memory_bank.shard import BankSearch, LocalSearch, load_shard
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.models.tiled_embedding import tiled_embedding
 from steelray.patchcore_config import EmbedderConfig, ScoringConfig
 from steelray.schema import SCORES
 from steelray.scoring import PatchCoreScorer, Scorer
@@ -186,7 +187,7 @@ def load_embed(
 ) -> tuple[EmbedFunction, int]:
     """The embedder as a function in this process, and its stride in pixels."""
     if portable is not None:
-        return portable.compile(num_threads), portable.stride_px
+        return tiled_embedding(portable.compile(num_threads), embedder, portable.stride_px), portable.stride_px
     from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
 
     module = build_patch_embedder(embedder, weights_digest, read_weights=read_weights)

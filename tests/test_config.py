@@ -5,11 +5,20 @@ from collections.abc import Callable
 import pytest
 
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, DatasetConfig, DecodeConfig
-from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.patchcore_config import AugmentationConfig, CoresetConfig, EmbedderConfig, ScoringConfig, identity
 
 
 @pytest.mark.parametrize(
-    "section", [CalibrationConfig, ComputeConfig, CoresetConfig, DecodeConfig, EmbedderConfig, ScoringConfig]
+    "section",
+    [
+        AugmentationConfig,
+        CalibrationConfig,
+        ComputeConfig,
+        CoresetConfig,
+        DecodeConfig,
+        EmbedderConfig,
+        ScoringConfig,
+    ],
 )
 def test_defaults_are_valid_and_frozen(section: Callable[[], object]) -> None:
     config = section()
@@ -35,6 +44,13 @@ def test_defaults_are_valid_and_frozen(section: Callable[[], object]) -> None:
         (EmbedderConfig, {"neighborhood": 2}, "neighborhood"),
         (EmbedderConfig, {"neighborhood": -1}, "neighborhood"),
         (EmbedderConfig, {"resize_px": (31, 256)}, "resize_px"),
+        (EmbedderConfig, {"tile_px": (64, 512)}, "tile_overlap_px must lie in 0..63"),
+        (EmbedderConfig, {"tile_px": (256, 256), "tile_overlap_px": -32}, "tile_overlap_px"),
+        (EmbedderConfig, {"tile_px": (0, 256), "tile_overlap_px": 0}, "tile_px"),
+        (AugmentationConfig, {"brightness_levels": -1.0}, "brightness_levels"),
+        (AugmentationConfig, {"brightness_levels": float("nan")}, "brightness_levels"),
+        (AugmentationConfig, {"jpeg_quality": 0}, "jpeg_quality"),
+        (AugmentationConfig, {"jpeg_quality": 101}, "jpeg_quality"),
         (CoresetConfig, {"ratio": 0.0}, "ratio"),
         (CoresetConfig, {"ratio": 1.1}, "ratio"),
         (CoresetConfig, {"ratio": float("nan")}, "ratio"),
@@ -68,3 +84,12 @@ def test_a_setting_out_of_range_is_named(
     with pytest.raises(ConfigError, match=name) as caught:
         section(**settings)
     assert "\n" not in str(caught.value)
+
+
+def test_later_options_are_part_of_an_identity_only_where_they_are_on() -> None:
+    plain = identity(EmbedderConfig())
+    assert not {"tile_px", "tile_overlap_px"} & set(plain)
+    assert identity(EmbedderConfig(tile_overlap_px=32)) == plain
+    tiled = identity(EmbedderConfig(tile_px=(256, 512)))
+    assert (tiled["tile_px"], tiled["tile_overlap_px"]) == ((256, 512), 64)
+    assert {name: value for name, value in tiled.items() if not name.startswith("tile_")} == plain

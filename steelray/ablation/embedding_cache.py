@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steelray.models.portable_embedder import EmbedFunction
-from steelray.patchcore_config import EmbedderConfig
+from steelray.patchcore_config import EmbedderConfig, identity
 
 
 class CachedEmbedding:
@@ -21,8 +20,8 @@ class CachedEmbedding:
     """
 
     def __init__(self, embed: EmbedFunction, config: EmbedderConfig, weights_digest: str, folder: Path) -> None:
-        identity = json.dumps([asdict(config), weights_digest], sort_keys=True)
-        self._folder = folder / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        settings = json.dumps([identity(config), weights_digest], sort_keys=True)
+        self._folder = folder / hashlib.sha256(settings.encode()).hexdigest()[:16]
         self._folder.mkdir(parents=True, exist_ok=True)
         self._embed = embed
 

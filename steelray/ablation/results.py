@@ -10,6 +10,7 @@ from typing import Any
 
 from steelray.ablation.settings import AblationConfig, AblationSetting
 from steelray.config import ConfigError
+from steelray.patchcore_config import identity
 
 ROWS_FILE = "results.jsonl"
 TABLE_FILE = "ablation.md"
@@ -41,7 +42,7 @@ def row_id(config: AblationConfig, row: Row) -> str:
     facts = {
         "data": asdict(replace(config.data, seed=0, root="")),
         **shared,
-        **asdict(setting),
+        **identity(setting),
         "name": "",
         "seed": seed,
     }

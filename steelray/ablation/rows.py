@@ -27,7 +27,7 @@ from steelray.config import ConfigError
 from steelray.data.datasets import Sample, load_dataset
 from steelray.data.decode import Undecodable
 from steelray.evaluation import LocalDeviation, Predictions
-from steelray.fitting import embed_images, fit_memory_bank
+from steelray.fitting import embed_nominal, fit_memory_bank
 from steelray.fusion import FusedScorer, NominalScale, fuse
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
@@ -195,9 +195,9 @@ class _Member:
         """A scorer that knows these samples as normal, and the same without the cache (to time it)."""
         images = [_pixels(sample) for sample in samples]
         if self._member.coreset == CoresetConfig(ratio=1.0):  # every patch: there is nothing to select
-            vectors_ND = np.concatenate(
-                [e.reshape(-1, e.shape[2]) for e in embed_images(self._cached, images, self._member.embedder)]
-            )
+            embedder, augmentation = self._member.embedder, self._member.augmentation
+            embeddings = [embed_nominal(self._cached, image, embedder, augmentation) for image in images]
+            vectors_ND = np.concatenate([e.reshape(-1, e.shape[3]) for e in embeddings])
             scoring = self._member.scoring.for_bank(len(vectors_ND), 0.0)
         else:
             bank = fit_memory_bank(
@@ -208,6 +208,7 @@ class _Member:
                 weights_digest=self._digest,
                 coreset=self._member.coreset,
                 scoring=self._member.scoring,
+                augmentation=self._member.augmentation,
             )
             vectors_ND, scoring = bank.vectors_ND, bank.info.scoring
         search = LocalSearch([IndexShard(vectors_ND, num_threads=self._num_threads)])

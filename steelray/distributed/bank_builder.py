@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -72,7 +72,7 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
         report(f"embedding {len(fit_rows)} of {manifest.num_rows} nominal images in {config.nominal.uri}")
         start_s = time.perf_counter()
         selection = select_patches(
-            images,
+            replace(images, augmentation=config.augmentation),
             plan,
             lambda total: (num_centers(settings, total), settings.cover_radius or 0.0),
             report,

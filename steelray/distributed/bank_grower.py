@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,7 +80,7 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
         report(f"embedding {len(fit_rows)} new nominal images in {config.nominal.uri}; {num_known} are known already")
         start_s = time.perf_counter()
         selection = select_patches(
-            images,
+            replace(images, augmentation=config.augmentation),
             plan,
             lambda total: growth_limits(info, config.growth, total),
             report,

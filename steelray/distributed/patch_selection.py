@@ -3,10 +3,11 @@
 The driver never holds the embeddings, only the picks. Shapes as in `steelray.memory_bank`.
 """
 
+import math
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,15 @@ from numpy.typing import NDArray
 
 from steelray.batch_scoring import images_of
 from steelray.config import ComputeConfig, ConfigError, DecodeConfig
-from steelray.data.decode import resize
 from steelray.data.storage import Location
 from steelray.distributed.cluster import ComputePlan
 from steelray.distributed.embedding_actors import RemoteShards, start_embedding_servers
 from steelray.distributed.image_source import map_images
-from steelray.fitting import patch_origins
+from steelray.fitting import embed_nominal, patch_origins
 from steelray.memory_bank.coreset import Coreset, select
 from steelray.memory_bank.quantised import recall_queries
 from steelray.models.portable_embedder import PortableEmbedder
-from steelray.patchcore_config import EmbedderConfig
+from steelray.patchcore_config import AugmentationConfig, EmbedderConfig
 from steelray.schema import Status
 from steelray.trained import load_embed
 
@@ -39,6 +39,7 @@ EMBEDDED = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("height_px", pa.int32()),
         pa.field("width_px", pa.int32()),
+        pa.field("num_variants", pa.int32()),
         pa.field("grid_rows", pa.int32()),
         pa.field("grid_columns", pa.int32()),
     ]
@@ -52,6 +53,7 @@ class NominalImages:
     Attributes:
         manifest: those of them to embed, schema `MANIFEST`.
         input_size_px: height and width that they must have; None takes any.
+        augmentation: what else is made of each and learned from.
     """
 
     uri: str
@@ -62,6 +64,7 @@ class NominalImages:
     portable: PortableEmbedder | None
     compute: ComputeConfig
     input_size_px: tuple[int, int] | None = None
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Selection:
     Attributes:
         vectors_MD, origins_M3: image indices count within `image_keys`.
         image_keys, sizes_px: of all images that could be used.
-        num_candidates: patches of these.
+        num_candidates: patches of these and of what was made of them.
         queries_QD: patches that were not picked, to measure a recall on.
         skipped: images that could not be used, by status.
     """
@@ -94,6 +97,7 @@ class EmbeddingActor:
     def __init__(
         self,
         embedder: EmbedderConfig,
+        augmentation: AugmentationConfig,
         digest: str,
         compute: ComputeConfig,
         plan: ComputePlan,
@@ -104,7 +108,7 @@ class EmbeddingActor:
         self._embed, self._min_size_px = load_embed(
             embedder, digest, compute, plan.scorer_threads, ray.get(portable[0])
         )
-        self._resize_px = embedder.resize_px
+        self._embedder, self._augmentation = embedder, augmentation
         self._input_size_px = input_size_px
         self._servers = servers
 
@@ -117,15 +121,13 @@ class EmbeddingActor:
             if self._input_size_px is not None and image.shape[:2] != tuple(self._input_size_px):
                 row["status"] = Status.WRONG_SHAPE
                 continue
-            if self._resize_px is not None:
-                image = resize(image, self._resize_px)
-            if min(image.shape[:2]) < self._min_size_px:
+            if min(self._embedder.resize_px or image.shape[:2]) < self._min_size_px:
                 row["status"] = Status.TOO_SMALL
                 continue
-            embeddings_hwD = self._embed(image[None])[0]
-            row["grid_rows"], row["grid_columns"], dim = embeddings_hwD.shape
+            embeddings_KhwD = embed_nominal(self._embed, image, self._embedder, self._augmentation)
+            row["num_variants"], row["grid_rows"], row["grid_columns"], dim = embeddings_KhwD.shape
             server = self._servers[row["image_index"] % len(self._servers)]
-            acknowledgements.append(server.add.remote(row["image_index"], embeddings_hwD.reshape(-1, dim)))
+            acknowledgements.append(server.add.remote(row["image_index"], embeddings_KhwD.reshape(-1, dim)))
         ray.get(acknowledgements)
         return pa.Table.from_pylist([{name: row.get(name) for name in EMBEDDED.names} for row in rows], EMBEDDED)
 
@@ -169,8 +171,8 @@ def select_patches(
             raise ConfigError(f"{images.uri}: none of {len(table)} images can be used: {skipped}")
         if skipped:
             report(f"left out of the bank: {skipped}")
-        grids = [(row["grid_rows"], row["grid_columns"]) for row in usable]
-        starts = np.cumsum([0, *(rows * columns for rows, columns in grids)])
+        grids = [(row["num_variants"], row["grid_rows"], row["grid_columns"]) for row in usable]
+        starts = np.cumsum([0, *map(math.prod, grids)])
         first_index_of = {row["image_index"]: int(start) for row, start in zip(usable, starts[:-1], strict=True)}
         shards = RemoteShards(servers, first_index_of, projection)
         start_s = time.perf_counter()
@@ -212,6 +214,7 @@ def _embed(images: NominalImages, plan: ComputePlan, servers: list[Any]) -> pa.T
     portable = [ray.put(images.portable)]
     arguments = (
         images.embedder,
+        images.augmentation,
         images.weights_digest,
         images.compute,
         plan,

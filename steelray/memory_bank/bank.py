@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
-from steelray.patchcore_config import EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.patchcore_config import EmbedderConfig, IndexConfig, ScoringConfig, identity
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 64 * 2**20
@@ -139,7 +139,7 @@ def identified(bank: MemoryBank) -> MemoryBank:
 def settings_digest(info: BankInfo) -> "hashlib._Hash":
     """SHA-256 over the settings of embedding, scoring and search."""
     settings = {"weights": info.weights_digest}
-    sections = {name: asdict(getattr(info, name)) for name in ("embedder", "scoring", "index")}
+    sections = {name: identity(getattr(info, name)) for name in ("embedder", "scoring", "index")}
     return hashlib.sha256(json.dumps({**settings, **sections}, sort_keys=True).encode())
 
 
@@ -197,6 +197,7 @@ def read_info(read: Read, where: str) -> BankInfo:
         embedder = raw["embedder"]
         embedder["levels"] = tuple(embedder["levels"])
         embedder["resize_px"] = _pair(embedder["resize_px"])
+        embedder["tile_px"] = _pair(embedder.get("tile_px"))
         return BankInfo(
             **{
                 **raw,

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from steelray.config import ConfigError
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.models.tiled_embedding import check_tiles, tiled_embedding
 from steelray.patchcore_config import EmbedderConfig
 
 BUNDLED = {
@@ -99,8 +100,8 @@ def build_patch_embedder(
         read_weights: fetches `config.weights` when that is a path or URI; None reads local files only.
 
     Raises:
-        ConfigError: unknown backbone, levels it does not have, weights that cannot be had or do not fit, or weights
-            other than `expected_digest` says.
+        ConfigError: unknown backbone, levels it does not have, tiles that do not suit these, weights that cannot be had
+            or do not fit, or weights other than `expected_digest` says.
     """
     import timm
 
@@ -111,6 +112,7 @@ def build_patch_embedder(
         features = timm.create_model(config.backbone, pretrained=False, features_only=True, out_indices=config.levels)
     except (RuntimeError, AssertionError, IndexError, AttributeError) as error:
         raise ConfigError(f"backbone {config.backbone} has no feature levels {list(config.levels)} ({error})") from None
+    check_tiles(config, max(features.feature_info.reduction()))
     cfg = timm.data.resolve_model_data_config(features)
     mean, std = cfg["mean"], cfg["std"]
     state = _load_state(config, read_weights or _read_file)
@@ -215,8 +217,10 @@ def compile_embedder(embedder: PatchEmbedder, *, backend: Backend = "auto", num_
     """
     on_gpu = torch.cuda.is_available()
     if uses_openvino(backend, on_gpu):
-        return export_openvino(embedder).compile(num_threads)
-    return _torch_function(embedder, torch.device("cuda" if on_gpu else "cpu"), num_threads, backend == "compile")
+        embed = export_openvino(embedder).compile(num_threads)
+    else:
+        embed = _torch_function(embedder, torch.device("cuda" if on_gpu else "cpu"), num_threads, backend == "compile")
+    return tiled_embedding(embed, embedder.config, embedder.stride_px)
 
 
 def uses_openvino(backend: Backend, on_gpu: bool) -> bool:

@@ -33,7 +33,7 @@ class PortableEmbedder:
     stride_px: int
 
     def compile(self, num_threads: int) -> EmbedFunction:
-        """The function on NumPy arrays, with this many threads."""
+        """The function on NumPy arrays, with this many threads. Takes images whole: `tiled_embedding` cuts them."""
         import openvino
 
         core = openvino.Core()

@@ -45,6 +45,14 @@ def test_other_settings_other_weights_and_other_shapes_are_other_embeddings(tmp_
     assert embed.count == 4
 
 
+def test_a_cache_from_before_there_were_tiles_is_found_again(tmp_path: Path) -> None:
+    embed = CountingEmbed()
+    CachedEmbedding(embed, EmbedderConfig(), "w", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a74e3fd8b02d47e5"]  # as the version before named it
+    CachedEmbedding(embed, EmbedderConfig(tile_px=(256, 256)), "w", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
     embed = CountingEmbed()
     cached = CachedEmbedding(embed, EmbedderConfig(), "w", tmp_path)

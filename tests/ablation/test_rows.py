@@ -10,6 +10,7 @@ from steelray.ablation.rows import evaluate_row, local_rows, predict_split, spli
 from steelray.ablation.settings import AblationSetting
 from steelray.config import ConfigError, DatasetConfig
 from steelray.data.synthetic import encode, make_strip
+from steelray.patchcore_config import AugmentationConfig, CoresetConfig
 from tests.ablation.conftest import NUM_ANOMALOUS, NUM_NOMINAL, SIZE_PX, ablation, member
 
 BANK = AblationSetting("bank", members=(member(),))
@@ -141,3 +142,17 @@ def test_strips_of_other_sizes_and_depths_are_judged_beside_the_others(tmp_path:
     scores = {sample.path.stem: score for sample, score in zip(samples, predictions.scores_N, strict=True)}
     assert scores["c"] == pytest.approx(scores["a"], rel=1e-3)  # 16 bits of the same picture
     assert evaluate_row(config, BANK, 0, 1)["figures"]["pixel_auroc"] > 0.8
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0])
+def test_a_bank_that_learns_from_mirrored_strips_too(plain_strips: DatasetConfig, tmp_path: Path, ratio: float) -> None:
+    plain = replace(member(), coreset=CoresetConfig(ratio=ratio))
+    settings = [
+        AblationSetting(name, members=(replace(plain, augmentation=augmentation),))
+        for name, augmentation in (("plain", AugmentationConfig()), ("augmented", AugmentationConfig("both", 10, 50)))
+    ]
+    config = ablation(plain_strips, tmp_path, *settings)
+    [(_, plain_predictions, _), (_, augmented, _)] = [predict_split(config, setting, 0, 1) for setting in settings]
+    assert not np.array_equal(augmented.scores_N, plain_predictions.scores_N)
+    if ratio == 1.0:  # more vectors, none lost: no patch can be farther away
+        assert (augmented.scores_N <= plain_predictions.scores_N + 1e-4).all()

@@ -1,3 +1,6 @@
+import json
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import ray
@@ -13,6 +16,7 @@ from steelray.fitting import fit_memory_bank
 from steelray.memory_bank.bank import read_bank
 from steelray.memory_bank.coreset import greedy_coreset, select
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.patchcore_config import AugmentationConfig
 from steelray.trained import read_calibration, read_calibration_rows
 from tests.distributed.conftest import EMBEDDER, World, build_config, silent
 
@@ -39,6 +43,37 @@ def test_the_distributed_bank_is_the_one_of_a_single_process(world: World) -> No
     np.testing.assert_array_equal(bank.vectors_ND, expected.vectors_ND)
     np.testing.assert_array_equal(bank.origins_N3, expected.origins_N3)
     assert bank.info.input_size_px == (64, 256)
+
+
+def test_a_bank_of_augmented_images_in_tiles_is_the_one_of_a_single_process(world: World, s3_uri: str) -> None:
+    augmentation = AugmentationConfig(flips="both", brightness_levels=10, jpeg_quality=60)
+    config = build_config(
+        world.nominal_uri,
+        f"{s3_uri}/bank",
+        augmentation=augmentation,
+        embedder=replace(EMBEDDER, tile_px=(64, 128), tile_overlap_px=32),
+        compute=ComputeConfig(bank_shards=2),
+    )
+    build_memory_bank(config, silent)
+    bank = read_bank(Location(config.bank_uri).read, config.bank_uri)
+    nominal = Location(world.nominal_uri)
+    embedder = build_patch_embedder(config.embedder)
+    expected = fit_memory_bank(
+        bank.image_keys,
+        [decode(nominal.read(key)) for key in bank.image_keys],
+        compile_embedder(embedder, backend="openvino"),
+        embedder=config.embedder,
+        weights_digest=embedder.weights_digest,
+        coreset=config.coreset,
+        scoring=config.scoring,
+        augmentation=augmentation,
+    )
+    assert bank.info.bank_id == expected.info.bank_id
+    np.testing.assert_array_equal(bank.origins_N3, expected.origins_N3)
+    assert bank.info.coreset["num_candidates"] == len(bank.image_keys) * 6 * 8 * 32
+    assert read_calibration_rows(config.bank_uri, 1).num_rows == 10, "held-out strips are scored as they are"
+    recorded = json.loads(Location(config.bank_uri).read("run.json"))["config"]["augmentation"]
+    assert recorded == asdict(augmentation)
 
 
 def test_the_bank_does_not_depend_on_the_number_of_embedding_shards(world: World, s3_uri: str) -> None:

@@ -119,6 +119,27 @@ def test_the_identity_follows_from_vectors_and_settings_alone() -> None:
     assert others[1].info.model_id != bank.info.model_id
 
 
+def test_a_bank_from_before_there_were_tiles_loads_and_keeps_its_ids() -> None:
+    vectors_ND = np.arange(12, dtype=np.float32).reshape(4, 3)
+    settings = {"weights_digest": "abc", "scoring": ScoringConfig(), "input_size_px": None, "coreset": {}}
+    bank = make_bank(vectors_ND, np.zeros((4, 3), np.int32), ("a.jpg",), embedder=EMBEDDER, **settings)  # type: ignore[arg-type]
+    then = ("1ab1ec06ac0ef07e", "c3d55ba81e56b20e")  # as the version before gave them
+    assert (bank.info.bank_id, bank.info.model_id) == then
+    files = dict(bank_files(bank))
+    raw = json.loads(files[INFO_FILE])
+    for name in ("tile_px", "tile_overlap_px"):
+        del raw["embedder"][name]
+    info = read_info({INFO_FILE: json.dumps(raw).encode()}.__getitem__, "memory")
+    assert (info.bank_id, info.model_id) == then
+    assert info.embedder == EMBEDDER
+
+
+def test_tiles_are_stored_with_the_bank_and_part_of_its_identity() -> None:
+    tiled = some_bank(embedder=replace(EMBEDDER, tile_px=(64, 96), tile_overlap_px=32))
+    assert tiled.info.model_id != some_bank().info.model_id
+    assert_same(read_bank(dict(bank_files(tiled)).__getitem__, "memory"), tiled)
+
+
 def test_more_neighbours_than_vectors_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_neighbors is 3 but the bank has 2 vectors"):
         some_bank(2)
