@@ -3,8 +3,8 @@
 Typed and validated; imports neither torch nor ray. A field's docstring is its help text.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from steelray.config import require
 
@@ -129,6 +129,10 @@ class ScoringConfig:
     """Patches that near to a patch, in both directions, are not counted among those that it resembles."""
     test_flips: Literal["none", "vertical", "horizontal", "both"] = "none"
     """Also score the mirrored image and average; `both`: either way. Costs one more pass per mirrored image."""
+    normalization: Literal["none", "row", "position", "neighborhood"] = "none"
+    """Divide a patch's distance by what held-out nominal strips show at its height of the strip (`row`), at its place
+    (`position`) or where the same bank vector is the nearest (`neighborhood`), and multiply it by their mean.
+    Thresholds rest on the same strips, so stated false-alarm rates are not exact then."""
     background_level: int | None = None
     """Patches with no pixel brighter than this, in them or beside them, are no steel and get distance 0; null: off."""
 
@@ -144,3 +148,11 @@ class ScoringConfig:
         require(self.num_neighbors >= 1, f"num_neighbors must be >= 1, not {self.num_neighbors}")
         require(self.sigma_px >= 0, f"sigma_px must be >= 0, not {self.sigma_px}")
         require(0 < self.top_fraction <= 1, f"top_fraction must lie in (0, 1], not {self.top_fraction}")
+
+
+def digested(scoring: ScoringConfig) -> dict[str, Any]:
+    """The settings as digests take them: without `normalization` where it is off, so that ids from before it hold."""
+    facts = asdict(scoring)
+    if scoring.normalization == "none":
+        del facts["normalization"]
+    return facts

@@ -26,6 +26,7 @@ from steelray.evaluation import Predictions, predict
 from steelray.fitting import fit_memory_bank
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.nominal_meter import measure_profile
 from steelray.provenance import git_commit, hardware, package_versions
 from steelray.reconstruction_scoring import balanced_threshold, defect_shares, thesis_figures
 from steelray.report.predictions import Example, predictions_png
@@ -215,7 +216,9 @@ def _patchcore(config: ThesisConfig, dataset: Dataset, num_threads: int) -> tupl
     )
     seconds = time.perf_counter() - start_s
     search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
-    scorer = PatchCoreScorer(embed, search, recipe.embedder, recipe.scoring, embedder.stride_px)
+    nominal = (sample.load() for sample in held_out)
+    profile = measure_profile(embed, search, recipe.embedder, recipe.scoring, bank.info.num_vectors, nominal)
+    scorer = PatchCoreScorer(embed, search, recipe.embedder, recipe.scoring, embedder.stride_px, profile)
     threshold = conformal_threshold(predict(scorer, held_out).scores_N, config.calibration.false_alarm_rate).value
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from steelray.calibration import Calibration
 from steelray.config import ComputeConfig, ConfigError
 from steelray.data.storage import Location, ObjectMissing
-from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info
+from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info, read_profile
 from steelray.memory_bank.shard import BankSearch, LocalSearch, load_shard
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.nominal_profile import NominalProfile
 from steelray.patchcore_config import EmbedderConfig, ScoringConfig
 from steelray.schema import SCORES
 from steelray.scoring import PatchCoreScorer, Scorer
@@ -139,6 +140,24 @@ def load_embed(
     return compile_embedder(module, backend=compute.backend, num_threads=num_threads), module.stride_px
 
 
+def load_profile(model: Model) -> NominalProfile | None:
+    """What held-out nominal strips show of distances to a model's bank; None where scores are not normalised.
+
+    Raises:
+        ConfigError: it was never measured, is missing, is damaged, or is of another bank.
+    """
+    info = model.bank
+    if info is None or info.scoring.normalization == "none":
+        return None
+    if info.profile is None:
+        raise ConfigError(
+            f"{model.uri}: scoring.normalization is {info.scoring.normalization!r} but {INFO_FILE} names no profile of "
+            "held-out strips: its build was interrupted, build the bank anew"
+        )
+    body = read_profile(Location(model.uri).read, info)
+    return NominalProfile.from_bytes(body, info.scoring.normalization, info.num_vectors)
+
+
 def load_scorer(
     model: Model,
     compute: ComputeConfig,
@@ -168,7 +187,7 @@ def load_scorer(
         search = LocalSearch([load_shard(location.read, info, num_threads=num_threads, use_gpu=use_gpu)])
     if observe is not unobserved:
         embed, search = timed_embed(embed, observe), TimedSearch(search, observe)
-    return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px)
+    return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px, load_profile(model))
 
 
 def _load_network(uri: str, info: "CheckpointInfo", num_threads: int, use_gpu: bool) -> Scorer:

@@ -21,7 +21,7 @@ MAX_JOB_LINES = 100
 COLUMNS: tuple[frozenset[str], ...] = (
     frozenset({"config", "schema", "progress"}),
     frozenset({"patchcore_config"}),
-    frozenset({"job_config", "train_config", "job"}),
+    frozenset({"job_config", "train_config", "job", "nominal_profile"}),
     frozenset({"data", "models", "memory_bank", "metrics", "drift", "thesis_config"}),
     frozenset(
         {
@@ -40,7 +40,7 @@ COLUMNS: tuple[frozenset[str], ...] = (
             "verdicts",
         }
     ),
-    frozenset({"trained", "batch_scoring", "train_run"}),
+    frozenset({"trained", "batch_scoring", "train_run", "nominal_meter"}),
     frozenset({"evaluation", "demo", "gallery", "increment", "retention", "recalibration", "review"}),
     frozenset({"ablation", "study"}),
     frozenset({"nightly", "thesis"}),

@@ -10,6 +10,7 @@ from typing import Any
 
 from steelray.ablation.settings import AblationConfig, AblationSetting
 from steelray.config import ConfigError
+from steelray.patchcore_config import digested
 
 ROWS_FILE = "results.jsonl"
 TABLE_FILE = "ablation.md"
@@ -38,10 +39,12 @@ def row_id(config: AblationConfig, row: Row) -> str:
     """Digest of all that a row's figures depend on, but for the code and the images, which may lie anywhere."""
     setting, seed = row
     shared = {name: getattr(config, name) for name in SHARED}
+    members = [{**asdict(member), "scoring": digested(member.scoring)} for member in setting.members]
     facts = {
         "data": asdict(replace(config.data, seed=0, root="")),
         **shared,
         **asdict(setting),
+        "members": members,
         "name": "",
         "seed": seed,
     }

@@ -14,6 +14,7 @@ from steelray.data.archive import list_archive
 from steelray.data.storage import Location
 from steelray.distributed.cluster import connected, plan_compute
 from steelray.distributed.held_out import calibrate_bank
+from steelray.distributed.nominal_distances import measure_bank
 from steelray.distributed.patch_selection import NominalImages, Selection, select_patches
 from steelray.distributed.placement import plan_on_cluster
 from steelray.fitting import common_size, coreset_statistics, num_centers
@@ -83,6 +84,9 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
         )
         bank = _make_bank(config, embedder.weights_digest, selection)
         write_bank(location, bank, config.overwrite)
+        if config.scoring.normalization != "none":
+            report(f"measuring {len(held_out_rows)} held-out images for the normalisation of scores")
+            bank = measure_bank(bank, location, images(held_out_rows), resources)
         report(
             f"bank {bank.info.bank_id}: {bank.info.num_vectors} vectors; scoring {len(held_out_rows)} held-out images"
         )
