@@ -49,11 +49,12 @@ def measure_stages(archive: Location, bank_uri: str) -> dict[str, float]:
     import pyarrow as pa
 
     from steelray.batch_scoring import BatchScorer, RunStamp
+    from steelray.calibration_store import read_calibration
     from steelray.config import DecodeConfig
     from steelray.data.archive import list_archive
     from steelray.distributed.image_source import read_image
     from steelray.schema import DECODED
-    from steelray.trained import load_scorer, open_model, read_calibration
+    from steelray.trained import load_scorer, open_model
 
     seconds: dict[str, float] = {}
     manifest = list_archive(ArchiveConfig(archive.uri, limit=KINDS)).to_pylist()

@@ -12,6 +12,7 @@ from steelray.job_config import BuildMemoryBankConfig, DemoConfig, ScoreArchiveC
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
+    from steelray.calibration_store import read_calibration
     from steelray.config import ArchiveConfig, CalibrationConfig, ReportConfig
     from steelray.data.object_store import running_object_store
     from steelray.data.storage import Location
@@ -20,7 +21,6 @@ def run(config: DemoConfig) -> dict[str, Any]:
     from steelray.distributed.bank_builder import build_memory_bank
     from steelray.distributed.cluster import connected
     from steelray.runs import REPORT_FILE, Run
-    from steelray.trained import read_calibration
 
     folder = Path(config.work_dir).absolute()
     strips = plan_archive(config.num_strips, config.seed)

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from steelray import metrics
 from steelray.calibration import ALL_STRIPS, conformal_threshold, split_held_out
+from steelray.calibration_store import read_calibration
 from steelray.config import ConfigError
 from steelray.data.datasets import NOMINAL, Dataset, Sample, load_dataset
 from steelray.data.decode import Undecodable
@@ -20,8 +21,9 @@ from steelray.job_config import EvaluateConfig
 from steelray.memory_bank.bank import BankInfo
 from steelray.memory_bank.shard import LocalSearch, shard_of
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.nominal_meter import measure_profile
 from steelray.scoring import PatchCoreScorer, Scorer
-from steelray.trained import Model, load_scorer, open_model, read_calibration, read_weights
+from steelray.trained import Model, load_scorer, open_model, read_weights
 
 QUARTERS = 4
 TOP_PIXELS = 409
@@ -199,12 +201,15 @@ class _Fitting:
             index=self._config.index,
             augmentation=self._config.augmentation,
         )
-        search = LocalSearch([shard_of(bank, num_threads=self._num_threads)])
-        scorer = PatchCoreScorer(self._embed, search, bank.info.embedder, bank.info.scoring, self._embedder.stride_px)
+        info, search = bank.info, LocalSearch([shard_of(bank, num_threads=self._num_threads)])
+        nominal = (_pixels(sample) for sample in held_out)
+        profile = measure_profile(self._embed, search, info.embedder, info.scoring, info.num_vectors, nominal)
+        stride_px = self._embedder.stride_px
+        scorer = PatchCoreScorer(self._embed, search, info.embedder, info.scoring, stride_px, profile)
         threshold = None
         if settings is not None:
             threshold = conformal_threshold(predict(scorer, held_out).scores_N, settings.false_alarm_rate).value
-        return scorer, threshold, {**_bank_facts(bank.info), "held_out": len(held_out)}
+        return scorer, threshold, {**_bank_facts(info), "held_out": len(held_out)}
 
 
 def _load(model: Model | None, config: EvaluateConfig, num_threads: int) -> tuple[Scorer, float | None, dict[str, Any]]:

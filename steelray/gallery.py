@@ -26,7 +26,7 @@ from steelray.report.data import GalleryItem
 from steelray.report.pictures import heatmap_png, patch_jpeg, strip_thumbnail, worst_patch_center
 from steelray.schema import Status
 from steelray.scoring import AnomalyMaps, Images, PatchCoreScorer, Scorer
-from steelray.trained import Model, load_embed, load_scorer, nominal_uris, portable_embedder
+from steelray.trained import Model, load_embed, load_profile, load_scorer, nominal_uris, portable_embedder
 
 FETCHERS = 8
 OVERLAY_WIDTH_PX, OVERLAY_SHADES = 400, 24
@@ -96,7 +96,8 @@ def _load(source: GallerySource) -> tuple[Scorer, EmbedFunction | None]:
         return load_scorer(model, compute, num_threads=source.num_threads), None
     portable = portable_embedder(info.embedder, info.weights_digest, compute, False)
     embed, stride_px = load_embed(info.embedder, info.weights_digest, compute, source.num_threads, portable)
-    return PatchCoreScorer(embed, _search(source), info.embedder, info.scoring, stride_px), embed
+    profile = load_profile(model)
+    return PatchCoreScorer(embed, _search(source), info.embedder, info.scoring, stride_px, profile), embed
 
 
 def _search(source: GallerySource) -> StoredSearch:

@@ -227,6 +227,14 @@ class EvaluateConfig:
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
 
+    def __post_init__(self) -> None:
+        normalization = self.scoring.normalization
+        require(
+            normalization == "none" or self.model_uri is not None or self.calibration is not None,
+            f"scoring.normalization {normalization!r} needs held-out nominal images but calibration is null: set "
+            "calibration, or normalization to none",
+        )
+
 
 @dataclass(frozen=True)
 class DemoConfig:

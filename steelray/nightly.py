@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from steelray import drift
 from steelray.calibration import ALL_STRIPS, Calibration
+from steelray.calibration_store import read_calibration_rows
 from steelray.data.storage import Location, ObjectChanged
 from steelray.gallery import GallerySource, make_gallery
 from steelray.job import JobFailed, num_cores
@@ -23,7 +24,7 @@ from steelray.quarantine import excess, quarantine_of, write_quarantine
 from steelray.report.data import IndexEntry, ReportData
 from steelray.report.page import render_index, render_report
 from steelray.runs import REPORT_FILE, RUNS, SCORES_DIR, Run, publish, published_runs, read_published
-from steelray.trained import Model, read_calibration_rows
+from steelray.trained import Model
 
 INDEX_FILE = "index.html"
 MAX_HISTORY = 60

@@ -179,6 +179,10 @@ class ScoringConfig:
     """Patches that near to a patch, in both directions, are not counted among those that it resembles."""
     test_flips: Literal["none", "vertical", "horizontal", "both"] = "none"
     """Also score the mirrored image and average; `both`: either way. Costs one more pass per mirrored image."""
+    normalization: Literal["none", "row", "position", "neighborhood"] = "none"
+    """Divide a patch's distance by what held-out nominal strips show at its height of the strip (`row`), at its place
+    (`position`) or where the same bank vector is the nearest (`neighborhood`), and multiply it by their mean.
+    Thresholds rest on the same strips, so stated false-alarm rates are not exact then."""
     background_level: int | None = None
     """Patches with no pixel brighter than this, in them or beside them, are no steel and get distance 0; null: off."""
 
@@ -232,6 +236,7 @@ LATER_OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "area_distance": (None, ()),
     "reweight_neighbors": (9, ()),
     "strip_median_weight": (0.0, ()),
+    "normalization": ("none", ()),
     "augmentation": ({"flips": "none", "brightness_levels": 0.0, "jpeg_quality": None}, ()),
 }
 """Options that came after the first banks and results: their value that is off, and what then counts no more."""

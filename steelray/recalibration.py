@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from steelray.calibration import ALL_STRIPS, Calibration, Threshold, calibrate
+from steelray.calibration_store import read_calibration, read_calibration_rows, write_calibration
 from steelray.config import CalibrationConfig, ConfigError
 from steelray.job_config import CalibrateConfig
 from steelray.runs import Run, read_published
 from steelray.schema import Status
-from steelray.trained import Model, open_model, read_calibration, read_calibration_rows, write_calibration
+from steelray.trained import Model, open_model
 from steelray.verdicts import read_verdicts
 
 

@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from steelray.config import ConfigError
 from steelray.data.decode import resize
 from steelray.data.foreground import foreground_cells
 from steelray.image_score import image_score, neighbor_weights
+from steelray.memory_bank.merge import Neighbors
 from steelray.memory_bank.own_strip import own_strip_distances
 from steelray.memory_bank.shard import BankSearch, PendingSearch
 from steelray.models.portable_embedder import EmbedFunction
+from steelray.nominal_profile import NominalProfile
 from steelray.patchcore_config import EmbedderConfig, ScoringConfig
 
 Images = Sequence[NDArray[np.uint8]]
@@ -52,13 +55,32 @@ class PatchCoreScorer:
 
     Differs from the paper: the image score is re-weighted only where that is asked for. Distances are Euclidean, not
     squared. An image whose embedding is not finite gets NaN for map and score. The options of `ScoringConfig` beyond
-    the paper's (the strip as its own reference, mirrored passes, background) act on the distances, before map and score
-    are made of them.
+    the paper's (the strip as its own reference, mirrored passes, normalisation, background) act on the distances,
+    before map and score are made of them.
+
+    Args:
+        profile: what nominal strips show, where `scoring.normalization` asks for it.
+
+    Raises:
+        ConfigError: the profile is not the one that `scoring.normalization` asks for.
     """
 
     def __init__(
-        self, embed: EmbedFunction, search: BankSearch, embedder: EmbedderConfig, scoring: ScoringConfig, stride_px: int
+        self,
+        embed: EmbedFunction,
+        search: BankSearch,
+        embedder: EmbedderConfig,
+        scoring: ScoringConfig,
+        stride_px: int,
+        profile: NominalProfile | None = None,
     ) -> None:
+        if scoring.normalization != (profile.kind if profile is not None else "none"):
+            raise ConfigError(
+                f"scoring.normalization is {scoring.normalization!r} but the scorer has "
+                f"{'no profile' if profile is None else f'a profile by {profile.kind}'} of held-out nominal strips: "
+                "set it to none, or build the bank with jobs/build_memory_bank.py"
+            )
+        self._profile = profile
         self.min_size_px = stride_px
         self._embed = embed
         self._search = search
@@ -105,17 +127,20 @@ class PatchCoreScorer:
 
     def _distances(self, view: "_View") -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """distances_hw of a view and, where the score needs them, weights_hw; turned back to the image as it is."""
-        squared_QK, _ = view.search.result()
-        distances_QK = np.sqrt(squared_QK[:, : self._scoring.num_neighbors])
-        distances_hw: NDArray[np.float32] = distances_QK.mean(axis=1).reshape(view.grid)
+        axes = tuple(axis - 1 for axis in view.axes)
+        squared_QK, ids_QK = view.search.result()
+        kept = slice(self._scoring.num_neighbors)
+        distances_hw, nearest_hw = patch_distances((squared_QK[:, kept], ids_QK[:, kept]), view.grid)
+        distances_hw = np.flip(distances_hw, axes)
+        if self._profile is not None:
+            distances_hw = self._profile.normalized(distances_hw, np.flip(nearest_hw, axes))
         if view.own_hw is not None:
-            distances_hw = np.minimum(distances_hw, view.own_hw)
+            distances_hw = np.minimum(distances_hw, np.flip(view.own_hw, axes))
         if not view.finite:
             distances_hw = np.full_like(distances_hw, np.nan)
-        axes = tuple(axis - 1 for axis in view.axes)
         if self._scoring.image_score != "reweighted":
-            return np.flip(distances_hw, axes), None
-        return np.flip(distances_hw, axes), np.flip(neighbor_weights(squared_QK).reshape(view.grid), axes)
+            return distances_hw, None
+        return distances_hw, np.flip(neighbor_weights(squared_QK).reshape(view.grid), axes)
 
     def _prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return image if self._resize_px is None else resize(image, self._resize_px)
@@ -130,6 +155,13 @@ class _View:
     finite: bool
     axes: tuple[int, ...]
     own_hw: NDArray[np.float32] | None
+
+
+def patch_distances(found: Neighbors, grid: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """distances_hw of an image's patches to the bank, and nearest_hw, the ids of the vectors nearest to them."""
+    squared_QK, ids_QK = found
+    distances_Q: NDArray[np.float32] = np.sqrt(squared_QK).mean(axis=1)
+    return distances_Q.reshape(grid), ids_QK[:, 0].reshape(grid)
 
 
 def _same_shape(images: Any) -> Any:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from steelray import metrics
 from steelray.calibration import conformal_threshold, split_held_out
+from steelray.calibration_store import read_calibration
 from steelray.config import ComputeConfig
 from steelray.data.datasets import NOMINAL, Dataset, Sample, load_dataset
 from steelray.data.decode import resize
@@ -26,6 +27,7 @@ from steelray.evaluation import Predictions, predict
 from steelray.fitting import fit_memory_bank
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.nominal_meter import measure_profile
 from steelray.patchcore_config import identity
 from steelray.provenance import git_commit, hardware, package_versions
 from steelray.reconstruction_scoring import balanced_threshold, defect_shares, thesis_figures
@@ -34,7 +36,7 @@ from steelray.report.thesis_tables import to_markdown
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.thesis_config import CELLS, ThesisConfig
 from steelray.train_config import TrainConfig
-from steelray.trained import load_scorer, open_model, read_calibration, read_weights
+from steelray.trained import load_scorer, open_model, read_weights
 
 Report = Callable[[str], None]
 TUNED_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
@@ -216,7 +218,9 @@ def _patchcore(config: ThesisConfig, dataset: Dataset, num_threads: int) -> tupl
     )
     seconds = time.perf_counter() - start_s
     search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
-    scorer = PatchCoreScorer(embed, search, recipe.embedder, recipe.scoring, embedder.stride_px)
+    nominal = (sample.load() for sample in held_out)
+    profile = measure_profile(embed, search, recipe.embedder, recipe.scoring, bank.info.num_vectors, nominal)
+    scorer = PatchCoreScorer(embed, search, recipe.embedder, recipe.scoring, embedder.stride_px, profile)
     threshold = conformal_threshold(predict(scorer, held_out).scores_N, config.calibration.false_alarm_rate).value
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (

@@ -9,33 +9,27 @@ calibrations/000001.parquet          the score rows they rest on, schema `SCORES
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from steelray.calibration import Calibration
 from steelray.config import ComputeConfig, ConfigError
 from steelray.data.storage import Location, ObjectMissing
 from steelray.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.ensemble import EnsembleInfo, check_identity
 from steelray.ensemble import read_info as read_ensemble
 from steelray.fusion import FusedScorer
-from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info
+from steelray.memory_bank.bank import INFO_FILE, BankInfo, read_info, read_profile
 from steelray.memory_bank.shard import BankSearch, LocalSearch, load_shard
 from steelray.models.portable_embedder import EmbedFunction, PortableEmbedder
 from steelray.models.tiled_embedding import tiled_embedding
+from steelray.nominal_profile import NominalProfile
 from steelray.patchcore_config import EmbedderConfig, ScoringConfig
-from steelray.schema import SCORES
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.stage_timing import Observe, TimedSearch, timed_embed, unobserved
 
 if TYPE_CHECKING:
     from steelray.checkpoint import CheckpointInfo  # brings torch, which actors with an OpenVINO graph do without
 
-CALIBRATIONS = "calibrations"
 CHECKPOINT_FILE = "checkpoint.json"
 
 
@@ -194,6 +188,24 @@ def load_embed(
     return compile_embedder(module, backend=compute.backend, num_threads=num_threads), module.stride_px
 
 
+def load_profile(model: Model) -> NominalProfile | None:
+    """What held-out nominal strips show of distances to a model's bank; None where scores are not normalised.
+
+    Raises:
+        ConfigError: it was never measured, is missing, is damaged, or is of another bank.
+    """
+    info = model.bank
+    if info is None or info.scoring.normalization == "none":
+        return None
+    if info.profile is None:
+        raise ConfigError(
+            f"{model.uri}: scoring.normalization is {info.scoring.normalization!r} but {INFO_FILE} names no profile of "
+            "held-out strips: its build was interrupted, build the bank anew"
+        )
+    body = read_profile(Location(model.uri).read, info)
+    return NominalProfile.from_bytes(body, info.scoring.normalization, info.num_vectors)
+
+
 def load_scorer(
     model: Model,
     compute: ComputeConfig,
@@ -230,7 +242,7 @@ def load_scorer(
         search = LocalSearch([load_shard(location.read, info, num_threads=num_threads, use_gpu=use_gpu)])
     if observe is not unobserved:
         embed, search = timed_embed(embed, observe), TimedSearch(search, observe)
-    return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px)
+    return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px, load_profile(model))
 
 
 def _load_network(uri: str, info: "CheckpointInfo", num_threads: int, use_gpu: bool) -> Scorer:
@@ -242,56 +254,3 @@ def _load_network(uri: str, info: "CheckpointInfo", num_threads: int, use_gpu: b
     torch.set_num_threads(num_threads)
     network = load_network(Location(uri).read, info, uri)
     return reconstruction_scorer(network, info.input, "cuda" if use_gpu else "cpu")
-
-
-def _versions(location: Location) -> list[int]:
-    names = [stored.key for stored in (location / CALIBRATIONS).list()]
-    return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))
-
-
-def read_calibration(uri: str, version: int | None = None) -> tuple[Calibration, int]:
-    """A model's calibration (None: the newest) and its version.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    location = Location(uri)
-    versions = _versions(location)
-    if not versions or (version is not None and version not in versions):
-        raise ConfigError(f"{uri}: no calibration {version or ''} (there are {versions}): run jobs/calibrate.py")
-    version = versions[-1] if version is None else version
-    return Calibration.from_dict(json.loads(location.read(f"{CALIBRATIONS}/{version:06d}.json"))), version
-
-
-def read_calibration_rows(uri: str, version: int) -> pa.Table:
-    """The score rows that a calibration rests on; an empty table if they were not kept."""
-    try:
-        body = Location(uri).read(f"{CALIBRATIONS}/{version:06d}.parquet")
-    except ObjectMissing:
-        return SCORES.empty_table()
-    return pq.read_table(pa.BufferReader(body))
-
-
-def write_calibration(uri: str, calibration: Calibration, rows: pa.Table, source: str) -> int:
-    """Adds a calibration as the newest version; earlier ones stay. Raises `ObjectChanged` if two are added at once.
-
-    Args:
-        rows: score rows (schema `SCORES`) of the nominal strips that it rests on.
-        source: where these came from, in words.
-    """
-    location = Location(uri)
-    version = (_versions(location) or [0])[-1] + 1
-    groups = [calibration.group_of(key) for key in rows.column("image_key").to_pylist()]
-    rows = rows.set_column(rows.schema.get_field_index("group"), SCORES.field("group"), pa.array(groups, pa.string()))
-    body = pa.BufferOutputStream()
-    pq.write_table(rows, body)
-    record: dict[str, Any] = {
-        "version": version,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": source,
-        "num_strips": rows.num_rows,
-        **calibration.to_dict(),
-    }
-    location.write(f"{CALIBRATIONS}/{version:06d}.parquet", body.getvalue().to_pybytes())
-    location.write_if(f"{CALIBRATIONS}/{version:06d}.json", json.dumps(record, indent=2).encode(), None)
-    return version

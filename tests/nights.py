@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from steelray.batch_scoring import BatchScorer, RunStamp
 from steelray.calibration import Calibration, calibrate
+from steelray.calibration_store import read_calibration, write_calibration
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, DecodeConfig, ReportConfig
 from steelray.data.archive import list_archive
 from steelray.data.decode import Undecodable, decode
@@ -25,7 +26,7 @@ from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConf
 from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, run_id_of
 from steelray.schema import DECODED
 from steelray.scoring import Scorer
-from steelray.trained import load_scorer, open_model, read_calibration, write_calibration
+from steelray.trained import load_scorer, open_model
 
 SIZE_PX = (64, 256)
 CALIBRATION = CalibrationConfig(false_alarm_rate=0.05, reject_rate=0.02, group_pattern=r"^(line\d)/")

@@ -21,7 +21,7 @@ MAX_JOB_LINES = 100
 COLUMNS: tuple[frozenset[str], ...] = (
     frozenset({"config", "schema", "progress"}),
     frozenset({"patchcore_config"}),
-    frozenset({"job_config", "train_config", "job"}),
+    frozenset({"job_config", "train_config", "job", "nominal_profile"}),
     frozenset({"data", "models", "memory_bank", "metrics", "drift", "thesis_config", "image_score"}),
     frozenset(
         {
@@ -40,9 +40,9 @@ COLUMNS: tuple[frozenset[str], ...] = (
             "verdicts",
         }
     ),
-    frozenset({"fusion"}),
+    frozenset({"fusion", "calibration_store"}),
     frozenset({"ensemble"}),
-    frozenset({"trained", "batch_scoring", "train_run"}),
+    frozenset({"trained", "batch_scoring", "train_run", "nominal_meter"}),
     frozenset({"evaluation", "demo", "gallery", "increment", "retention", "recalibration", "review"}),
     frozenset({"ablation", "study"}),
     frozenset({"nightly", "thesis"}),

@@ -5,7 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, DatasetConfig, DecodeConfig
+from steelray.job_config import EvaluateConfig
 from steelray.patchcore_config import AugmentationConfig, CoresetConfig, EmbedderConfig, ScoringConfig, identity
+
+DATA = DatasetConfig("folder", "x")
+BY_ROW = ScoringConfig(normalization="row")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,7 @@ def test_defaults_are_valid_and_frozen(section: Callable[[], object]) -> None:
         (ScoringConfig, {"own_strip_fraction": 1.0}, "own_strip_fraction"),
         (ScoringConfig, {"own_strip_margin_cells": -1}, "own_strip_margin_cells"),
         (ScoringConfig, {"background_level": 256}, "background_level"),
+        (EvaluateConfig, {"data": DATA, "scoring": BY_ROW}, "'row' needs held-out nominal images"),
         (CalibrationConfig, {"held_out_fraction": 1.0}, "held_out_fraction"),
         (CalibrationConfig, {"false_alarm_rate": 0.0}, "false_alarm_rate"),
         (CalibrationConfig, {"reject_rate": 0.5}, "reject_rate"),

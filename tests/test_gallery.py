@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from steelray.calibration_store import read_calibration
 from steelray.config import ArchiveConfig, ComputeConfig, DecodeConfig
 from steelray.data.archive import list_archive
 from steelray.data.decode import decode
@@ -15,7 +16,7 @@ from steelray.gallery import GallerySource, make_gallery
 from steelray.memory_bank.bank import read_bank
 from steelray.report.pictures import patch_jpeg, worst_patch_center
 from steelray.schema import Verdict
-from steelray.trained import load_scorer, open_model, read_calibration
+from steelray.trained import load_scorer, open_model
 from tests.nights import Plant, fill_archive
 
 

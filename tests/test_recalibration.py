@@ -7,11 +7,11 @@ import pytest
 from scipy import stats
 
 from steelray.calibration import calibrate
+from steelray.calibration_store import read_calibration, read_calibration_rows
 from steelray.config import CalibrationConfig, ConfigError
 from steelray.job_config import CalibrateConfig
 from steelray.recalibration import recalibrate
 from steelray.runs import Run
-from steelray.trained import read_calibration, read_calibration_rows
 from tests.nights import Plant, fill_archive, strip
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from steelray import metrics
 from steelray.batch_scoring import BatchScorer, RunStamp
 from steelray.calibration import calibrate
+from steelray.calibration_store import write_calibration
 from steelray.config import CalibrationConfig, ComputeConfig, ConfigError
 from steelray.data.anomaly_synthesis import SampleMaker, samples_of_step
 from steelray.data.batch import collate
@@ -27,7 +28,7 @@ from steelray.thesis import judge, reproduce
 from steelray.thesis_config import CELLS, PatchCoreRecipe, ThesisConfig, TrainingRecipe
 from steelray.train_config import DraemConfig, InputConfig, TrainConfig
 from steelray.train_run import TrainRun
-from steelray.trained import load_scorer, open_model, write_calibration
+from steelray.trained import load_scorer, open_model
 from steelray.training import TrainingSession
 
 SIZE_PX = (64, 64)

@@ -32,11 +32,14 @@ from steelray.fusion import FusedScorer, NominalScale, fuse
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
 from steelray.models.portable_embedder import EmbedFunction
+from steelray.nominal_meter import measure_profile
 from steelray.patchcore_config import CoresetConfig, EmbedderConfig
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.trained import read_weights
 
 TIMED_STRIPS = 3
+BANK_SHARE = 0.75
+"""Of the nominal strips, where the others are those that `scoring.normalization` compares with."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,24 @@ class _Member:
         self._cached = CachedEmbedding(self._embed, member.embedder, self._digest, folder)
 
     def fit(self, samples: Sequence[Sample]) -> tuple[Scorer, Scorer]:
-        """A scorer that knows these samples as normal, and the same without the cache (to time it)."""
+        """A scorer that knows these samples as normal, and the same without the cache (to time it).
+
+        Where distances are normalised, the last quarter of the samples is not in the bank: they are what a patch is
+        compared with.
+
+        Raises:
+            ConfigError: too few samples for that.
+        """
+        normalization = self._member.scoring.normalization
+        held_out: Sequence[Sample] = ()
+        if normalization != "none":
+            if len(samples) < 2:
+                raise ConfigError(
+                    f"scoring.normalization {normalization!r}: a bank of {len(samples)} nominal strip leaves none to "
+                    "compare with: raise num_fit or folds"
+                )
+            count = min(len(samples) - 1, round(len(samples) * BANK_SHARE))
+            samples, held_out = samples[:count], samples[count:]
         images = [_pixels(sample) for sample in samples]
         if self._member.coreset == CoresetConfig(ratio=1.0):  # every patch: there is nothing to select
             embedder, augmentation = self._member.embedder, self._member.augmentation
@@ -212,7 +232,10 @@ class _Member:
             )
             vectors_ND, scoring = bank.vectors_ND, bank.info.scoring
         search = LocalSearch([IndexShard(vectors_ND, num_threads=self._num_threads)])
-        settings = (search, self._member.embedder, scoring, self._stride_px)
+        nominal = (_pixels(sample) for sample in held_out)
+        embedder = self._member.embedder
+        profile = measure_profile(self._cached, search, embedder, scoring, len(vectors_ND), nominal)
+        settings = (search, embedder, scoring, self._stride_px, profile)
         return PatchCoreScorer(self._cached, *settings), PatchCoreScorer(self._embed, *settings)
 
 

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from steelray.batch_scoring import RunStamp
 from steelray.calibration import Calibration
+from steelray.calibration_store import read_calibration
 from steelray.data.archive import list_archive
 from steelray.data.storage import Location, ObjectChanged
 from steelray.distributed.causes import cause_in_one_line
@@ -32,7 +33,7 @@ from steelray.models.portable_embedder import PortableEmbedder
 from steelray.nightly import Night, finish_night, publish_night
 from steelray.progress import tag_lines
 from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, read_published, run_id_of
-from steelray.trained import Model, check_agreement, open_model, read_calibration
+from steelray.trained import Model, check_agreement, open_model
 
 ROWS_PER_FILE = 4096
 """Rows of one parquet file of the score table, where the archive is large enough."""

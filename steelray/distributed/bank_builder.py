@@ -14,6 +14,7 @@ from steelray.data.archive import list_archive
 from steelray.data.storage import Location
 from steelray.distributed.cluster import connected, plan_compute
 from steelray.distributed.held_out import HeldOutStrips, calibrate_model, threshold_facts
+from steelray.distributed.nominal_distances import measure_bank
 from steelray.distributed.patch_selection import NominalImages, Selection, select_patches
 from steelray.distributed.placement import plan_on_cluster
 from steelray.ensemble import INFO_FILE as ENSEMBLE_FILE
@@ -82,6 +83,9 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
         )
         bank = _make_bank(config, embedder.weights_digest, selection)
         write_bank(location, bank, config.overwrite)
+        if config.scoring.normalization != "none":
+            report(f"measuring {len(held_out_rows)} held-out images for the normalisation of scores")
+            bank = measure_bank(bank, location, replace(images, manifest=manifest.take(held_out_rows)), resources)
         report(
             f"bank {bank.info.bank_id}: {bank.info.num_vectors} vectors; scoring {len(held_out_rows)} held-out images"
         )

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import ray
 
 from steelray.calibration import ALL_STRIPS, Calibration, split_held_out
+from steelray.calibration_store import read_calibration, read_calibration_rows
 from steelray.config import CalibrationConfig, ConfigError
 from steelray.data.archive import list_archive
 from steelray.data.storage import Location
@@ -25,7 +26,7 @@ from steelray.memory_bank.bank import read_bank
 from steelray.memory_bank.growth import centers_of, grown_bank, growth_limits, selection_space
 from steelray.models.patch_embedder import build_patch_embedder
 from steelray.provenance import run_record
-from steelray.trained import nominal_uris, portable_embedder, read_calibration, read_calibration_rows, read_weights
+from steelray.trained import load_profile, nominal_uris, open_model, portable_embedder, read_weights
 
 Report = Callable[[str], None]
 
@@ -34,7 +35,8 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
     """Adds to a bank what further nominal strips show that it does not cover yet; sets its thresholds anew.
 
     The strips that the old thresholds rest on count with their old scores. A larger bank could only bring these down,
-    so the false-alarm rate is kept, if anything, with some to spare.
+    so the false-alarm rate is kept, if anything, with some to spare. (Not where scores are normalised by
+    `neighborhood`: at a new vector the mean of all is expected, which may be less than at the old one beside it.)
 
     Returns:
         The summary: bank id, what was added, cover radius, thresholds, places.
@@ -47,6 +49,7 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
     source.check_access()
     target.check_access(create=not config.dry_run)
     bank = read_bank(source.read, config.bank_uri)
+    load_profile(open_model(config.bank_uri))  # a bank that lacks what it needs is said before the work
     check_free(target, config.overwrite)
     before, version = read_calibration(config.bank_uri)
     earlier = read_calibration_rows(config.bank_uri, version)

@@ -10,12 +10,13 @@ import ray
 
 from steelray.batch_scoring import RunStamp
 from steelray.calibration import ALL_STRIPS, Calibration, calibrate
+from steelray.calibration_store import write_calibration
 from steelray.config import CalibrationConfig, ComputeConfig, DecodeConfig
 from steelray.distributed.cluster import plan_compute
 from steelray.distributed.image_source import map_images
 from steelray.distributed.scoring_actors import ScoringActor, plan_model_bank, portable_model, running_bank
 from steelray.schema import Status
-from steelray.trained import open_model, write_calibration
+from steelray.trained import open_model
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from steelray.calibration_store import CALIBRATIONS, read_calibration, read_calibration_rows
 from steelray.config import ArchiveConfig, ConfigError
 from steelray.data.archive import list_archive
 from steelray.data.storage import Location
@@ -22,16 +23,7 @@ from steelray.job_config import FuseModelsConfig
 from steelray.memory_bank.bank import INFO_FILE as BANK_FILE
 from steelray.provenance import run_record
 from steelray.schema import Status
-from steelray.trained import (
-    CALIBRATIONS,
-    CHECKPOINT_FILE,
-    Model,
-    common_input_size,
-    nominal_uris,
-    open_model,
-    read_calibration,
-    read_calibration_rows,
-)
+from steelray.trained import CHECKPOINT_FILE, Model, common_input_size, nominal_uris, open_model
 
 MIN_STRIPS = 2
 """Fewer have no spread."""

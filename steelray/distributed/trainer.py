@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from steelray.batch_scoring import RunStamp
 from steelray.calibration import ALL_STRIPS, calibrate
+from steelray.calibration_store import write_calibration
 from steelray.config import ComputeConfig, ConfigError
 from steelray.data.anomaly_synthesis import SampleMaker
 from steelray.data.storage import Location
@@ -33,7 +34,7 @@ from steelray.provenance import run_record
 from steelray.schema import Status
 from steelray.train_config import TrainConfig
 from steelray.train_run import RECORD_FILE, TrainRun
-from steelray.trained import open_model, write_calibration
+from steelray.trained import open_model
 
 Report = Callable[[str], None]
 RAY_FOLDER = "ray"

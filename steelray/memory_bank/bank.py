@@ -4,15 +4,15 @@
     shard-00000.arrow   Arrow IPC: vector fixed_size_list<float32 or float16>[D], image_index, grid_row, grid_column
     images.arrow        Arrow IPC: image_key of every nominal image, by image_index
     index.faiss         where the index is not exact: it, trained and empty; every slice of the bank fills its own copy
+    profile.npz         where distances are normalised: what nominal strips show (steelray.nominal_profile)
 
-`bank_id` is a digest of vectors, embedder, scoring and index. Calibrations lie beside it and are versioned on their
-own.
+`bank_id` is a digest of vectors, embedder, scoring, index and profile. Calibrations lie beside it and are versioned on
+their own.
 """
 
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +22,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
+from steelray.memory_bank.bank_file import BankFile, Read, from_ipc, to_ipc
+from steelray.nominal_profile import PROFILE_FILE
 from steelray.patchcore_config import EmbedderConfig, IndexConfig, ScoringConfig, identity
 
 FORMAT_VERSION = 1
@@ -30,18 +32,6 @@ INFO_FILE = "bank.json"
 IMAGES_FILE = "images.arrow"
 INDEX_FILE = "index.faiss"
 ORIGIN = ("image_index", "grid_row", "grid_column")
-
-Read = Callable[[str], bytes]
-"""Fetches one of the bank's files by its name. Raises `LookupError` if there is none."""
-
-
-@dataclass(frozen=True)
-class BankFile:
-    """One file of the bank, with the digest that is checked before it is used."""
-
-    name: str
-    num_rows: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +56,7 @@ class BankInfo:
     shards: tuple[BankFile, ...] = ()
     images: BankFile | None = None
     trained: BankFile | None = None
+    profile: BankFile | None = None
     created_at: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -88,6 +79,7 @@ class MemoryBank:
         origins_N3: int32; image index, patch grid row and column of each vector.
         image_keys: of all nominal images, by image index.
         trained: bytes of the trained, empty FAISS index; none where search is exact.
+        profile: bytes of the `NominalProfile`; none where distances are not normalised, or before it is measured.
     """
 
     info: BankInfo
@@ -95,6 +87,7 @@ class MemoryBank:
     origins_N3: NDArray[np.int32] = field(repr=False)
     image_keys: tuple[str, ...] = field(repr=False)
     trained: bytes = field(default=b"", repr=False)
+    profile: bytes = field(default=b"", repr=False)
 
 
 def make_bank(
@@ -133,6 +126,7 @@ def identified(bank: MemoryBank) -> MemoryBank:
     digest = settings_digest(bank.info)
     digest.update(np.ascontiguousarray(bank.vectors_ND).data)
     digest.update(bank.trained)
+    digest.update(bank.profile)
     return replace(bank, info=replace(bank.info, bank_id=digest.hexdigest()[:16]))
 
 
@@ -158,17 +152,21 @@ def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:
                 "grid_column": pa.array(origins_N3[:, 2]),
             }
         )
-        name, body = f"shard-{number:05d}.arrow", _to_ipc(table)
-        shards.append(BankFile(name, len(vectors_ND), _sha256(body)))
+        name, body = f"shard-{number:05d}.arrow", to_ipc(table)
+        shards.append(BankFile.of(name, len(vectors_ND), body))
         yield name, body
-    body = _to_ipc(pa.table({"image_key": pa.array(bank.image_keys, pa.string())}))
-    images = BankFile(IMAGES_FILE, len(bank.image_keys), _sha256(body))
+    body = to_ipc(pa.table({"image_key": pa.array(bank.image_keys, pa.string())}))
+    images = BankFile.of(IMAGES_FILE, len(bank.image_keys), body)
     yield IMAGES_FILE, body
-    trained = None
+    trained = profile = None
     if bank.trained:
-        trained = BankFile(INDEX_FILE, 0, _sha256(bank.trained))
+        trained = BankFile.of(INDEX_FILE, 0, bank.trained)
         yield INDEX_FILE, bank.trained
-    yield INFO_FILE, replace(bank.info, shards=tuple(shards), images=images, trained=trained).to_json()
+    if bank.profile:
+        profile = BankFile.of(PROFILE_FILE, 0, bank.profile)
+        yield PROFILE_FILE, bank.profile
+    info = replace(bank.info, shards=tuple(shards), images=images, trained=trained, profile=profile)
+    yield INFO_FILE, info.to_json()
 
 
 def read_info(read: Read, where: str) -> BankInfo:
@@ -208,6 +206,7 @@ def read_info(read: Read, where: str) -> BankInfo:
                 "shards": tuple(BankFile(**shard) for shard in raw["shards"]),
                 "images": BankFile(**raw["images"]),
                 "trained": BankFile(**raw["trained"]) if raw["trained"] else None,
+                "profile": BankFile(**raw["profile"]) if raw.get("profile") else None,
             }
         )
     except (KeyError, TypeError, ConfigError) as error:
@@ -225,7 +224,12 @@ def read_vectors(read: Read, info: BankInfo, start: int = 0, stop: int | None = 
 
 def read_trained(read: Read, info: BankInfo) -> bytes:
     """The trained, empty index; none where search is exact. Raises `ConfigError` as `read_vectors`."""
-    return b"" if info.trained is None else _verified(read, info.trained)
+    return b"" if info.trained is None else info.trained.verified(read)
+
+
+def read_profile(read: Read, info: BankInfo) -> bytes:
+    """The profile of nominal distances; none where the bank has none. Raises `ConfigError` as `read_vectors`."""
+    return b"" if info.profile is None else info.profile.verified(read)
 
 
 def read_origins(read: Read, info: BankInfo) -> tuple[NDArray[np.int32], tuple[str, ...]]:
@@ -237,7 +241,8 @@ def read_bank(read: Read, where: str) -> MemoryBank:
     """The whole bank. Raises `ConfigError` as `read_info` and `read_vectors`."""
     info = read_info(read, where)
     vectors_ND, *origins = _read_columns(read, info, ["vector", *ORIGIN], 0, info.num_vectors)
-    return MemoryBank(info, vectors_ND, np.stack(origins, axis=1), _read_keys(read, info), read_trained(read, info))
+    origins_N3, extras = np.stack(origins, axis=1), (read_trained(read, info), read_profile(read, info))
+    return MemoryBank(info, vectors_ND, origins_N3, _read_keys(read, info), *extras)
 
 
 def _read_columns(read: Read, info: BankInfo, names: Sequence[str], start: int, stop: int) -> list[NDArray[Any]]:
@@ -246,7 +251,7 @@ def _read_columns(read: Read, info: BankInfo, names: Sequence[str], start: int, 
     for file in info.shards:
         low, high = max(start, first), min(stop, first + file.num_rows)
         if low < high:
-            table = _from_ipc(_verified(read, file)).slice(low - first, high - low)
+            table = from_ipc(file.verified(read)).slice(low - first, high - low)
             parts.append([_to_numpy(table.column(name).combine_chunks()) for name in names])
         first += file.num_rows
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -262,32 +267,7 @@ def _to_numpy(column: pa.Array) -> NDArray[Any]:
 
 def _read_keys(read: Read, info: BankInfo) -> tuple[str, ...]:
     assert info.images is not None
-    return tuple(_from_ipc(_verified(read, info.images)).column("image_key").to_pylist())
-
-
-def _verified(read: Read, file: BankFile) -> bytes:
-    try:
-        body = read(file.name)
-    except LookupError:
-        raise ConfigError(f"bank file {file.name} is missing: the bank is incomplete, rebuild it") from None
-    if _sha256(body) != file.sha256:
-        raise ConfigError(f"bank file {file.name}: digest differs from bank.json's; it is damaged, rebuild the bank")
-    return body
-
-
-def _to_ipc(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def _from_ipc(body: bytes) -> pa.Table:
-    return pa.ipc.open_file(pa.BufferReader(body)).read_all()
-
-
-def _sha256(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
+    return tuple(from_ipc(info.images.verified(read)).column("image_key").to_pylist())
 
 
 def _pair(value: list[int] | None) -> tuple[int, int] | None:

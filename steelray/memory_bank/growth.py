@@ -7,14 +7,17 @@ of the whole is the old one, and a bank rebuilt from everything at the same size
 Shapes: K vectors of the bank, B new ones, D dimensions, Q queries.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steelray.memory_bank.bank import BankInfo, MemoryBank, make_bank
+from steelray.memory_bank.bank import BankInfo, MemoryBank, identified, make_bank
 from steelray.memory_bank.coreset import Coreset
 from steelray.memory_bank.projection import project
 from steelray.memory_bank.quantised import index_bank
+from steelray.nominal_profile import NominalProfile
 from steelray.patchcore_config import GrowthConfig
 
 COVERED = 1e-12
@@ -69,7 +72,7 @@ def grown_bank(
         queries_QD: new patches to measure the recall on, where the index is not exact.
 
     Raises:
-        ConfigError: the index does not suit the grown bank.
+        ConfigError: the index does not suit the grown bank, or its profile of nominal distances is not its own.
     """
     info = bank.info
     shifted_B3 = origins_B3 + np.array([len(bank.image_keys), 0, 0], dtype=np.int32)
@@ -92,4 +95,7 @@ def grown_bank(
         input_size_px=info.input_size_px,
         coreset=statistics,
     )
+    if bank.profile:
+        profile = NominalProfile.from_bytes(bank.profile, info.scoring.normalization, info.num_vectors)
+        exact = identified(replace(exact, profile=profile.grown(exact.info.num_vectors).to_bytes()))
     return index_bank(exact, info.index, queries_QD)

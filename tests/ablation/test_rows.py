@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steelray.ablation.rows import evaluate_row, local_rows, predict_split, split_strips
+from steelray.ablation.rows import _Member, evaluate_row, local_rows, predict_split, split_strips
 from steelray.ablation.settings import AblationSetting
 from steelray.config import ConfigError, DatasetConfig
 from steelray.data.synthetic import encode, make_strip
@@ -88,6 +88,27 @@ def test_a_strip_is_scored_by_banks_that_have_not_seen_it(plain_strips: DatasetC
     _, predictions, threshold = predict_split(config, everything, 0, 1)
     assert threshold > 1.0  # a bank that holds all patches of a strip gives it 0
     assert len(predictions.scores_N) == 3 + NUM_ANOMALOUS
+
+
+@pytest.mark.parametrize("kind", ["row", "position", "neighborhood"])
+@pytest.mark.parametrize("ratio", [0.1, 1.0])
+def test_the_last_quarter_of_the_nominal_strips_is_what_patches_are_compared_with(
+    plain_strips: DatasetConfig, tmp_path: Path, kind: str, ratio: float
+) -> None:
+    one = replace(member(normalization=kind), coreset=CoresetConfig(ratio=ratio))
+    setting = AblationSetting(kind, members=(one,))
+    config = ablation(plain_strips, tmp_path, setting)
+    samples = split_strips(config, setting, 0).fit
+    pixels = [sample.load() for sample in samples]
+    scorer, uncached = _Member(config, one, 1).fit(samples)
+    _, scores = scorer.score(pixels)
+    np.testing.assert_array_equal(uncached.score(pixels)[1], scores)
+    if ratio == 1.0:  # what is in the bank is at distance 0 from it
+        assert scores[:4] == pytest.approx([0] * 4, abs=1e-2)
+    assert scores[4] > 0.5
+    with pytest.raises(ConfigError, match="a bank of 1 nominal strip leaves none to compare with"):
+        _Member(config, one, 1).fit(samples[:1])
+    assert evaluate_row(config, setting, 0, 1)["figures"]["pixel_auroc"] > 0.95
 
 
 @pytest.mark.parametrize("grey", [0, 255])

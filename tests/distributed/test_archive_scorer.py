@@ -3,6 +3,7 @@ import pyarrow.compute as pc
 import pytest
 import ray
 
+from steelray.calibration_store import read_calibration
 from steelray.config import ArchiveConfig, ComputeConfig, ConfigError, DecodeConfig
 from steelray.data.decode import decode
 from steelray.data.storage import Location
@@ -15,7 +16,7 @@ from steelray.memory_bank.shard import BankUnavailable, IndexShard, LocalSearch
 from steelray.quarantine import read_quarantine
 from steelray.runs import Run, read_published
 from steelray.schema import SCORES
-from steelray.trained import load_scorer, open_model, read_calibration
+from steelray.trained import load_scorer, open_model
 from tests.awkward import AWKWARD_KEYS, bad_images
 from tests.distributed.conftest import World, score_config, silent, strip_jpeg
 

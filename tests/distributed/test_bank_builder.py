@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from steelray.calibration import split_held_out
+from steelray.calibration_store import read_calibration, read_calibration_rows
 from steelray.config import ComputeConfig, ConfigError
 from steelray.data.archive import list_archive
 from steelray.data.decode import decode
@@ -17,7 +18,6 @@ from steelray.memory_bank.bank import read_bank
 from steelray.memory_bank.coreset import greedy_coreset, select
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
 from steelray.patchcore_config import AugmentationConfig
-from steelray.trained import read_calibration, read_calibration_rows
 from tests.distributed.conftest import EMBEDDER, World, build_config, silent
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from steelray.calibration_store import read_calibration, read_calibration_rows
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError
 from steelray.data.decode import decode
 from steelray.data.storage import Location
@@ -16,7 +17,7 @@ from steelray.memory_bank.bank import MemoryBank, read_bank
 from steelray.models.patch_embedder import EmbedFunction, build_patch_embedder, compile_embedder
 from steelray.patchcore_config import GrowthConfig
 from steelray.runs import Run
-from steelray.trained import nominal_uris, read_calibration, read_calibration_rows
+from steelray.trained import nominal_uris
 from tests.distributed.conftest import EMBEDDER, World, build_config, score_config, silent, strip_jpeg
 
 CALIBRATION = CalibrationConfig(held_out_fraction=0.4, false_alarm_rate=0.1, reject_rate=0.1)

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from steelray.calibration_store import read_calibration, read_calibration_rows
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError
 from steelray.data.decode import decode
 from steelray.data.storage import Location
@@ -17,7 +18,7 @@ from steelray.patchcore_config import EmbedderConfig
 from steelray.recalibration import recalibrate
 from steelray.runs import Run
 from steelray.schema import Status
-from steelray.trained import load_scorer, open_model, read_calibration, read_calibration_rows
+from steelray.trained import load_scorer, open_model
 from tests.distributed.conftest import World, build_config, score_config, silent
 
 CALIBRATION = CalibrationConfig(false_alarm_rate=0.1, reject_rate=0.1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from steelray.calibration_store import read_calibration
 from steelray.config import ArchiveConfig, CalibrationConfig, ConfigError
 from steelray.data.anomaly_synthesis import SampleMaker, samples_of_step
 from steelray.data.batch import collate
@@ -31,7 +32,7 @@ from steelray.train_config import (
     TrainDataConfig,
 )
 from steelray.train_run import TrainRun
-from steelray.trained import open_model, read_calibration
+from steelray.trained import open_model
 from steelray.training import TrainingSession
 from tests.distributed.conftest import silent, strip_jpeg
 

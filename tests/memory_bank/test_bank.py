@@ -140,6 +140,30 @@ def test_tiles_are_stored_with_the_bank_and_part_of_its_identity() -> None:
     assert_same(read_bank(dict(bank_files(tiled)).__getitem__, "memory"), tiled)
 
 
+def test_a_bank_from_before_scores_could_be_normalised_loads_under_its_ids() -> None:
+    bank = make_bank(
+        np.eye(4, dtype=np.float32),
+        np.zeros((4, 3), np.int32),
+        ("a",),
+        embedder=EmbedderConfig(),
+        weights_digest="w",
+        scoring=ScoringConfig(),
+        input_size_px=None,
+        coreset={},
+    )
+    assert (bank.info.bank_id, bank.info.model_id) == ("f55ae246b783db6a", "6a1fc75d9da7da1b")  # as they were then
+    files = dict(bank_files(bank))
+    raw = json.loads(files[INFO_FILE])
+    del raw["scoring"]["normalization"], raw["profile"]
+    files[INFO_FILE] = json.dumps(raw).encode()
+    loaded = read_bank(files.__getitem__, "memory")
+    assert_same(loaded, bank)
+    assert (loaded.info.scoring.normalization, loaded.profile) == ("none", b"")
+    assert loaded.info.model_id == bank.info.model_id
+    by_row = replace(bank.info, scoring=ScoringConfig(normalization="row"))
+    assert by_row.model_id != bank.info.model_id
+
+
 def test_more_neighbours_than_vectors_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_neighbors is 3 but the bank has 2 vectors"):
         some_bank(2)

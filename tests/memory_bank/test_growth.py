@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from steelray.config import ConfigError
 from steelray.fitting import fit_memory_bank, grow_memory_bank
-from steelray.memory_bank.bank import MemoryBank, bank_files, read_bank
+from steelray.memory_bank.bank import MemoryBank, bank_files, identified, read_bank
 from steelray.memory_bank.coreset import CoresetShard, select
+from steelray.nominal_profile import NominalProfile
 from steelray.patchcore_config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 
 DIM = 8
@@ -101,6 +102,22 @@ def test_it_keeps_what_it_had_and_says_where_the_rest_came_from() -> None:
     assert again.image_keys[-1] == "new/0"
     files = dict(bank_files(again))
     assert read_bank(files.__getitem__, "").image_keys == again.image_keys
+
+
+def test_a_profile_of_nominal_distances_grows_with_the_bank() -> None:
+    bank = build(images(3, "steel"), scoring=ScoringConfig(normalization="neighborhood"))
+    expected = np.linspace(1, 2, bank.info.num_vectors, dtype=np.float32)
+    profile = NominalProfile("neighborhood", expected, 1.5)
+    measured = identified(replace(bank, profile=profile.to_bytes()))
+    grown = grow(measured, images(2, "far away", first=50))
+    assert grown.info.num_vectors > len(expected)
+    found = NominalProfile.from_bytes(grown.profile, "neighborhood", grown.info.num_vectors)
+    np.testing.assert_array_equal(found.expected[: len(expected)], expected)
+    assert set(found.expected[len(expected) :].tolist()) == {1.5}
+    files = dict(bank_files(grown))
+    assert read_bank(files.__getitem__, "").profile == grown.profile
+    with pytest.raises(ConfigError, match="it is of another bank"):
+        grow(replace(grown, profile=profile.to_bytes()), images(1, "steel", first=70))
 
 
 def test_the_picks_are_those_of_the_textbook_that_goes_on() -> None:
