@@ -137,7 +137,10 @@ def common_strips(tables: Sequence[pa.Table]) -> list[pa.Table]:
     names = [pc.binary_join_element_wise(table["image_key"], table["etag"], "\0").to_pylist() for table in tables]
     places = [{name: row for row, name in enumerate(of_table)} for of_table in names]
     shared = sorted(set.intersection(*(set(of_table) for of_table in names)))
-    return [table.take([rows[name] for name in shared]) for table, rows in zip(tables, places, strict=True)]
+    return [
+        table.take(pa.array([rows[name] for name in shared], pa.int64()))  # typed: there may be none
+        for table, rows in zip(tables, places, strict=True)
+    ]
 
 
 def scale_of(rows: pa.Table) -> NominalScale:

@@ -121,6 +121,7 @@ def test_strips_are_the_same_by_key_and_etag() -> None:
         pa.table({"image_key": ["a", "b", "c", "d"], "etag": ["1", "1", "2", "1"], "score": [10, 20, 30, 40]}),
     ]
     assert [table.column("score").to_pylist() for table in common_strips(tables)] == [[1, 2], [10, 20]]
+    assert [table.num_rows for table in common_strips([tables[0], tables[1].slice(2)])] == [0, 0]
 
 
 def test_a_scale_rests_on_the_columns_of_the_score_table() -> None:
