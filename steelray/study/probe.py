@@ -24,6 +24,7 @@ from steelray.train_config import InputConfig, SynthesisConfig, TrainConfig
 NUM_TILES = 64
 PROBE_SEED = 20_211
 FLOOR_SIGMA_PX = 2.0
+SMOOTHED_PX = (0.0, 1.0, 2.0, 4.0)
 MAX_BLACK_FRACTION = 0.9
 BATCH = 8
 Pixels = NDArray[np.uint8]
@@ -135,6 +136,23 @@ def measure(model: Draem, probe: Probe, device: torch.device | None = None) -> t
         "pixel_ap": average_precision(probe.masks_NHW, probabilities_NHW),
     }
     return figures, tile_losses_N.numpy()
+
+
+def untrained_aps(probe: Probe) -> dict[str, float]:
+    """The pixel AP on the probe that takes no training: what C2 asks for, in proportion.
+
+    Returns:
+        `smoothed_S`: of the difference to the clean tile smoothed by S pixels, a reconstruction that is right but for
+        its grain; `chroma`: of colour alone, which the paper's sources have and steel has not.
+    """
+    found = {}
+    for sigma_px in SMOOTHED_PX:
+        smooth_NCHW = blur(probe.clean_NCHW, sigma_px) if sigma_px else probe.clean_NCHW
+        difference_NHW = (probe.images_NCHW - smooth_NCHW).abs().mean(dim=1)
+        found[f"smoothed_{sigma_px:g}"] = average_precision(probe.masks_NHW, difference_NHW)
+    chroma_N1HW = (probe.images_NCHW.amax(dim=1) - probe.images_NCHW.amin(dim=1))[:, None]
+    found["chroma"] = average_precision(probe.masks_NHW, blur(chroma_N1HW, 1.0)[:, 0])
+    return found
 
 
 def desaturated_ap(model: Draem, probe: Probe, device: torch.device | None = None) -> float:

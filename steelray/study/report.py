@@ -27,6 +27,7 @@ from steelray.study.verdicts import (
 )
 
 Row = dict[str, Any]
+UNTRAINED = ("smoothed_1", "smoothed_2", "smoothed_4", "chroma")
 RULES = (
     "Each prediction is tested on its own, seed by seed against its reference, with Student's 95 % interval. "
     "Supported: the interval lies wholly in the predicted direction and the mean effect is at least the least one "
@@ -69,6 +70,7 @@ def write_report(results_dir: str, output_dir: str) -> dict[str, Any]:
         **_facts(study, rows), "rows": rows, "failed": [row for row in rows if row["status"] != "ok"],
         "verdicts": verdicts, "outcomes": outcomes, "figures": FIGURES, "rules": RULES,
         "convergence": convergence_lines(rows), "fix_lines": fix_lines(rows), "pictures": pictures,
+        "untrained": untrained_lines(rows),
         "detection": detection_lines(rows, comparison), "detection_note": comparison.get("note", ""),
     }  # fmt: skip
     output = Location(output_dir)
@@ -109,6 +111,18 @@ def convergence_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
         enough = criteria.share_of_seeds([row["criteria"]["converged"] for row in own])
         claim = "converges" if enough["claimed"] else "screened" if enough["screened"] else "no"
         lines.append({"arm": arm, "condition": own[0]["condition"], "seeds": len(own), **met, "claim": claim})
+    return lines
+
+
+def untrained_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Per condition, the pixel AP that takes no training, beside the baseline's; conditions whose rows have it."""
+    lines = []
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        own = [row for row in rows if row["condition"] == condition and "chroma" in row["probe"]]
+        trained = [row["figures"]["pixel_ap"] for row in own if row["status"] == "ok" and not row["settings"]]
+        if own and trained:
+            known = {name: _figure(own[0]["probe"][name]) for name in UNTRAINED}
+            lines.append({"condition": condition, "trained": _figure(statistics.fmean(trained)), **known})
     return lines
 
 

@@ -20,7 +20,16 @@ from steelray.models.draem import Draem
 from steelray.study import criteria
 from steelray.study.config import StudyConfig
 from steelray.study.plan import Trial
-from steelray.study.probe import NUM_TILES, Probe, ambiguous_share, desaturated_ap, make_probe, measure, turned_loss
+from steelray.study.probe import (
+    NUM_TILES,
+    Probe,
+    ambiguous_share,
+    desaturated_ap,
+    make_probe,
+    measure,
+    turned_loss,
+    untrained_aps,
+)
 from steelray.train_config import TrainConfig
 from steelray.training import NonFiniteLoss, TrainingSession
 
@@ -112,7 +121,7 @@ def run_trial(
         }
         if trial.detect and on_end is not None:
             row["detection"] = on_end(session)
-    row["probe"] = {"floor_loss": probe.floor_loss, "constant_focal": probe.constant_focal}
+    row["probe"] = {"floor_loss": probe.floor_loss, "constant_focal": probe.constant_focal, **untrained_aps(probe)}
     row["criteria"] = judge(row, log.probes, log.column("total"), log.column("grad_norm"), study.steps_per_epoch)
     row["curves"] = {
         "train": _block_means(log.steps, study.steps_per_epoch), "probe": log.probes, "gradients": log.gradients,

@@ -24,7 +24,6 @@ from steelray.ablation.rows import local_rows, predict_split
 from steelray.ablation.settings import AblationConfig, AblationSetting
 from steelray.config import ConfigError, DatasetConfig
 from steelray.job import parse
-from steelray.patchcore_config import AugmentationConfig
 from tests.ablation.conftest import ablation, member
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -143,13 +142,3 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(ablation(plain_strips, tmp_path, *SETTINGS), **changes)
-
-
-def test_rows_that_the_project_keeps_are_still_those_of_their_settings() -> None:
-    repository = Path(__file__).parent.parent.parent
-    config = parse(AblationConfig, "", ["--config", str(repository / "jobs" / "configs" / "ablate_severstal.yaml")])
-    done = read_rows(repository / config.output_dir)
-    ids = {row_id(config, (setting, seed)) for setting in config.settings for seed in config.seeds}
-    assert ids <= set(done)
-    augmented = replace(SETTINGS[0], members=(replace(member(), augmentation=AugmentationConfig("vertical")),))
-    assert row_id(config, (augmented, 0)) != row_id(config, (SETTINGS[0], 0))

@@ -33,6 +33,8 @@ def test_a_page_with_every_hypothesis_and_figure(tmp_path: Path) -> None:
     for number in range(1, 10):
         assert f"| H{number} |" in markdown
         assert f"<th>H{number}</th>" in html
+    assert "## What takes no training" in markdown
+    assert "<h2>What takes no training</h2>" in html
     assert "&lt;b&gt;broken" in html
     assert "<b>broken" not in html
     assert "1 of them not finite" in html

@@ -16,7 +16,7 @@ from steelray.models.draem import Draem
 from steelray.study.config import Arm
 from steelray.study.data import StudyImages, generated_strip
 from steelray.study.plan import Trial, plan_trials, study_digest
-from steelray.study.probe import average_precision, make_probe, measure
+from steelray.study.probe import average_precision, make_probe, measure, untrained_aps
 from steelray.study.results import TRIALS_FILE, StudyResults, read_trials
 from steelray.study.runner import run_plan
 from steelray.study.trial import rank_correlation, run_trial
@@ -34,6 +34,14 @@ def test_the_probe_is_the_same_for_every_seed_and_setting(tmp_path: Path) -> Non
     changed_NHW = (first.images_NCHW != first.clean_NCHW).any(dim=1)
     assert not (changed_NHW & ~first.masks_NHW).any()
     assert 0 < first.masks_NHW.float().mean() < 0.3
+
+
+def test_what_takes_no_training_falls_with_the_smoothing(tmp_path: Path) -> None:
+    probe = make_probe(StudyImages(small_study(tmp_path)).condition("steel").held_out, TRAIN, None)
+    found = untrained_aps(probe)
+    assert found["smoothed_0"] > 0.99
+    assert found["smoothed_0"] > found["smoothed_1"] > found["smoothed_4"] > float(probe.masks_NHW.float().mean())
+    assert 0 < found["chroma"] < 1
 
 
 def test_a_perfect_network_scores_perfectly_on_the_probe(tmp_path: Path) -> None:
