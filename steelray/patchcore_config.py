@@ -210,10 +210,8 @@ class ScoringConfig:
     def for_bank(self, num_vectors: int, cover_radius: float) -> "ScoringConfig":
         """The same with what is left to the bank filled in. Raises `ConfigError` if it asks for more than it has."""
         if self.num_searched > num_vectors:
-            name = "num_neighbors" if self.num_neighbors == self.num_searched else "reweight_neighbors"
             raise ConfigError(
-                f"scoring.{name} is {self.num_searched} but the bank has {num_vectors} vectors: "
-                "lower it, or raise coreset.ratio"
+                f"{self.says_num_searched} but the bank has {num_vectors} vectors: lower it, or raise coreset.ratio"
             )
         if self.image_score != "area" or self.area_distance is not None:
             return self
@@ -228,6 +226,12 @@ class ScoringConfig:
     def num_searched(self) -> int:
         """Nearest vectors that a search has to give."""
         return max(self.num_neighbors, self.reweight_neighbors if self.image_score == "reweighted" else 1)
+
+    @property
+    def says_num_searched(self) -> str:
+        """Which setting that comes from, for messages."""
+        name = "num_neighbors" if self.num_neighbors == self.num_searched else "reweight_neighbors"
+        return f"scoring.{name} is {self.num_searched}"
 
 
 LATER_OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {

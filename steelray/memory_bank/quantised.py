@@ -61,7 +61,7 @@ def index_bank(bank: MemoryBank, config: IndexConfig, queries_QD: NDArray[np.flo
     if (fewest := shard.fewest_seen()) < info.scoring.num_searched:
         raise ConfigError(
             f"index.num_probes {config.num_probes}: its cells can hold as few as {fewest} vectors, "
-            f"scoring asks for {info.scoring.num_searched} neighbours: raise num_probes, or use fewer cells"
+            f"{info.scoring.says_num_searched}: raise num_probes, or use fewer cells"
         )
     recall = measure_recall(shard, bank.vectors_ND.astype(np.float32), queries_QD)
     settled = replace(info, index=config, bytes_per_vector=bytes_per_vector, recall=recall)

@@ -33,9 +33,10 @@ def add_user(store: ObjectStore, actions: str) -> dict[str, str]:
     return {"AWS_ACCESS_KEY_ID": key_id, "AWS_SECRET_ACCESS_KEY": secret}
 
 
-def test_rights_to_read_the_archive_suffice(plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rights_to_read_the_archive_suffice(plant: Plant, tmp_path: Path) -> None:
     fill_archive(plant, 12)
-    with running_object_store(tmp_path / "store") as store:
+    # undone in this order: the variables of the session's store come back last
+    with running_object_store(tmp_path / "store") as store, pytest.MonkeyPatch.context() as monkeypatch:
         # not boto3.client: its session remembers the credentials of an earlier store
         boto3.session.Session().client("s3").create_bucket(Bucket="results")
         upload(plant, "s3://archive", "bank", "archive")
