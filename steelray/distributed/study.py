@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Repeater
@@ -26,6 +27,10 @@ from steelray.study.plan import Trial
 from steelray.study.results import StudyResults, read_trials, write_table
 from steelray.study.runner import describe, execute, provenance
 from steelray.study.space import Axis, check_points
+
+# Tune would hand the driver's AWS keys to its trials in their runtime environment, which Ray logs as it stands; nodes
+# have credentials of their own
+class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
 
 SCORE = "score"
 SEARCH_ARM = "search"
