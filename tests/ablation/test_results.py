@@ -92,7 +92,7 @@ def test_rows_that_are_in_the_repository_are_still_those_of_their_settings() -> 
     stored = read_rows(REPOSITORY / "results" / "ablation")
     config = parse(AblationConfig, "", ["--config", str(REPOSITORY / "jobs" / "configs" / "ablate_severstal.yaml")])
     assert stored
-    assert set(stored) <= {row_id(config, (setting, seed)) for setting in config.settings for seed in config.seeds}
+    assert set(stored) == {row_id(config, (setting, seed)) for setting in config.settings for seed in config.seeds}
 
 
 def test_the_tables_and_the_pictures_of_a_run(plain_strips: DatasetConfig, tmp_path: Path) -> None:
