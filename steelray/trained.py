@@ -169,7 +169,7 @@ def portable_embedder(
     from steelray.models.patch_embedder import build_patch_embedder, export_openvino, uses_openvino
 
     module = build_patch_embedder(embedder, weights_digest, read_weights=read_weights)
-    return export_openvino(module) if uses_openvino(compute.backend, use_gpu) else None
+    return export_openvino(module) if uses_openvino(embedder.backbone, compute.backend, use_gpu) else None
 
 
 def load_embed(

@@ -109,7 +109,13 @@ def build_patch_embedder(
         near = ", ".join(timm.list_models(f"*{config.backbone.split('_')[0]}*")[:3])
         raise ConfigError(f"backbone {config.backbone!r} is not known to timm" + (f"; close: {near}" if near else ""))
     try:
-        features = timm.create_model(config.backbone, pretrained=False, features_only=True, out_indices=config.levels)
+        features = timm.create_model(
+            config.backbone,
+            pretrained=False,
+            features_only=True,
+            out_indices=config.levels,
+            **_any_size(config.backbone),
+        )
     except (RuntimeError, AssertionError, IndexError, AttributeError) as error:
         raise ConfigError(f"backbone {config.backbone} has no feature levels {list(config.levels)} ({error})") from None
     check_tiles(config, max(features.feature_info.reduction()))
@@ -120,6 +126,9 @@ def build_patch_embedder(
         mean = std = (0.5, 0.5, 0.5)
         reference = timm.create_model(config.backbone, pretrained=False).state_dict()
         state = _map_by_position(state, reference, config)
+    wrapped = "model."  # as timm's feature extractor for transformers names the network in it
+    if all(name.startswith(wrapped) for name in features.state_dict()):
+        state = {f"{wrapped}{name}": value for name, value in state.items()}
     needed = {n: v.shape for n, v in features.state_dict().items() if not n.endswith("num_batches_tracked")}
     wrong = [name for name, shape in needed.items() if name not in state or state[name].shape != shape]
     if wrong:
@@ -135,6 +144,17 @@ def build_patch_embedder(
             f"(digest {embedder.weights_digest[:12]}, the bank says {expected_digest[:12]}): use the same weights"
         )
     return embedder
+
+
+def _any_size(backbone: str) -> dict[str, bool]:
+    """Options that let a vision transformer take images of any size, filled up to whole patches."""
+    return {"dynamic_img_size": True, "dynamic_img_pad": True} if _is_transformer(backbone) else {}
+
+
+def _is_transformer(backbone: str) -> bool:
+    import timm
+
+    return bool(timm.models.is_model_in_modules(backbone, ["vision_transformer"]))
 
 
 def _load_state(config: EmbedderConfig, read_weights: Callable[[str], bytes]) -> dict[str, torch.Tensor]:
@@ -216,19 +236,29 @@ def compile_embedder(embedder: PatchEmbedder, *, backend: Backend = "auto", num_
         ConfigError: OpenVINO is asked for and not installed.
     """
     on_gpu = torch.cuda.is_available()
-    if uses_openvino(backend, on_gpu):
+    if uses_openvino(embedder.config.backbone, backend, on_gpu):
         embed = export_openvino(embedder).compile(num_threads)
     else:
         embed = _torch_function(embedder, torch.device("cuda" if on_gpu else "cpu"), num_threads, backend == "compile")
     return tiled_embedding(embed, embedder.config, embedder.stride_px)
 
 
-def uses_openvino(backend: Backend, on_gpu: bool) -> bool:
-    """Whether that backend means OpenVINO on such a device. Raises `ConfigError` if it is asked for and not there."""
+def uses_openvino(backbone: str, backend: Backend, on_gpu: bool) -> bool:
+    """Whether that backend means OpenVINO for a backbone on such a device.
+
+    Raises:
+        ConfigError: it is asked for and not there, or cannot run the backbone.
+    """
     installed = importlib.util.find_spec("openvino") is not None
     if backend == "openvino" and not installed:
         raise ConfigError("backend openvino is not installed: pip install openvino, or set compute.backend eager")
-    return backend == "openvino" or (backend == "auto" and installed and not on_gpu)
+    # a trace of a transformer holds the position embeddings of one image size
+    traceable = not _is_transformer(backbone)
+    if backend == "openvino" and not traceable:
+        raise ConfigError(
+            f"backend openvino cannot run {backbone} at any image size: set compute.backend auto or eager"
+        )
+    return traceable and (backend == "openvino" or (backend == "auto" and installed and not on_gpu))
 
 
 def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: int, compiled: bool) -> EmbedFunction:

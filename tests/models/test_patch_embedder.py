@@ -304,3 +304,19 @@ def test_the_place_across_the_strip_is_one_more_dimension(backend: str, size_px:
         [with_hwD] = compile_embedder(embedder, backend=backend)(picture)  # type: ignore[arg-type]
         np.testing.assert_allclose(with_hwD[..., :-1], without_hwD, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(with_hwD[..., -1], np.tile(3 * expected_h[:, None], without_hwD.shape[1]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
+def test_a_vision_transformer_by_local_weights_takes_images_of_any_size(name: str, tmp_path: Path) -> None:
+    weights = tmp_path / "vit.safetensors"
+    safetensors.torch.save_file(timm.create_model(name, pretrained=False).state_dict(), weights)
+    config = EmbedderConfig(backbone=name, weights=str(weights), levels=(8, 11), neighborhood=1)
+    embedder = build_patch_embedder(config)
+    embed = compile_embedder(embedder)
+    for height, width in ((224, 448), (256, 320)):
+        rows, columns = -(-height // embedder.stride_px), -(-width // embedder.stride_px)
+        embeddings_BhwD = embed(strip(height, width)[None])
+        assert embeddings_BhwD.shape == (1, rows, columns, embedder.dim)
+        assert embeddings_BhwD.std() > 0.1
+    with pytest.raises(ConfigError, match="openvino cannot run vit"):
+        compile_embedder(embedder, backend="openvino")
