@@ -219,8 +219,9 @@ def _patchcore(config: ThesisConfig, dataset: Dataset, num_threads: int) -> tupl
     seconds = time.perf_counter() - start_s
     search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
     nominal = (sample.load() for sample in held_out)
-    profile = measure_profile(embed, search, recipe.embedder, recipe.scoring, bank.info.num_vectors, nominal)
-    scorer = PatchCoreScorer(embed, search, recipe.embedder, recipe.scoring, embedder.stride_px, profile)
+    info = bank.info  # its scoring has what is left to the bank filled in
+    profile = measure_profile(embed, search, info.embedder, info.scoring, info.num_vectors, nominal)
+    scorer = PatchCoreScorer(embed, search, info.embedder, info.scoring, embedder.stride_px, profile)
     threshold = conformal_threshold(predict(scorer, held_out).scores_N, config.calibration.false_alarm_rate).value
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (

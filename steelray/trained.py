@@ -1,9 +1,8 @@
-"""A model's folder, whatever the method: who it is, what it takes, how it is calibrated, and the way to its `Scorer`.
+"""A model's folder, whatever the method: who it is, what it takes, and the way to its `Scorer`.
 
 bank.json, checkpoint.json …         the model (steelray.memory_bank.bank, steelray.checkpoint)
 ensemble.json                        or several models elsewhere that count as one (steelray.ensemble)
-calibrations/000001.json             thresholds; the highest number counts
-calibrations/000001.parquet          the score rows they rest on, schema `SCORES`
+calibrations/                        its thresholds (steelray.calibration_store)
 """
 
 import json
