@@ -54,11 +54,28 @@ def calibrate_model(
         ConfigError: no strip has a score.
     """
     rows = _score(model_uri, strips, resources)
-    rows = rows.filter(pc.equal(rows.column("status"), Status.OK))
     source = f"held out of {strips.uri}"
     if earlier is not None and earlier.num_rows:
         rows = pa.concat_tables([earlier, rows])
         source += f", and {earlier.num_rows} strips of the bank that it grew from"
+    return set_thresholds(model_uri, rows, config, source, report)
+
+
+def set_thresholds(
+    model_uri: str, rows: pa.Table, config: CalibrationConfig, source: str, report: Callable[[str], None]
+) -> tuple[Calibration, int]:
+    """Thresholds on score rows (schema `SCORES`) of nominal strips, those without a score left out; stored with them.
+
+    Args:
+        source: where the strips came from, in words.
+
+    Returns:
+        The calibration and its version.
+
+    Raises:
+        ConfigError: no strip has a score.
+    """
+    rows = rows.filter(pc.equal(rows.column("status"), Status.OK))
     calibration = calibrate(
         rows.column("image_key").to_pylist(),
         rows.column("anomaly_score").to_numpy(),

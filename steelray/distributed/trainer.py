@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
@@ -18,20 +17,18 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from steelray.batch_scoring import RunStamp
-from steelray.calibration import ALL_STRIPS, calibrate
-from steelray.calibration_store import write_calibration
 from steelray.config import ComputeConfig, ConfigError
 from steelray.data.anomaly_synthesis import SampleMaker
 from steelray.data.storage import Location
 from steelray.distributed.causes import cause_in_one_line
 from steelray.distributed.cluster import connected, plan_compute
+from steelray.distributed.held_out import set_thresholds, threshold_facts
 from steelray.distributed.placement import Node, alive_nodes
 from steelray.distributed.scoring_actors import ScoringActor
 from steelray.distributed.train_worker import WorkerSettings, train
 from steelray.distributed.training_images import NominalImages, StoredImages, list_nominal, store_images
 from steelray.job import num_cores
 from steelray.provenance import run_record
-from steelray.schema import Status
 from steelray.train_config import TrainConfig
 from steelray.train_run import RECORD_FILE, TrainRun
 from steelray.trained import open_model
@@ -175,30 +172,9 @@ def _calibrate(
 ) -> dict[str, Any]:
     """Scores the held-out images, sets the thresholds on them and stores both."""
     report(f"scoring {images.held_out.num_rows} held-out images")
-    rows = score_held_out(config, str(folder.location), images, resources)
-    usable = rows.filter(pc.equal(rows.column("status"), Status.OK))
-    calibration = calibrate(
-        usable.column("image_key").to_pylist(),
-        usable.column("anomaly_score").to_numpy(),
-        usable.column("map_peak").to_numpy(),
-        usable.column("map_mean").to_numpy(),
-        config.calibration,
-    )
-    version = write_calibration(str(folder.location), calibration, usable, f"held out of {images.source}")
-    thresholds = calibration.groups[ALL_STRIPS]
-    if thresholds.review.rate > config.calibration.false_alarm_rate:
-        report(
-            f"warning: {thresholds.num_strips} held-out images support a false-alarm rate of "
-            f"{thresholds.review.rate:.3f} at best, {config.calibration.false_alarm_rate} was asked for: "
-            "add nominal images"
-        )
-    return {
-        "calibration_version": version,
-        "threshold": thresholds.review.value,
-        "reject_threshold": thresholds.reject.value,
-        "false_alarm_rate": thresholds.review.rate,
-        "held_out": thresholds.num_strips,
-    }
+    uri = str(folder.location)
+    rows = score_held_out(config, uri, images, resources)
+    return threshold_facts(*set_thresholds(uri, rows, config.calibration, f"held out of {images.source}", report))
 
 
 def score_held_out(config: TrainConfig, model_uri: str, images: NominalImages, resources: dict[str, float]) -> pa.Table:
