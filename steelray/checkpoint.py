@@ -9,7 +9,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from steelray.config import ConfigError
+from steelray.description import Read, read_description
 from steelray.models.build import Network, build_model
 from steelray.train_config import ConvAutoencoderConfig, DraemConfig, InputConfig, ModelKind, NetworkConfig, kind_of
 
@@ -28,8 +29,6 @@ WEIGHTS_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"
 
 Tensors = dict[str, torch.Tensor]
-Read = Callable[[str], bytes]
-"""Fetches one of the checkpoint's files by its name. Raises `LookupError` if there is none."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +97,7 @@ def read_info(read: Read, where: str) -> CheckpointInfo:
     Raises:
         ConfigError: no checkpoint, or one of another format version.
     """
-    try:
-        body = read(INFO_FILE)
-    except LookupError:
-        raise ConfigError(f"{where}: no checkpoint there ({INFO_FILE} is missing): check the URI") from None
-    try:
-        raw = json.loads(body)
-        version = raw["format_version"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{where}/{INFO_FILE}: not a checkpoint's description; train again") from None
-    if version != FORMAT_VERSION:
-        raise ConfigError(
-            f"{where}: checkpoint format {version}, this version of steelray reads {FORMAT_VERSION}: train again"
-        )
+    raw = read_description(read, INFO_FILE, where, "checkpoint", FORMAT_VERSION, "train again")
     try:
         stored_id = raw.pop("model_id")
         network = {"draem": DraemConfig, "conv_ae": ConvAutoencoderConfig}[raw["kind"]](**raw["network"])

@@ -8,7 +8,7 @@ Calibrations lie beside it, as beside a memory bank.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from steelray.config import ConfigError
+from steelray.description import Read, read_description
 from steelray.fusion import NominalScale
 
 FORMAT_VERSION = 1
 INFO_FILE = "ensemble.json"
 
-Read = Callable[[str], bytes]
-"""Fetches one of the ensemble's files by its name. Raises `LookupError` if there is none."""
+REMEDY = "rebuild it with jobs/fuse_models.py"
 
 
 @dataclass(frozen=True)
@@ -83,30 +83,13 @@ def read_info(read: Read, where: str) -> EnsembleInfo:
     Raises:
         ConfigError: no ensemble, one of another format version, or a damaged one.
     """
-    try:
-        body = read(INFO_FILE)
-    except LookupError:
-        raise ConfigError(f"{where}: no ensemble there ({INFO_FILE} is missing): check the URI") from None
-    try:
-        raw = json.loads(body)
-        version = raw["format_version"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"{where}/{INFO_FILE}: not an ensemble's description; rebuild it with jobs/fuse_models.py"
-        ) from None
-    if version != FORMAT_VERSION:
-        raise ConfigError(
-            f"{where}: ensemble format {version}, this version of steelray reads {FORMAT_VERSION}: "
-            "rebuild it with jobs/fuse_models.py"
-        )
+    raw = read_description(read, INFO_FILE, where, "ensemble", FORMAT_VERSION, REMEDY)
     try:
         stored_id = raw.pop("model_id")
         members = [EnsembleMember(**{**member, "scale": NominalScale(**member["scale"])}) for member in raw["members"]]
         info = EnsembleInfo(**{**raw, "members": tuple(members)})
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{where}/{INFO_FILE}: incomplete or damaged ({error}); rebuild it with jobs/fuse_models.py"
-        ) from None
+        raise ConfigError(f"{where}/{INFO_FILE}: incomplete or damaged ({error}); {REMEDY}") from None
     if info.model_id != stored_id:
         raise ConfigError(
             f"{where}/{INFO_FILE}: its members are not those of ensemble {stored_id}; it was changed by hand"
@@ -124,7 +107,7 @@ def check_identity(member: EnsembleMember, model_id: str, bank_id: str | None, w
     if (model_id, bank_id) != (member.model_id, member.bank_id):
         raise ConfigError(
             f"ensemble {where}: its member {member.uri} is no longer the one that was fused (model {model_id}, bank "
-            f"{bank_id}; not model {member.model_id}, bank {member.bank_id}): rebuild it with jobs/fuse_models.py"
+            f"{bank_id}; not model {member.model_id}, bank {member.bank_id}): {REMEDY}"
         )
 
 

@@ -117,8 +117,8 @@ def flipped(files: dict[str, bytes], name: str) -> dict[str, bytes]:
     ("damage", "complaint"),
     [
         (lambda f: {}, r"no checkpoint there \(checkpoint.json is missing\)"),
-        (lambda f: {**f, INFO_FILE: b"not json"}, "not a checkpoint's description"),
-        (lambda f: {**f, INFO_FILE: b"[]"}, "not a checkpoint's description"),
+        (lambda f: {**f, INFO_FILE: b"not json"}, "describes no checkpoint"),
+        (lambda f: {**f, INFO_FILE: b"[]"}, "describes no checkpoint"),
         (lambda f: changed(f, format_version=2), "checkpoint format 2, this version of steelray reads 1"),
         (lambda f: changed(f, network={"width": 0.3}), "incomplete or damaged"),
         (lambda f: changed(f, kind="unet"), "incomplete or damaged"),

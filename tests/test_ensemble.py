@@ -109,7 +109,7 @@ def test_a_damaged_description_is_one_clear_line(
 
 
 def test_what_is_no_description_is_said() -> None:
-    with pytest.raises(ConfigError, match="not an ensemble's description"):
+    with pytest.raises(ConfigError, match="describes no ensemble"):
         read(b"[]")
     with pytest.raises(ConfigError, match="no ensemble there"):
         read_info({}.__getitem__, "here")

@@ -22,7 +22,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
-from steelray.memory_bank.bank_file import BankFile, Read, from_ipc, to_ipc
+from steelray.description import Read, read_description
+from steelray.memory_bank.bank_file import BankFile, from_ipc, to_ipc
 from steelray.nominal_profile import PROFILE_FILE
 from steelray.patchcore_config import EmbedderConfig, IndexConfig, ScoringConfig, identity
 
@@ -178,19 +179,7 @@ def read_info(read: Read, where: str) -> BankInfo:
     Raises:
         ConfigError: no bank, or one of another format version.
     """
-    try:
-        body = read(INFO_FILE)
-    except LookupError:
-        raise ConfigError(f"{where}: no memory bank there ({INFO_FILE} is missing): check the URI") from None
-    try:
-        raw = json.loads(body)
-        version = raw["format_version"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{where}/{INFO_FILE}: not a memory bank's description; rebuild the bank") from None
-    if version != FORMAT_VERSION:
-        raise ConfigError(
-            f"{where}: bank format {version}, this version of steelray reads {FORMAT_VERSION}: rebuild the bank"
-        )
+    raw = read_description(read, INFO_FILE, where, "memory bank", FORMAT_VERSION, "rebuild the bank")
     try:
         embedder = raw["embedder"]
         embedder["levels"] = tuple(embedder["levels"])

@@ -2,15 +2,12 @@
 
 import hashlib
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from steelray.config import ConfigError
-
-Read = Callable[[str], bytes]
-"""Fetches one of the bank's files by its name. Raises `LookupError` if there is none."""
+from steelray.description import Read
 
 
 @dataclass(frozen=True)

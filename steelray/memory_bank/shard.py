@@ -15,8 +15,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from steelray.description import Read
 from steelray.memory_bank.bank import BankInfo, MemoryBank, read_trained, read_vectors
-from steelray.memory_bank.bank_file import Read
 from steelray.memory_bank.merge import Neighbors, merge_neighbors
 
 BLOCK_ROWS = 16_384

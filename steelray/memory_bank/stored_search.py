@@ -6,8 +6,8 @@ Shapes: Q queries, D dimensions, K neighbours.
 import numpy as np
 from numpy.typing import NDArray
 
+from steelray.description import Read
 from steelray.memory_bank.bank import BankInfo
-from steelray.memory_bank.bank_file import Read
 from steelray.memory_bank.merge import Neighbors, merge_neighbors
 from steelray.memory_bank.shard import IndexShard, load_shard
 

@@ -198,14 +198,14 @@ class TestDamage:
 
     @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"[]", b"3", b"{}", b'{"format_version": '])
     def test_another_kind_of_file(self, body: bytes) -> None:
-        with pytest.raises(ConfigError, match="not a memory bank's description"):
+        with pytest.raises(ConfigError, match="describes no memory bank"):
             read_info({INFO_FILE: body}.__getitem__, "memory")
 
     @pytest.mark.parametrize("version", [0, 2, "1"])
     def test_another_format_version(self, files: dict[str, bytes], version: object) -> None:
         raw = json.loads(files[INFO_FILE]) | {"format_version": version}
         with pytest.raises(
-            ConfigError, match=f"bank format {version}, this version of steelray reads {FORMAT_VERSION}"
+            ConfigError, match=f"memory bank format {version}, this version of steelray reads {FORMAT_VERSION}"
         ):
             read_info({INFO_FILE: json.dumps(raw).encode()}.__getitem__, "memory")
 
