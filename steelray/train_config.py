@@ -86,8 +86,8 @@ class SynthesisConfig:
     """Folder or s3:// prefix of texture images, such as Describable Textures (CLASS/*.jpg); null: generated ones."""
     self_source_probability: float = 0.0
     """Share of anomalies whose source is another training image instead of a texture (H5)."""
-    grey_source: bool = False
-    """Take the colour out of the sources (H5)."""
+    grey_source_probability: float = 0.0
+    """Share of anomalies whose source loses its colour (H5)."""
     match_contrast: bool = False
     """Give the source the mean and standard deviation of the image that it covers (H5)."""
     blend: Literal["alpha", "poisson"] = "alpha"
@@ -110,7 +110,12 @@ class SynthesisConfig:
     """`synthesis`: anomalies on the strip only, not on black. `all`: the reconstruction loss skips black too (H3)."""
 
     def __post_init__(self) -> None:
-        for name in ("anomaly_probability", "self_source_probability", "rotate_probability"):
+        for name in (
+            "anomaly_probability",
+            "self_source_probability",
+            "grey_source_probability",
+            "rotate_probability",
+        ):
             require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}")
         low, high = self.perlin_exponents
         require(0 <= low <= high <= 8, f"perlin_exponents must rise within 0..8, not {list(self.perlin_exponents)}")
@@ -163,7 +168,8 @@ class OptimizerConfig:
     clip: float = 0.0
     """Largest norm of the whole gradient; 0 does not clip (H2)."""
     ema: float = 0.0
-    """Decay per step of an average of the weights, which is then what is evaluated and stored; 0: none (H2)."""
+    """Decay per step of an average of the weights and of batch normalisation's statistics, which is then what is
+    evaluated and stored; 0: none (H2, H4)."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"lr must be > 0, not {self.lr}")

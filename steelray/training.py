@@ -100,7 +100,7 @@ class TrainingSession:
         self._average: AveragedModel | None = None
         if config.optimizer.ema:
             decay = get_ema_multi_avg_fn(config.optimizer.ema)  # type: ignore[no-untyped-call]
-            self._average = AveragedModel(self.model, multi_avg_fn=decay)
+            self._average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
 
     @property
     def eval_model(self) -> nn.Module:

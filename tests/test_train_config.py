@@ -38,7 +38,7 @@ def test_defaults_are_the_published_recipe() -> None:
     assert (recipe.synthesis.opacity_min, recipe.synthesis.opacity_max) == (0.2, 1.0)
     off = recipe.synthesis
     assert (off.target_blur_px, off.foreground, off.relabel_levels, off.blend) == (0, "none", None, "alpha")
-    assert (off.grey_source, off.match_contrast, off.self_source_probability) == (False, False, 0)
+    assert (off.grey_source_probability, off.match_contrast, off.self_source_probability) == (0, False, 0)
     assert (recipe.optimizer.clip, recipe.optimizer.ema, recipe.data.max_black_fraction) == (0, 0, 1.0)
 
 

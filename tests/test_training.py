@@ -259,6 +259,17 @@ def test_the_average_trails_the_weights_and_is_what_is_evaluated() -> None:
     assert not torch.equal(average, seen[2])
 
 
+def test_the_average_has_averaged_batch_statistics() -> None:
+    session = TrainingSession(with_options(optimizer=OptimizerConfig(lr=1e-3, ema=0.5)), 10)
+    name = "reconstructive.encoder.0.1.running_mean"
+    seen = []
+    for step in range(3):
+        run(session, range(step, step + 1))
+        seen.append(session.model.get_buffer(name).clone())
+    expected = 0.5 * (0.5 * seen[0] + 0.5 * seen[1]) + 0.5 * seen[2]
+    assert torch.allclose(session.eval_model.get_buffer(name), expected, atol=1e-6)
+
+
 def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
     session = TrainingSession(with_options(optimizer=OptimizerConfig(clip=1e-3)), 10)
     (metrics,) = run(session, range(1))

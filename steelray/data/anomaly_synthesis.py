@@ -120,7 +120,8 @@ class SampleMaker:
         else:
             source_HWC = self._textures.draw(rng, config.input.size_px)
         source_HWC = augment_source(rng, source_HWC)
-        if config.synthesis.grey_source:
+        grey_probability = config.synthesis.grey_source_probability
+        if grey_probability > 0 and rng.random() < grey_probability:
             source_HWC = np.rint(source_HWC.mean(axis=2, keepdims=True)).astype(np.uint8)
         return to_unit_range(source_HWC)
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from steelray.data.anomaly_synthesis import SampleMaker, samples_of_step
 from steelray.data.batch import collate
-from steelray.data.datasets import Sample
+from steelray.data.datasets import Sample, load_dataset
 from steelray.data.storage import Location
 from steelray.evaluation import LocalDeviation, top_mean
 from steelray.fitting import fit_memory_bank
@@ -23,7 +23,6 @@ from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConf
 from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.study.config import StudyConfig
-from steelray.study.data import split_for_study
 from steelray.study.detection import STRIP_PX, scorer_figures
 from steelray.study.results import COMPARISON_FILE, read_comparison, read_study
 from steelray.study.runner import provenance
@@ -59,12 +58,13 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
     """
     read_study(study.results_dir)
     assert study.train.data.dataset is not None
-    fit, _, test = split_for_study(study.train.data.dataset, study.num_probe_images)
+    dataset = load_dataset(study.train.data.dataset)
+    fit, test = dataset.fit, dataset.test
     location = Location(study.results_dir)
     methods: dict[str, Any] = read_comparison(study.results_dir).get("methods", {})
     anomalous = sum(sample.is_anomalous for sample in test)
     note = (
-        f"{len(fit)} clean strips to fit, {len(test)} to test, {anomalous} of them defective; no strip is in two sets. "
+        f"{len(fit)} clean strips to fit, {len(test)} to test, {anomalous} of them defective; no strip is in both. "
         "DRAEM and ConvAE at the study's reduced scale, PatchCore at its own (EfficientNet-Lite0, whole strips). "
         "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map."
     )

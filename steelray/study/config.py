@@ -9,7 +9,7 @@ from steelray.study.space import Axis
 from steelray.train_config import TrainConfig
 
 Mode = Literal["transplant", "one_factor", "search", "confirm", "all", "compare"]
-STUDY_VERSION = 1
+STUDY_VERSION = 2
 """Of what a trial measures; results of different versions are not mixed."""
 
 
@@ -85,14 +85,16 @@ class StudyConfig:
     """Seeds of every arm."""
     confirm_seeds: tuple[int, ...] = tuple(range(10))
     """Seeds of baseline and fix in the mode confirm."""
+    confirm_steps: int | None = None
+    """Steps of the trials in the mode confirm, where the claim needs a longer run than the arms; null: as many."""
     max_trials: int = 200
     """A plan with more trials is refused."""
     steps_per_epoch: int = 10
     """Over how many steps losses are averaged before their spread is taken."""
     num_probes: int = 10
     """How often a trial looks at the probe."""
-    num_probe_images: int = 4
-    """Held-out clean strips of the steel that the probe's tiles come from; the others are test strips."""
+    probe_share: float = 0.2
+    """Share of each clean strip's length, at its right end, that no trial fits on; the probe is cut from there."""
     detect: bool = False
     """In the mode confirm: also score the strip-disjoint test split."""
     in_process: bool = False
@@ -105,7 +107,11 @@ class StudyConfig:
         require(self.train.num_steps is not None, "train.num_steps must be given: trials are compared by steps")
         require(bool(self.results_dir), "results_dir is empty: give a place for the trials' results")
         require(len(self.seeds) > 0 and len(self.confirm_seeds) > 0, "seeds and confirm_seeds need at least one each")
-        for name in ("max_trials", "steps_per_epoch", "num_probes", "num_probe_images"):
+        require(0 < self.probe_share < 1, f"probe_share must lie in (0, 1), not {self.probe_share}")
+        require(
+            self.confirm_steps is None or self.confirm_steps > 0, f"confirm_steps must be > 0, not {self.confirm_steps}"
+        )
+        for name in ("max_trials", "steps_per_epoch", "num_probes"):
             require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
 
 

@@ -1,6 +1,8 @@
-"""The study's images: strips to fit on, to cut the probe from and to test on, and the conditions made of them.
+"""The study's images: what trials fit on, what the probe is cut from, strips never seen, and conditions of them.
 
-No strip is in two of the three. Shapes: H height, W width, C channels; pixels uint8.
+The probe comes from the right end of the strips that trials fit on, which no trial fits on: whether training converges
+is asked where every kind of strip is known; what strips of their own kind bring is asked of the unseen ones. Shapes:
+H height, W width, C channels; pixels uint8.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError, DatasetConfig
+from steelray.config import ConfigError
 from steelray.data.anomaly_sources import AnomalySource, list_textures
 from steelray.data.datasets import Sample, load_dataset
 from steelray.data.decode import resize
@@ -23,8 +25,9 @@ from steelray.study.trial import TrialImages
 Pixels = NDArray[np.uint8]
 CONTROL_SIZE_PX = (256, 256)
 MAX_CONTROL_IMAGES = 64
-NUM_GENERATED, GENERATED_SIZE_PX = 20, (128, 320)
-HELD_OUT_SEED = 10_000
+NUM_GENERATED, NUM_UNSEEN_GENERATED, GENERATED_SIZE_PX = 20, 4, (128, 320)
+HELD_OUT_SEED, UNSEEN_SEED = 10_000, 20_000
+Groups = tuple[list[Pixels], list[Pixels], list[Pixels]]
 
 
 class StudyImages:
@@ -45,15 +48,16 @@ class StudyImages:
         changes = condition.changes
         if condition.dataset == "generated" or (condition.dataset == "steel" and not self._has_steel):
             knobs = dict(changes) if condition.dataset == "generated" else {}
-            fit, held_out = self._generated(knobs)
+            fit, held_out, unseen = self._generated(knobs)
             changes = () if condition.dataset == "generated" else changes
         elif condition.dataset == "steel":
-            fit, held_out = self._steel()
+            fit, held_out, unseen = self._steel()
         else:
-            fit, held_out = self._control()
+            fit, held_out, unseen = self._control()
         return TrialImages(
             [apply_changes(pixels, changes, number) for number, pixels in enumerate(fit)],
             [apply_changes(pixels, changes, HELD_OUT_SEED + number) for number, pixels in enumerate(held_out)],
+            [apply_changes(pixels, changes, UNSEEN_SEED + number) for number, pixels in enumerate(unseen)],
         )
 
     def of(self, trial: Trial) -> TrialImages:
@@ -61,9 +65,9 @@ class StudyImages:
         return self._cached(trial.condition)
 
     def test_samples(self) -> list[Sample]:
-        """The strips that neither fit nor probe has seen."""
+        """The strips of which neither fit nor probe has seen any part."""
         assert self._study.train.data.dataset is not None
-        return split_for_study(self._study.train.data.dataset, self._study.num_probe_images)[2]
+        return load_dataset(self._study.train.data.dataset).test
 
     @lru_cache(maxsize=4)  # noqa: B019 (lives as long as the process's one study)
     def _cached(self, condition: str) -> TrialImages:
@@ -73,22 +77,29 @@ class StudyImages:
     def _has_steel(self) -> bool:
         return self._study.train.data.dataset is not None
 
-    def _steel(self) -> tuple[list[Pixels], list[Pixels]]:
+    def _steel(self) -> Groups:
         assert self._study.train.data.dataset is not None
-        fit, probe, _ = split_for_study(self._study.train.data.dataset, self._study.num_probe_images)
-        return [sample.load() for sample in fit], [sample.load() for sample in probe]
+        dataset = load_dataset(self._study.train.data.dataset)
+        unseen = [sample.load() for sample in dataset.test if not sample.is_anomalous]
+        return *self._parted([sample.load() for sample in dataset.fit]), unseen
 
-    def _control(self) -> tuple[list[Pixels], list[Pixels]]:
+    def _control(self) -> Groups:
         if self._study.control is None:
             raise ConfigError("a condition names the control dataset, but control is not set: give its kind and root")
         dataset = load_dataset(self._study.control)
         held_out = [sample for sample in dataset.test if not sample.is_anomalous]
-        return _sized(dataset.fit[:MAX_CONTROL_IMAGES]), _sized(held_out)
+        return _sized(dataset.fit[:MAX_CONTROL_IMAGES]), _sized(held_out), []
 
-    def _generated(self, knobs: dict[str, float]) -> tuple[list[Pixels], list[Pixels]]:
+    def _generated(self, knobs: dict[str, float]) -> Groups:
         knobs = {**self._study.generated_knobs, **knobs}
         strips = [generated_strip(self._study.train.seed, number, knobs) for number in range(NUM_GENERATED)]
-        return strips[self._study.num_probe_images :], strips[: self._study.num_probe_images]
+        return *self._parted(strips[NUM_UNSEEN_GENERATED:]), strips[:NUM_UNSEEN_GENERATED]
+
+    def _parted(self, strips: Sequence[Pixels]) -> tuple[list[Pixels], list[Pixels]]:
+        """Every strip's left part to fit on, and its right end for the probe."""
+        borders_px = [round((1 - self._study.probe_share) * strip.shape[1]) for strip in strips]
+        left = [strip[:, :border_px] for strip, border_px in zip(strips, borders_px, strict=True)]
+        return left, [strip[:, border_px:] for strip, border_px in zip(strips, borders_px, strict=True)]
 
 
 def generated_strip(seed: int, index: int, knobs: dict[str, float]) -> Pixels:
@@ -118,23 +129,6 @@ def generated_strip(seed: int, index: int, knobs: dict[str, float]) -> Pixels:
         tint_C = rng.uniform(-1, 1, 3) * knobs["chroma"]
         pixels_HWC = np.asarray(np.clip(pixels_HWC + tint_C, 0, 255), dtype=np.uint8)
     return pixels_HWC
-
-
-def split_for_study(config: DatasetConfig, num_probe_images: int) -> tuple[list[Sample], list[Sample], list[Sample]]:
-    """Strips to fit on, clean ones for the probe, and those to test on.
-
-    Raises:
-        ConfigError: too few clean strips.
-    """
-    dataset = load_dataset(config)
-    clean = [sample for sample in dataset.test if not sample.is_anomalous]
-    if len(clean) <= num_probe_images:
-        raise ConfigError(
-            f"{config.root}: {len(clean)} clean images are held out and the probe takes {num_probe_images}: "
-            "lower train.data.dataset.num_fit"
-        )
-    chosen = {id(sample) for sample in clean[:num_probe_images]}
-    return dataset.fit, clean[:num_probe_images], [sample for sample in dataset.test if id(sample) not in chosen]
 
 
 def _sized(samples: Sequence[Sample]) -> list[Pixels]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steelray.config import ConfigError, DatasetConfig
@@ -52,7 +52,12 @@ def plan_trials(study: StudyConfig) -> list[Trial]:
     groups: dict[str, list[Trial]] = {
         "transplant": _trials(study, confirmed[:1] + transplants, study.seeds),
         "one_factor": _trials(study, confirmed + factors, study.seeds),
-        "confirm": _trials(study, confirmed, study.confirm_seeds),
+        "confirm": [
+            replace(trial, detect=study.detect)
+            for trial in _trials(
+                study, [_lengthened(arm, study.confirm_steps) for arm in confirmed], study.confirm_seeds
+            )
+        ],
         "search": [],
         "compare": [],
     }
@@ -71,6 +76,10 @@ def plan_trials(study: StudyConfig) -> list[Trial]:
     return planned
 
 
+def _lengthened(arm: Arm, num_steps: int | None) -> Arm:
+    return arm if num_steps is None else replace(arm, settings={**arm.settings, "num_steps": num_steps})
+
+
 def _trials(study: StudyConfig, arms: Sequence[Arm], seeds: Sequence[int]) -> list[Trial]:
     return [
         Trial(
@@ -79,7 +88,6 @@ def _trials(study: StudyConfig, arms: Sequence[Arm], seeds: Sequence[int]) -> li
             {**(study.fix if arm.from_fix else {}), **arm.settings},
             arm.condition,
             arm.hypothesis,
-            detect=study.detect and arm.name in (BASELINE, FIX) and seed in study.seeds,
         )
         for seed in seeds
         for arm in arms
@@ -100,5 +108,5 @@ def study_digest(study: StudyConfig) -> str:
         and (value := option(study.train, name)) != option(default, name)
         and value is not None
     }
-    kept |= {name: getattr(study, name) for name in ("steps_per_epoch", "num_probes", "num_probe_images")}
+    kept |= {name: getattr(study, name) for name in ("steps_per_epoch", "num_probes", "probe_share")}
     return hashlib.sha256(json.dumps([STUDY_VERSION, kept], sort_keys=True).encode()).hexdigest()[:12]

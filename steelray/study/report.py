@@ -12,6 +12,7 @@ from markupsafe import Markup
 from steelray.config import ConfigError
 from steelray.data.storage import Location
 from steelray.study import criteria, figures
+from steelray.study.plan import BASELINE, FIX
 from steelray.study.results import read_comparison, read_study, read_trials, write_table
 from steelray.study.space import Axis
 from steelray.study.verdicts import (
@@ -63,15 +64,16 @@ def write_report(results_dir: str, output_dir: str) -> dict[str, Any]:
     if not rows:
         raise ConfigError(f"{results_dir}: no finished trials yet; run jobs/tune_draem.py")
     comparison = read_comparison(results_dir)
-    outcomes = judge_tests(rows)
+    screened, confirmed = parted(rows, study["config"].get("confirm_steps"))
+    outcomes = judge_tests(screened)
     verdicts = verdict_lines(outcomes)
-    pictures = _pictures(study, rows)
+    pictures = _pictures(study, screened, confirmed)
     values: dict[str, Any] = {
         **_facts(study, rows), "rows": rows, "failed": [row for row in rows if row["status"] != "ok"],
         "verdicts": verdicts, "outcomes": outcomes, "figures": FIGURES, "rules": RULES,
-        "convergence": convergence_lines(rows), "fix_lines": fix_lines(rows), "pictures": pictures,
-        "untrained": untrained_lines(rows),
-        "detection": detection_lines(rows, comparison), "detection_note": comparison.get("note", ""),
+        "convergence": convergence_lines(rows), "fix_lines": fix_lines(confirmed), "pictures": pictures,
+        "untrained": untrained_lines(screened),
+        "detection": detection_lines(confirmed, comparison), "detection_note": comparison.get("note", ""),
     }  # fmt: skip
     output = Location(output_dir)
     output.check_access(create=True)
@@ -81,6 +83,18 @@ def write_report(results_dir: str, output_dir: str) -> dict[str, Any]:
         output.write(name, f"{_environment(name).get_template(f'{name}.j2').render(values)}\n".encode())
     write_table(rows, output_dir)
     return {"num_trials": len(rows), "verdicts": {line["hypothesis"]: line for line in verdicts}}
+
+
+def parted(rows: Sequence[Row], confirm_steps: int | None) -> tuple[list[Row], list[Row]]:
+    """The trials that hypotheses are judged by, and those of baseline and fix that the claim rests on.
+
+    The same, unless the claim's trials are longer; then one arm's rows of two lengths are never compared.
+    """
+    if confirm_steps is None:
+        return list(rows), list(rows)
+    screened = [row for row in rows if "num_steps" not in row["settings"]]
+    pair = [row for row in rows if row["arm"] in (BASELINE, FIX)]
+    return screened, [row for row in pair if row["settings"].get("num_steps") == confirm_steps]
 
 
 def verdict_lines(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
@@ -102,15 +116,16 @@ def verdict_lines(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
 
 
 def convergence_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Per arm, how many seeds meet each criterion."""
+    """Per arm and length, how many seeds meet each criterion."""
     lines = []
-    for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != "search"):
-        own = [row for row in rows if row["arm"] == arm]
+    for arm, steps in dict.fromkeys((row["arm"], row["num_steps"]) for row in rows if row["arm"] != "search"):
+        own = [row for row in rows if (row["arm"], row["num_steps"]) == (arm, steps)]
         met = {name: sum(bool(row["criteria"][name]) for row in own)
                for name in ("c1", "c2", "c3", "c4", "converged", "thesis")}  # fmt: skip
         enough = criteria.share_of_seeds([row["criteria"]["converged"] for row in own])
         claim = "converges" if enough["claimed"] else "screened" if enough["screened"] else "no"
-        lines.append({"arm": arm, "condition": own[0]["condition"], "seeds": len(own), **met, "claim": claim})
+        lines.append({"arm": arm, "steps": steps, "condition": own[0]["condition"], "seeds": len(own), **met,
+                      "claim": claim})  # fmt: skip
     return lines
 
 
@@ -154,7 +169,7 @@ def detection_lines(rows: Sequence[Row], comparison: Row) -> list[dict[str, Any]
     return lines
 
 
-def _pictures(study: Row, rows: Sequence[Row]) -> list[Picture]:
+def _pictures(study: Row, rows: Sequence[Row], confirmed: Sequence[Row]) -> list[Picture]:
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "search"))
     conditions = {row["arm"]: row["condition"] for row in rows}
     transplants = ["baseline", *(arm for arm in arms if conditions[arm] != "steel")]
@@ -164,9 +179,9 @@ def _pictures(study: Row, rows: Sequence[Row]) -> list[Picture]:
     made = [
         ("curves", "Loss curves of baseline and fix", "One line per seed. Raw totals weigh terms differently and are "
          "shown because the thesis judged by them; the other two panels are comparable.",
-         figures.loss_curves(rows, study["config"]["steps_per_epoch"])),
+         figures.loss_curves(confirmed, study["config"]["steps_per_epoch"])),
         ("floor", "Floor against reached SSIM loss, per probe tile", "Below the dotted line a reconstruction is better "
-         "than the tile's own blur.", figures.floor_against_reached(rows)),
+         "than the tile's own blur.", figures.floor_against_reached(confirmed)),
         ("transplants", "Transplants: a cause put in, a cause taken out", "Raw total of the last fifth, equal weights; "
          "dots are seeds, bars 95 % intervals.", figures.arms_beside(rows, transplants, "late_total")),
         ("factors", "One factor at a time: segmentation", "On steel; dots are seeds, bars 95 % intervals.",
@@ -187,9 +202,11 @@ def _pictures(study: Row, rows: Sequence[Row]) -> list[Picture]:
 def _facts(study: Row, rows: Sequence[Row]) -> Row:
     train = study["config"]["train"]
     height_px, width_px = train["input"]["size_px"]
+    confirm_steps = study["config"].get("confirm_steps")
+    longer = f" ({confirm_steps} for the claim)" if confirm_steps else ""
     scale = (
         f"{width_px}x{height_px} px crops, width {train['draem']['width']:g} of the paper's, batch "
-        f"{train['batch_size']}, {train['num_steps']} steps, learning rate {train['optimizer']['lr']:g}"
+        f"{train['batch_size']}, {train['num_steps']} steps{longer}, learning rate {train['optimizer']['lr']:g}"
     )
     provenance = rows[-1].get("provenance") or {}
     packages, hardware = provenance.get("packages", {}), provenance.get("hardware", {})

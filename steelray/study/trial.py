@@ -40,10 +40,15 @@ NUM_GRADIENT_REPORTS = 3
 
 @dataclass(frozen=True)
 class TrialImages:
-    """What a trial trains on and what the probe is cut from, pixels_HWC each, with the condition's changes made."""
+    """What a trial trains on and is judged on, pixels_HWC each, with the condition's changes made.
+
+    Attributes:
+        held_out: what the probe is cut from. unseen: clean strips of which neither of the two has a part; may be empty.
+    """
 
     fit: Sequence[Pixels]
     held_out: Sequence[Pixels]
+    unseen: Sequence[Pixels] = ()
 
 
 @dataclass
@@ -114,7 +119,7 @@ def run_trial(
             **_mode_losses(session, probe),
             **_spread(log.column("total"), study.steps_per_epoch),
             **ambiguous_share(fit, config, textures),
-            **_on_fit_strips(network, fit, study, textures, session.device),
+            **_on_unseen_strips(network, images.unseen, study, textures, session.device),
             "pixel_ap_desaturated": desaturated_ap(network, probe, session.device),
             "turned_over_unturned": turned_loss(network, probe, session.device),
             "floor_rank_correlation": rank_correlation(probe.floors_N.numpy(), tile_losses_N),
@@ -202,12 +207,14 @@ def _spread(totals: Sequence[float], steps_per_epoch: int) -> dict[str, float]:
     }
 
 
-def _on_fit_strips(
-    network: Draem, fit: Sequence[Pixels], study: StudyConfig, textures: AnomalySource | None, device: torch.device
+def _on_unseen_strips(
+    network: Draem, unseen: Sequence[Pixels], study: StudyConfig, textures: AnomalySource | None, device: torch.device
 ) -> dict[str, float]:
-    """The same probe on strips that were trained on: how much a network owes to knowing them (H9)."""
-    figures, _ = measure(network, make_probe(fit, study.train, textures, NUM_TILES), device)
-    return {f"fit_{name}": figures[name] for name in ("reconstruction_loss", "focal", "pixel_ap")}
+    """The same probe on strips of which no part was trained on: how much a network owes to knowing them (H9)."""
+    if not unseen:
+        return {}
+    figures, _ = measure(network, make_probe(unseen, study.train, textures, NUM_TILES), device)
+    return {f"unseen_{name}": figures[name] for name in ("reconstruction_loss", "focal", "pixel_ap")}
 
 
 def _evenly(num_steps: int, count: int) -> list[int]:

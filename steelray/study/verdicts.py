@@ -111,7 +111,7 @@ FIGURES: dict[str, tuple[str, Callable[[Row], float]]] = {
     "turned": ("SSIM loss turned over unturned", _figure("turned_over_unturned")),
     "below_grain": ("labels changed by less than the grain", _figure("share_below_grain")),
     "gradient_ratio": ("gradient norm of SSIM over focal", _gradient_ratio),
-    "fit_gain": ("AP on strips trained on, minus AP", _difference("fit_pixel_ap", "pixel_ap")),
+    "unseen_drop": ("AP lost on strips never seen", _difference("pixel_ap", "unseen_pixel_ap")),
 }  # fmt: skip
 
 TESTS: tuple[Prediction, ...] = (
@@ -199,7 +199,9 @@ TESTS: tuple[Prediction, ...] = (
         "H8", "S3", "baseline", "gradient_ratio", 1, 0.0, None, limit=10.0, claim="SSIM's gradient is ten times"
     ),
     Prediction("H9", "S3", "four strips only", "pixel_ap", -1, 0.05, claim="with fewer strips it segments worse"),
-    Prediction("H9", "S3", "baseline", "fit_gain", 1, 0.0, None, limit=0.05, claim="it segments known strips better"),
+    Prediction(
+        "H9", "S3", "baseline", "unseen_drop", 1, 0.0, None, limit=0.05, claim="on strips never seen the AP drops"
+    ),
 )
 """Written before their arms had results; short exploratory runs of baseline, fix and control had come first."""
 
@@ -265,7 +267,7 @@ def values_by_seed(rows: Sequence[Row], arm: str, figure: str) -> dict[int, floa
         if row["arm"] == arm and row["status"] == "ok":
             try:
                 value = read(row)
-            except TypeError:  # a figure that is null
+            except (KeyError, TypeError):  # a figure that is not there or null
                 continue
             if value is not None and math.isfinite(value):
                 values[row["seed"]] = value

@@ -145,8 +145,14 @@ def test_grey_sources_bring_no_colour() -> None:
     def colour(samples: list[TrainingSample]) -> float:
         return max(float(np.ptp(sample.image_CHW, axis=0).max()) for sample in samples)
 
-    assert colour(make(20, grey_source=True)) < 1e-6
+    assert colour(make(20, grey_source_probability=1.0)) < 1e-6
     assert colour(make(20)) > 0.2
+
+
+def test_a_share_of_the_sources_is_grey() -> None:
+    drawn = anomalous(make(200, grey_source_probability=0.5))
+    grey = [float(np.ptp(sample.image_CHW, axis=0).max()) < 1e-6 for sample in drawn]
+    assert 0.3 < np.mean(grey) < 0.7
 
 
 def test_matched_contrast_makes_anomalies_of_the_strip_s_brightness() -> None:
@@ -173,11 +179,11 @@ def test_poisson_blending_leaves_no_step_at_the_edge() -> None:
 
 def test_other_strips_as_sources() -> None:
     others = [np.full((*SIZE, 1), 255, dtype=np.uint8)]
-    drawn = make(60, others=others, self_source_probability=1.0, grey_source=True)
+    drawn = make(60, others=others, self_source_probability=1.0, grey_source_probability=1.0)
     assert len({sample.image_CHW.tobytes() for sample in anomalous(drawn)}) > 10
     # white, whatever three augmenters make of it, has one value everywhere
     spreads = [np.std((s.image_CHW - s.target_CHW * 0)[0][s.mask_HW]) for s in anomalous(drawn)]
-    generated = [np.std(s.image_CHW[0][s.mask_HW]) for s in anomalous(make(60, grey_source=True))]
+    generated = [np.std(s.image_CHW[0][s.mask_HW]) for s in anomalous(make(60, grey_source_probability=1.0))]
     assert np.median(spreads) < np.median(generated)
     with pytest.raises(ConfigError, match="training images"):
         make(1, self_source_probability=0.5)

@@ -9,7 +9,7 @@ import pytest
 from steelray.config import ConfigError
 from steelray.study.config import Arm, SearchConfig
 from steelray.study.plan import Trial, plan_trials
-from steelray.study.report import write_report
+from steelray.study.report import parted, write_report
 from steelray.study.results import StudyResults, read_trials
 from steelray.study.runner import run_plan
 from steelray.study.space import Axis
@@ -45,6 +45,21 @@ def test_a_page_with_every_hypothesis_and_figure(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "page" / "trials.parquet").to_pydict()
     assert len(table["trial_id"]) == 6
     assert table["figures.pixel_ap"][0] is not None
+
+
+def test_longer_trials_of_the_claim_are_not_compared_with_the_arms(tmp_path: Path) -> None:
+    study = small_study(tmp_path, mode="all", seeds=(0,), confirm_steps=10)
+    trials = plan_trials(study)
+    assert [trial.config(study).num_steps for trial in trials] == [5, 5, 10, 10]
+    run_plan(study, trials, lambda line: None)
+    screened, confirmed = parted(read_trials(str(tmp_path)), 10)
+    assert [(row["arm"], row["num_steps"]) for row in screened] == [("baseline", 5), ("fix", 5)]
+    assert [(row["arm"], row["num_steps"]) for row in confirmed] == [("baseline", 10), ("fix", 10)]
+    write_report(str(tmp_path), str(tmp_path / "page"))
+    markdown = (tmp_path / "page" / "study.md").read_text()
+    assert "5 steps (10 for the claim)" in markdown
+    for line in ("| baseline | steel | 5 | 1 |", "| fix | steel | 10 | 1 |"):
+        assert line in markdown
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ def test_every_axis_of_the_hypotheses_is_an_option() -> None:
     wanted = {
         "synthesis.target_blur_px", "loss.w_ssim", "optimizer.lr", "optimizer.schedule", "optimizer.clip",
         "optimizer.ema", "synthesis.foreground", "data.max_black_fraction", "draem.norm", "batch_size",
-        "input.brightness_norm", "synthesis.grey_source", "synthesis.self_source_probability",
+        "input.brightness_norm", "synthesis.grey_source_probability", "synthesis.self_source_probability",
         "synthesis.match_contrast", "synthesis.blend", "synthesis.perlin_exponents", "synthesis.rotate",
         "input.tiling", "synthesis.opacity_min", "synthesis.opacity_max", "synthesis.relabel_levels", "loss.w_focal",
         "loss.detach", "loss.gamma", "data.dataset.num_fit",

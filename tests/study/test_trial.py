@@ -88,7 +88,8 @@ def test_a_trial_logs_what_the_verdicts_need_and_repeats_exactly(tmp_path: Path)
     assert {"norm_ssim", "norm_focal", "cosine_l2_ssim"} <= set(row["curves"]["gradients"][0])
     wanted = {
         "ssim_loss_unmasked", "ssim_loss_masked", "ssim_loss_black", "train_eval_gap", "share_unchanged",
-        "share_below_grain", "pixel_ap_desaturated", "turned_over_unturned", "fit_pixel_ap", "floor_rank_correlation",
+        "share_below_grain", "pixel_ap_desaturated", "turned_over_unturned", "unseen_pixel_ap",
+        "floor_rank_correlation",
     }  # fmt: skip
     assert wanted <= set(row["figures"])
     assert {"c1", "c2", "c3", "c4", "c5", "converged", "thesis"} <= set(row["criteria"])
