@@ -53,7 +53,11 @@ class _ReconstructionScorer(ABC):
         for image, (views, tiles) in zip(images, plans, strict=True):
             size_px = map_size_px((image.shape[0], image.shape[1]), self._input)
             maps.append(merge_tiles([next(view_maps) for _ in views], tiles, size_px))
-        return maps, np.array([box_maximum(map_HW, SCORE_WINDOW_PX) for map_HW in maps], dtype=np.float32)
+        scores_N = np.array([box_maximum(map_HW, SCORE_WINDOW_PX) for map_HW in maps], dtype=np.float32)
+        return [self._finished(map_HW) for map_HW in maps], scores_N
+
+    def _finished(self, map_HW: Map) -> Map:
+        return map_HW
 
     def _run(self, views: Sequence[NDArray[np.uint8]]) -> list[Map]:
         maps: list[Map] = []
@@ -72,12 +76,17 @@ class _ReconstructionScorer(ABC):
 
 
 class DraemScorer(_ReconstructionScorer):
-    """The softmax probability of an anomaly at every pixel."""
+    """The softmax probability of an anomaly at every pixel, smoothed by the network's `map_sigma_px`."""
 
     def _maps(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         _, logits_B2HW = self._model(images_BCHW)
         probabilities_B2HW: torch.Tensor = logits_B2HW.softmax(dim=1)
         return probabilities_B2HW[:, 1]
+
+    def _finished(self, map_HW: Map) -> Map:
+        assert isinstance(self._model, Draem)
+        sigma_px = self._model.config.map_sigma_px
+        return np.asarray(ndimage.gaussian_filter(map_HW, sigma_px)) if sigma_px > 0 else map_HW
 
 
 class ConvAutoencoderScorer(_ReconstructionScorer):

@@ -59,6 +59,9 @@ class DraemConfig:
     halvings: int = 4
     """How often the reconstructive network halves the image, 1 to 4 (the paper): with fewer it keeps finer detail, and
     sees less of what surrounds an anomaly (H1)."""
+    map_sigma_px: float = 0.0
+    """Standard deviation of a Gaussian that smooths the anomaly map, in pixels of the image; the image's score is taken
+    before it. 0: none (the paper)."""
 
     def __post_init__(self) -> None:
         require(
@@ -66,6 +69,7 @@ class DraemConfig:
             f"width must be a positive multiple of 1/16, not {self.width}",
         )
         require(1 <= self.halvings <= 4, f"halvings must lie in 1..4, not {self.halvings}")
+        require(self.map_sigma_px >= 0, f"map_sigma_px must be >= 0, not {self.map_sigma_px}")
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,9 @@ class OptimizerConfig:
     ema: float = 0.0
     """Decay per step of an average of the weights and of batch normalisation's statistics, which is then what is
     evaluated and stored; 0: none (H2, H4)."""
+    freeze_statistics: float = 1.0
+    """Share of the run from which batch normalisation keeps its statistics (with ema the averaged ones) and normalises
+    by them in training too; 1: never, the paper (H4)."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"lr must be > 0, not {self.lr}")
@@ -180,6 +187,7 @@ class OptimizerConfig:
         require(0 < self.decay <= 1, f"decay must lie in (0, 1], not {self.decay}")
         require(self.clip >= 0, f"clip must be >= 0, not {self.clip}")
         require(0 <= self.ema < 1, f"ema must lie in [0, 1), not {self.ema}")
+        require(0 < self.freeze_statistics <= 1, f"freeze_statistics must lie in (0, 1], not {self.freeze_statistics}")
 
     def rate_at(self, step: int, num_steps: int) -> float:
         """The learning rate of a step, counted from 0, in a run of `num_steps`."""

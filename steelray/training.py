@@ -97,6 +97,7 @@ class TrainingSession:
         self._names = [name for name, _ in self.model.named_parameters()]
         self._parameters = list(self.model.parameters())
         self._optimizer = torch.optim.Adam(self._parameters, lr=config.optimizer.lr, fused=self.device.type == "cuda")
+        self._first_frozen = math.ceil(config.optimizer.freeze_statistics * num_steps)
         self._average: AveragedModel | None = None
         if config.optimizer.ema:
             decay = get_ema_multi_avg_fn(config.optimizer.ema)  # type: ignore[no-untyped-call]
@@ -121,7 +122,9 @@ class TrainingSession:
         rate = config.optimizer.rate_at(self.step, self.num_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._wrapped.train()
+        if self.step == self._first_frozen:
+            self._settle_statistics()
+        self._training_mode(self._wrapped)
         self._optimizer.zero_grad(set_to_none=True)
         terms = self._terms(self._wrapped, batch.to(self.device))
         total = total_loss(terms, config.loss)
@@ -143,8 +146,8 @@ class TrainingSession:
         """The mean loss terms and `total` of batches, weighted by their images; changes nothing.
 
         Args:
-            batch_statistics: normalise by each batch's own statistics, as a training step does, instead of by the
-                running ones.
+            batch_statistics: normalise as a training step does: by each batch's own statistics instead of the running
+                ones, unless those are frozen by now.
 
         Raises:
             ValueError: no batches.
@@ -153,7 +156,9 @@ class TrainingSession:
         sums: dict[str, float] = {}
         count = 0
         with buffers_kept(model), torch.inference_mode():
-            model.train(batch_statistics)
+            model.eval()
+            if batch_statistics:
+                self._training_mode(model)
             for batch in batches:
                 terms = self._terms(model, batch.to(self.device))
                 values = _to_floats({**terms, "total": total_loss(terms, self.config.loss)})
@@ -175,7 +180,7 @@ class TrainingSession:
         parameters = list(network.parameters())
         gradients: Tensors = {}
         with buffers_kept(model):
-            model.train()
+            self._training_mode(model)
             terms = self._terms(model, batch.to(self.device))
             for name, value in terms.items():
                 weighted = total_loss({name: value}, self.config.loss)
@@ -247,6 +252,17 @@ class TrainingSession:
             outputs = model(batch.images_BCHW, **options)
         return loss_terms(outputs, batch, self.config.loss.gamma)
 
+    def _training_mode(self, model: nn.Module) -> None:
+        model.train()
+        if self.step >= self._first_frozen:
+            for layer in _batch_norms(model):
+                layer.eval()
+
+    def _settle_statistics(self) -> None:
+        if self._average is not None:
+            for layer, averaged in zip(_batch_norms(self.model), _batch_norms(self._average.module), strict=True):
+                layer.load_state_dict({**layer.state_dict(), **dict(averaged.named_buffers())})
+
     def _gradient_norms(self) -> Tensors:
         norms = {"grad_norm": _norm(self._parameters)}
         if isinstance(self.model, Draem):
@@ -267,6 +283,10 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
             for buffer, value in saved:
                 buffer.copy_(value)
         model.train(was_training)
+
+
+def _batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm)]
 
 
 def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

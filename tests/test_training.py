@@ -212,6 +212,7 @@ def test_a_gradient_that_overflows_is_noticed_too() -> None:
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "average": {"optimizer": OptimizerConfig(lr=1e-3, ema=0.9, clip=1.0, schedule="cosine")},
+    "frozen": {"optimizer": OptimizerConfig(lr=1e-3, ema=0.9, freeze_statistics=0.5)},
     "group norm": {"draem": DraemConfig(width=1 / 16, norm="gn")},
     "autoencoder": {"model": "conv_ae"},
 }
@@ -311,3 +312,18 @@ def test_a_gpu_learns_as_a_cpu_does() -> None:
     here, there = TrainingSession(CONFIG, 10), TrainingSession(CONFIG, 10, "cuda")
     for a, b in zip(run(here, range(3)), run(there, range(3)), strict=True):
         assert b["total"] == pytest.approx(a["total"], rel=0.02)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_frozen_statistics_are_those_that_training_uses(ema: float) -> None:
+    config = with_options(optimizer=OptimizerConfig(lr=1e-3, ema=ema, freeze_statistics=0.5))
+    session = TrainingSession(config, 4)
+    run(session, range(2))
+    name = "reconstructive.encoder.0.1.running_mean"
+    settled = session.eval_model.get_buffer(name).clone()
+    run(session, range(2, 4))
+    for model in (session.model, session.eval_model):
+        assert torch.allclose(model.get_buffer(name), settled)
+    batches = [batch_of(config, 0)]
+    assert session.evaluate(batches, batch_statistics=True) == session.evaluate(batches)
+    assert TrainingSession(with_options(), 4).evaluate(batches, batch_statistics=True) != session.evaluate(batches)

@@ -23,6 +23,7 @@ from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConf
 from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.study.config import StudyConfig
+from steelray.study.data import parted_test
 from steelray.study.detection import STRIP_PX, scorer_figures
 from steelray.study.results import COMPARISON_FILE, read_comparison, read_study
 from steelray.study.runner import provenance
@@ -59,7 +60,7 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
     read_study(study.results_dir)
     assert study.train.data.dataset is not None
     dataset = load_dataset(study.train.data.dataset)
-    fit, test = dataset.fit, dataset.test
+    fit, (_, test) = dataset.fit, parted_test(dataset)
     location = Location(study.results_dir)
     methods: dict[str, Any] = read_comparison(study.results_dir).get("methods", {})
     anomalous = sum(sample.is_anomalous for sample in test)

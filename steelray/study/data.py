@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from steelray.config import ConfigError
 from steelray.data.anomaly_sources import AnomalySource, list_textures
-from steelray.data.datasets import Sample, load_dataset
+from steelray.data.datasets import Dataset, Sample, load_dataset
 from steelray.data.decode import resize
 from steelray.data.synthetic import make_strip
 from steelray.study.condition import parse_condition
@@ -26,6 +26,7 @@ Pixels = NDArray[np.uint8]
 CONTROL_SIZE_PX = (256, 256)
 MAX_CONTROL_IMAGES = 64
 NUM_GENERATED, NUM_UNSEEN_GENERATED, GENERATED_SIZE_PX = 20, 4, (128, 320)
+VALIDATION_STEP = 3
 HELD_OUT_SEED, UNSEEN_SEED = 10_000, 20_000
 Groups = tuple[list[Pixels], list[Pixels], list[Pixels]]
 
@@ -65,9 +66,9 @@ class StudyImages:
         return self._cached(trial.condition)
 
     def test_samples(self) -> list[Sample]:
-        """The strips of which neither fit nor probe has seen any part."""
+        """The strips of which neither fit nor probe has seen any part, without those that recipes were chosen by."""
         assert self._study.train.data.dataset is not None
-        return load_dataset(self._study.train.data.dataset).test
+        return parted_test(load_dataset(self._study.train.data.dataset))[1]
 
     @lru_cache(maxsize=4)  # noqa: B019 (lives as long as the process's one study)
     def _cached(self, condition: str) -> TrialImages:
@@ -129,6 +130,15 @@ def generated_strip(seed: int, index: int, knobs: dict[str, float]) -> Pixels:
         tint_C = rng.uniform(-1, 1, 3) * knobs["chroma"]
         pixels_HWC = np.asarray(np.clip(pixels_HWC + tint_C, 0, 255), dtype=np.uint8)
     return pixels_HWC
+
+
+def parted_test(dataset: Dataset) -> tuple[list[Sample], list[Sample]]:
+    """Every third defective strip, by which a recipe may be chosen, and the test strips: the other defective ones and
+    the clean ones."""
+    defective = sorted((sample for sample in dataset.test if sample.is_anomalous), key=lambda sample: sample.key)
+    clean = [sample for sample in dataset.test if not sample.is_anomalous]
+    validation = defective[::VALIDATION_STEP]
+    return validation, clean + [sample for sample in defective if sample not in validation]
 
 
 def _sized(samples: Sequence[Sample]) -> list[Pixels]:
