@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from steelray.config import ConfigError
 from steelray.description import Read, read_description
 from steelray.models.build import Network, build_model
-from steelray.train_config import ConvAutoencoderConfig, DraemConfig, InputConfig, ModelKind, NetworkConfig, kind_of
+from steelray.network_config import ConvAutoencoderConfig, DraemConfig, InputConfig, ModelKind, NetworkConfig, kind_of
 
 FORMAT_VERSION = 1
 INFO_FILE = "checkpoint.json"

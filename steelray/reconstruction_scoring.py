@@ -19,7 +19,7 @@ from steelray.metrics import accuracy_by_type
 from steelray.models.build import Network
 from steelray.models.conv_autoencoder import ConvAutoencoder
 from steelray.models.draem import Draem
-from steelray.train_config import InputConfig
+from steelray.network_config import InputConfig
 
 Map = NDArray[np.float32]
 
@@ -39,10 +39,17 @@ class _ReconstructionScorer(ABC):
 
     min_size_px = 1
 
-    def __init__(self, model: torch.nn.Module, input_config: InputConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        input_config: InputConfig,
+        device: torch.device | str = "cpu",
+        map_sigma_px: float = 0.0,
+    ) -> None:
         self._device = torch.device(device)
         self._model = model.to(self._device).to(memory_format=torch.channels_last).eval()
         self._input = input_config
+        self._map_sigma_px = map_sigma_px
         self._views_per_pass = GPU_VIEWS if self._device.type == "cuda" else 1
 
     def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[Map], NDArray[np.float32]]:
@@ -54,10 +61,9 @@ class _ReconstructionScorer(ABC):
             size_px = map_size_px((image.shape[0], image.shape[1]), self._input)
             maps.append(merge_tiles([next(view_maps) for _ in views], tiles, size_px))
         scores_N = np.array([box_maximum(map_HW, SCORE_WINDOW_PX) for map_HW in maps], dtype=np.float32)
-        return [self._finished(map_HW) for map_HW in maps], scores_N
-
-    def _finished(self, map_HW: Map) -> Map:
-        return map_HW
+        if self._map_sigma_px > 0:
+            maps = [np.asarray(ndimage.gaussian_filter(map_HW, self._map_sigma_px)) for map_HW in maps]
+        return maps, scores_N
 
     def _run(self, views: Sequence[NDArray[np.uint8]]) -> list[Map]:
         maps: list[Map] = []
@@ -76,17 +82,12 @@ class _ReconstructionScorer(ABC):
 
 
 class DraemScorer(_ReconstructionScorer):
-    """The softmax probability of an anomaly at every pixel, smoothed by the network's `map_sigma_px`."""
+    """The softmax probability of an anomaly at every pixel."""
 
     def _maps(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         _, logits_B2HW = self._model(images_BCHW)
         probabilities_B2HW: torch.Tensor = logits_B2HW.softmax(dim=1)
         return probabilities_B2HW[:, 1]
-
-    def _finished(self, map_HW: Map) -> Map:
-        assert isinstance(self._model, Draem)
-        sigma_px = self._model.config.map_sigma_px
-        return np.asarray(ndimage.gaussian_filter(map_HW, sigma_px)) if sigma_px > 0 else map_HW
 
 
 class ConvAutoencoderScorer(_ReconstructionScorer):
@@ -104,9 +105,10 @@ def reconstruction_scorer(
     model: Network, input_config: InputConfig, device: torch.device | str = "cpu"
 ) -> DraemScorer | ConvAutoencoderScorer:
     """The scorer of a trained network."""
-    kind = ConvAutoencoderScorer if isinstance(model, ConvAutoencoder) else DraemScorer
-    assert isinstance(model, Draem | ConvAutoencoder)
-    return kind(model, input_config, device)
+    if isinstance(model, ConvAutoencoder):
+        return ConvAutoencoderScorer(model, input_config, device)
+    assert isinstance(model, Draem)
+    return DraemScorer(model, input_config, device, model.config.map_sigma_px)
 
 
 def box_maximum(map_HW: Map, window_px: int) -> float:

@@ -4,17 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steelray.config import CalibrationConfig, DatasetConfig, require
+from steelray.network_config import ConvAutoencoderConfig, DraemConfig, InputConfig, ModelKind
 from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
-from steelray.train_config import (
-    ConvAutoencoderConfig,
-    DraemConfig,
-    InputConfig,
-    ModelKind,
-    OptimizerConfig,
-    SynthesisConfig,
-    TrainConfig,
-    TrainDataConfig,
-)
+from steelray.train_config import OptimizerConfig, SynthesisConfig, TrainConfig, TrainDataConfig
 
 DATASETS = ("bottle", "severstal")
 METHODS = ("conv_ae", "patchcore", "draem")

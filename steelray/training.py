@@ -5,8 +5,7 @@ Shapes: B images, C = 3 channels, H height, W width.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steelray.config import ConfigError
 from steelray.data.batch import Batch
+from steelray.models.batch_statistics import batch_norms, buffers_kept
 from steelray.models.build import build_model
 from steelray.models.draem import Draem
 from steelray.models.losses import focal_loss, l2_loss, ssim_loss
@@ -255,12 +255,12 @@ class TrainingSession:
     def _training_mode(self, model: nn.Module) -> None:
         model.train()
         if self.step >= self._first_frozen:
-            for layer in _batch_norms(model):
+            for layer in batch_norms(model):
                 layer.eval()
 
     def _settle_statistics(self) -> None:
         if self._average is not None:
-            for layer, averaged in zip(_batch_norms(self.model), _batch_norms(self._average.module), strict=True):
+            for layer, averaged in zip(batch_norms(self.model), batch_norms(self._average.module), strict=True):
                 layer.load_state_dict({**layer.state_dict(), **dict(averaged.named_buffers())})
 
     def _gradient_norms(self) -> Tensors:
@@ -269,24 +269,6 @@ class TrainingSession:
             norms["grad_norm_reconstructive"] = _norm(self.model.reconstructive.parameters())
             norms["grad_norm_discriminative"] = _norm(self.model.discriminative.parameters())
         return norms
-
-
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undoes what a pass in training mode does to running statistics, and restores the mode."""
-    was_training = model.training
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
-        model.train(was_training)
-
-
-def _batch_norms(model: nn.Module) -> list[nn.Module]:
-    return [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm)]
 
 
 def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

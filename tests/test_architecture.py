@@ -20,7 +20,7 @@ MAX_JOB_LINES = 100
 
 COLUMNS: tuple[frozenset[str], ...] = (
     frozenset({"config", "schema", "progress"}),
-    frozenset({"patchcore_config", "description"}),
+    frozenset({"patchcore_config", "network_config", "description"}),
     frozenset({"job_config", "train_config", "job", "nominal_profile"}),
     frozenset({"data", "models", "memory_bank", "metrics", "drift", "thesis_config", "image_score"}),
     frozenset(

@@ -21,7 +21,8 @@ from steelray.checkpoint import (
 from steelray.config import ConfigError
 from steelray.data.storage import Location
 from steelray.models.build import build_model
-from steelray.train_config import ConvAutoencoderConfig, DraemConfig, InputConfig, NetworkConfig, OptimizerConfig
+from steelray.network_config import ConvAutoencoderConfig, DraemConfig, InputConfig, NetworkConfig
+from steelray.train_config import OptimizerConfig
 from steelray.training import TrainingSession
 from tests.test_training import CONFIG, run
 

@@ -29,8 +29,8 @@ from steelray.job_config import FuseModelsConfig
 from steelray.memory_bank.bank import bank_files
 from steelray.models.build import build_model
 from steelray.models.patch_embedder import PatchEmbedder, compile_embedder
+from steelray.network_config import DraemConfig, InputConfig
 from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
-from steelray.train_config import DraemConfig, InputConfig
 from steelray.trained import Model, common_input_size, load_scorer, nominal_uris, open_model
 from tests.nights import Plant, strip
 

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
 from steelray.models.build import build_model
 from steelray.models.conv_autoencoder import ConvAutoencoder
 from steelray.models.draem import Draem
+from steelray.network_config import ConvAutoencoderConfig, DraemConfig, InputConfig, NetworkConfig
 from steelray.reconstruction_scoring import (
     ConvAutoencoderScorer,
     DraemScorer,
@@ -21,7 +23,6 @@ from steelray.reconstruction_scoring import (
     segmentation_accuracy,
     thesis_figures,
 )
-from steelray.train_config import ConvAutoencoderConfig, DraemConfig, InputConfig, NetworkConfig
 
 SQUEEZE = InputConfig(size_px=(32, 64))
 CROP = InputConfig(size_px=(32, 64), tiling="crop")
@@ -109,6 +110,16 @@ class Blank(nn.Module):
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(images_BCHW)
+
+
+def test_a_smoothed_map_has_the_score_of_the_map_as_it_was() -> None:
+    plain, smooth = (scorer_of(DraemConfig(1 / 16, map_sigma_px=sigma_px), CROP) for sigma_px in (0.0, 4.0))
+    maps, scores = plain.score(MIXED)
+    smooth_maps, smooth_scores = smooth.score(MIXED)
+    assert (smooth_scores == scores).all()
+    for map_HW, smooth_HW in zip(maps, smooth_maps, strict=True):
+        assert smooth_HW == pytest.approx(ndimage.gaussian_filter(map_HW, 4.0))
+        assert smooth_HW.dtype == np.float32
 
 
 def test_the_autoencoder_s_map_is_the_difference_image() -> None:

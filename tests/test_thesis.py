@@ -21,12 +21,13 @@ from steelray.data.datasets import load_dataset
 from steelray.data.synthetic import encode, make_strip
 from steelray.evaluation import Predictions, evaluate, predict
 from steelray.job_config import EvaluateConfig
+from steelray.network_config import DraemConfig, InputConfig
 from steelray.patchcore_config import CoresetConfig, EmbedderConfig
 from steelray.report.thesis_tables import THESIS, to_markdown
 from steelray.schema import DECODED
 from steelray.thesis import judge, reproduce
 from steelray.thesis_config import CELLS, PatchCoreRecipe, ThesisConfig, TrainingRecipe
-from steelray.train_config import DraemConfig, InputConfig, TrainConfig
+from steelray.train_config import TrainConfig
 from steelray.train_run import TrainRun
 from steelray.trained import load_scorer, open_model
 from steelray.training import TrainingSession

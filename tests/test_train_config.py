@@ -7,17 +7,8 @@ import pytest
 
 from steelray.config import ConfigError, DatasetConfig
 from steelray.job import parse
-from steelray.train_config import (
-    ConvAutoencoderConfig,
-    DraemConfig,
-    InputConfig,
-    LossConfig,
-    OptimizerConfig,
-    SynthesisConfig,
-    TrainConfig,
-    TrainDataConfig,
-    kind_of,
-)
+from steelray.network_config import ConvAutoencoderConfig, DraemConfig, InputConfig, kind_of
+from steelray.train_config import LossConfig, OptimizerConfig, SynthesisConfig, TrainConfig, TrainDataConfig
 from tests.test_architecture import loaded_after
 
 DATA = TrainDataConfig(dataset=DatasetConfig("mvtec", "bottle"))

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from steelray.config import ArchiveConfig, ConfigError
-from steelray.train_config import DraemConfig, InputConfig, OptimizerConfig, TrainConfig, TrainDataConfig
+from steelray.network_config import DraemConfig, InputConfig
+from steelray.train_config import OptimizerConfig, TrainConfig, TrainDataConfig
 from steelray.train_run import TrainRun
 from steelray.training import TrainingSession
 

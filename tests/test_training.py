@@ -14,15 +14,8 @@ from steelray.data.anomaly_synthesis import SampleMaker, samples_of_step
 from steelray.data.batch import Batch, collate
 from steelray.data.synthetic import make_strip
 from steelray.models.losses import best_constant_focal
-from steelray.train_config import (
-    DraemConfig,
-    InputConfig,
-    LossConfig,
-    OptimizerConfig,
-    SynthesisConfig,
-    TrainConfig,
-    TrainDataConfig,
-)
+from steelray.network_config import DraemConfig, InputConfig
+from steelray.train_config import LossConfig, OptimizerConfig, SynthesisConfig, TrainConfig, TrainDataConfig
 from steelray.training import NonFiniteLoss, TrainingSession
 
 CONFIG = TrainConfig(

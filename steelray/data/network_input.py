@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from steelray.data.perlin import gaussian_blur
 from steelray.data.tiling import Tile, tile_grid
-from steelray.train_config import InputConfig
+from steelray.network_config import InputConfig
 
 Pixels = NDArray[np.uint8]
 

@@ -4,7 +4,7 @@ import torch
 
 from steelray.models.conv_autoencoder import ConvAutoencoder
 from steelray.models.draem import Draem
-from steelray.train_config import DraemConfig, NetworkConfig
+from steelray.network_config import DraemConfig, NetworkConfig
 
 Network = Draem | ConvAutoencoder
 

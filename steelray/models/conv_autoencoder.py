@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from steelray.train_config import ConvAutoencoderConfig
+from steelray.network_config import ConvAutoencoderConfig
 
 CHANNELS = (3, 32, 64, 128, 256)
 

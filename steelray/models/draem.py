@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steelray.train_config import DraemConfig
+from steelray.network_config import DraemConfig
 
 RECONSTRUCTIVE_CHANNELS = 128
 DISCRIMINATIVE_CHANNELS = 64

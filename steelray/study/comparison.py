@@ -19,6 +19,7 @@ from steelray.fitting import fit_memory_bank
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.conv_autoencoder import ConvAutoencoder
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
+from steelray.network_config import InputConfig
 from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.scoring import PatchCoreScorer, Scorer
@@ -27,7 +28,6 @@ from steelray.study.data import parted_test
 from steelray.study.detection import STRIP_PX, scorer_figures
 from steelray.study.results import COMPARISON_FILE, read_comparison, read_study
 from steelray.study.runner import provenance
-from steelray.train_config import InputConfig
 from steelray.trained import read_weights
 from steelray.training import TrainingSession
 

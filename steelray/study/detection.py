@@ -7,9 +7,9 @@ import numpy as np
 from steelray.data.datasets import NOMINAL, Sample
 from steelray.metrics import image_auroc, pixel_ap, pixel_auroc
 from steelray.models.draem import Draem
+from steelray.network_config import InputConfig
 from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.scoring import Scorer
-from steelray.train_config import InputConfig
 from steelray.training import TrainingSession
 
 MAP_STRIDE_PX = 4

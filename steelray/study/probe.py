@@ -19,7 +19,8 @@ from steelray.data.network_input import BLACK_LEVEL, black_fraction
 from steelray.data.perlin import gaussian_blur
 from steelray.models.draem import Draem
 from steelray.models.losses import best_constant_focal, focal_loss, ssim_map
-from steelray.train_config import InputConfig, SynthesisConfig, TrainConfig
+from steelray.network_config import InputConfig
+from steelray.train_config import SynthesisConfig, TrainConfig
 
 NUM_TILES = 64
 PROBE_SEED = 20_211

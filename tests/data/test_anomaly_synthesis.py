@@ -14,7 +14,8 @@ import torch
 from steelray.config import ArchiveConfig, ConfigError
 from steelray.data.anomaly_synthesis import SampleMaker, TrainingSample, samples_of_step
 from steelray.data.synthetic import make_strip
-from steelray.train_config import InputConfig, SynthesisConfig, TrainConfig, TrainDataConfig
+from steelray.network_config import InputConfig
+from steelray.train_config import SynthesisConfig, TrainConfig, TrainDataConfig
 
 SIZE = (64, 64)
 CONFIG = TrainConfig(

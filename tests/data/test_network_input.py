@@ -14,7 +14,7 @@ from steelray.data.network_input import (
     training_view,
 )
 from steelray.data.synthetic import make_strip
-from steelray.train_config import InputConfig
+from steelray.network_config import InputConfig
 
 CROP = InputConfig(size_px=(64, 96), tiling="crop")
 SQUEEZE = InputConfig(size_px=(64, 96))

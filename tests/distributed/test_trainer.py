@@ -22,15 +22,9 @@ from steelray.distributed.archive_scorer import score_archive
 from steelray.distributed.trainer import train_model
 from steelray.distributed.training_images import list_nominal
 from steelray.job_config import ScoreArchiveConfig
+from steelray.network_config import DraemConfig, InputConfig
 from steelray.runs import Run
-from steelray.train_config import (
-    DraemConfig,
-    InputConfig,
-    OptimizerConfig,
-    SynthesisConfig,
-    TrainConfig,
-    TrainDataConfig,
-)
+from steelray.train_config import OptimizerConfig, SynthesisConfig, TrainConfig, TrainDataConfig
 from steelray.train_run import TrainRun
 from steelray.trained import open_model
 from steelray.training import TrainingSession

@@ -6,7 +6,7 @@ from torch import nn
 
 from steelray.models.build import build_model
 from steelray.models.conv_autoencoder import ConvAutoencoder
-from steelray.train_config import ConvAutoencoderConfig
+from steelray.network_config import ConvAutoencoderConfig
 
 
 def build(activation: str = "relu", seed: int = 0) -> ConvAutoencoder:

@@ -6,7 +6,7 @@ from torch import nn
 
 from steelray.models.build import build_model
 from steelray.models.draem import Draem, num_groups
-from steelray.train_config import DraemConfig
+from steelray.network_config import DraemConfig
 
 SMALL = DraemConfig(width=1 / 16)
 

@@ -4,15 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from steelray.network_config import DraemConfig, InputConfig
 from steelray.study.config import StudyConfig
-from steelray.train_config import (
-    DraemConfig,
-    InputConfig,
-    OptimizerConfig,
-    SynthesisConfig,
-    TrainConfig,
-    TrainDataConfig,
-)
+from steelray.train_config import OptimizerConfig, SynthesisConfig, TrainConfig, TrainDataConfig
 
 TRAIN = TrainConfig(
     "draem",

@@ -11,10 +11,11 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from steelray.config import ConfigError
+from steelray.data.datasets import Dataset, Sample
 from steelray.models.build import build_model
 from steelray.models.draem import Draem
 from steelray.study.config import Arm
-from steelray.study.data import StudyImages, generated_strip
+from steelray.study.data import StudyImages, generated_strip, parted_test
 from steelray.study.plan import Trial, plan_trials, study_digest
 from steelray.study.probe import average_precision, make_probe, measure, untrained_aps
 from steelray.study.results import TRIALS_FILE, StudyResults, read_trials
@@ -179,6 +180,16 @@ def test_a_probe_without_normal_tiles_is_refused() -> None:
         make_probe([], TRAIN, None)
     with pytest.raises(ConfigError, match="0 of 64 normal tiles"):
         make_probe([np.zeros((64, 64, 1), dtype=np.uint8)], TRAIN, None)
+
+
+def test_no_strip_is_for_choosing_and_for_testing() -> None:
+    clean = [Sample(Path(f"clean-{number}")) for number in range(3)]
+    defective = [Sample(Path(f"defective-{number}"), "1") for number in range(7)]
+    validation, test = parted_test(Dataset([], [*defective, *clean]))
+    assert [sample.path.name for sample in validation] == ["defective-0", "defective-3", "defective-6"]
+    assert sorted(sample.path.name for sample in test) == [
+        "clean-0", "clean-1", "clean-2", "defective-1", "defective-2", "defective-4", "defective-5",
+    ]  # fmt: skip
 
 
 def test_generated_strips_obey_their_knobs() -> None:
