@@ -97,7 +97,8 @@ class TrainingSession:
         self._names = [name for name, _ in self.model.named_parameters()]
         self._parameters = list(self.model.parameters())
         self._optimizer = torch.optim.Adam(self._parameters, lr=config.optimizer.lr, fused=self.device.type == "cuda")
-        self._first_frozen = math.ceil(config.optimizer.freeze_statistics * num_steps)
+        share = config.optimizer.freeze_statistics
+        self._first_frozen = math.ceil(share * num_steps) if share < 1 else math.inf
         self._average: AveragedModel | None = None
         if config.optimizer.ema:
             decay = get_ema_multi_avg_fn(config.optimizer.ema)  # type: ignore[no-untyped-call]

@@ -319,4 +319,10 @@ def test_frozen_statistics_are_those_that_training_uses(ema: float) -> None:
         assert torch.allclose(model.get_buffer(name), settled)
     batches = [batch_of(config, 0)]
     assert session.evaluate(batches, batch_statistics=True) == session.evaluate(batches)
-    assert TrainingSession(with_options(), 4).evaluate(batches, batch_statistics=True) != session.evaluate(batches)
+
+
+def test_statistics_that_are_never_frozen_differ_from_a_batch_s_at_the_end_too() -> None:
+    session = TrainingSession(with_options(), 2)
+    run(session, range(2))
+    batches = [batch_of(CONFIG, 0)]
+    assert session.evaluate(batches, batch_statistics=True) != session.evaluate(batches)
