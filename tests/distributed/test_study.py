@@ -1,6 +1,7 @@
 """The study on Ray Tune: planned trials, a search that ASHA cuts short, and what a killed driver leaves."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -29,6 +30,11 @@ HALF = ResourcesConfig(cpus_per_trial=0.5)
 def quiet(line: str) -> None: ...
 
 
+def numbers(figures: dict[str, float | None]) -> dict[str, float]:
+    """A probe without black has no figure for black: null in the results."""
+    return {name: math.nan if value is None else value for name, value in figures.items()}
+
+
 @pytest.mark.usefixtures("cluster")
 def test_trials_on_the_cluster_equal_those_in_one_process(tmp_path: Path) -> None:
     study = small_study(tmp_path / "ray", resources=HALF)
@@ -41,7 +47,7 @@ def test_trials_on_the_cluster_equal_those_in_one_process(tmp_path: Path) -> Non
     )
     assert found.keys() == expected.keys()
     for trial_id, row in found.items():
-        assert row["figures"] == pytest.approx(expected[trial_id]["figures"], rel=1e-3, nan_ok=True)
+        assert numbers(row["figures"]) == pytest.approx(numbers(expected[trial_id]["figures"]), rel=1e-3, nan_ok=True)
     assert pq.read_table(tmp_path / "ray" / "trials.parquet").num_rows == 2
     assert run_study(study, trials, quiet) == {"planned": 2, "skipped": 2, "ran": 0}
     deadline = time.monotonic() + 60
