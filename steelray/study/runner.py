@@ -1,7 +1,6 @@
 """Runs the trials of a plan that are not finished yet, one after another, in this process."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +10,10 @@ from steelray.study.config import StudyConfig
 from steelray.study.data import StudyImages
 from steelray.study.detection import detect
 from steelray.study.plan import Trial
+from steelray.study.networks import keep_network
 from steelray.study.results import StudyResults, read_trials
 from steelray.study.trial import run_trial
+from steelray.training import TrainingSession
 
 
 def run_plan(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str], None]) -> dict[str, Any]:
@@ -39,7 +40,12 @@ def run_plan(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str]
 
 def execute(trial: Trial, study: StudyConfig, images: StudyImages, **options: Any) -> dict[str, Any]:
     """One trial with everything that it needs, and its provenance."""
-    on_end = partial(detect, samples=images.test_samples()) if trial.detect else None
+    test_samples = images.test_samples() if trial.detect else []
+
+    def on_end(session: TrainingSession) -> dict[str, float]:
+        keep_network(study.results_dir, trial.trial_id, session)
+        return detect(session, test_samples)
+
     row = run_trial(trial, study, images.of(trial), images.textures, on_end=on_end, **options)
     return {**row, "provenance": provenance()}
 
