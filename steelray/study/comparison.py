@@ -1,4 +1,4 @@
-"""Other methods on the study's test split: PatchCore, the convolutional autoencoder, and two that learn nothing."""
+"""Baseline and fix on the study's test split, beside PatchCore, ConvAE, and two methods that learn nothing."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,7 +25,9 @@ from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.study.config import StudyConfig
 from steelray.study.data import parted_test
-from steelray.study.detection import STRIP_PX, scorer_figures
+from steelray.study.detection import STRIP_PX, score_strips
+from steelray.study.networks import score_networks
+from steelray.study.plan import plan_trials
 from steelray.study.results import COMPARISON_FILE, read_comparison, read_study
 from steelray.study.runner import provenance
 from steelray.trained import read_weights
@@ -50,9 +52,10 @@ class MedianDifference:
 
 
 def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int = 1) -> dict[str, Any]:
-    """Fits each method on the study's fit strips and scores its test strips.
+    """Fits each method on the study's fit strips and scores its test strips, and so do the claim's kept networks.
 
-    Writes detection.json to the results, method by method. Methods that are in it already are not run again.
+    Writes detection.json to the results, method by method. Methods that are in it already are not run again; the
+    networks are always read anew.
 
     Raises:
         ConfigError: there are no results of this study yet, or the dataset cannot be used.
@@ -60,22 +63,30 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
     read_study(study.results_dir)
     assert study.train.data.dataset is not None
     dataset = load_dataset(study.train.data.dataset)
-    fit, (_, test) = dataset.fit, parted_test(dataset)
+    fit, (validation, test) = dataset.fit, parted_test(dataset)
     location = Location(study.results_dir)
     methods: dict[str, Any] = read_comparison(study.results_dir).get("methods", {})
+    torch.set_num_threads(num_threads)
+    networks = score_networks(study, plan_trials(replace(study, mode="confirm")), validation, test, report)
     anomalous = sum(sample.is_anomalous for sample in test)
     note = (
         f"{len(fit)} clean strips to fit, {len(test)} to test, {anomalous} of them defective; no strip is in both. "
         "DRAEM and ConvAE at the study's reduced scale, PatchCore at its own (EfficientNet-Lite0, whole strips). "
-        "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map."
+        "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map. "
+        f"How far DRAEM's maps are smoothed is chosen for each arm on {len(validation)} further defective strips."
     )
+
+    def store() -> None:
+        record = {"methods": methods, "networks": networks, "note": note, "provenance": provenance()}
+        location.write(COMPARISON_FILE, (json.dumps(record, indent=2) + "\n").encode())
+
+    store()
     for name, make in _scorers(study, fit, num_threads).items():
         if name in methods:
             continue
-        methods[name] = scorer_figures(make(), test)
+        methods[name] = score_strips(make(), test).figures()
         report(f"{name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in methods[name].items()))
-        record = {"methods": methods, "note": note, "provenance": provenance()}
-        location.write(COMPARISON_FILE, (json.dumps(record, indent=2) + "\n").encode())
+        store()
     return {"results_dir": study.results_dir, "methods": methods}
 
 

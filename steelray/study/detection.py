@@ -1,8 +1,11 @@
-"""Detection on the strips that neither fit nor probe has seen. Single process, no Ray."""
+"""Detection on strips that neither fit nor probe has seen. Single process, no Ray."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from steelray.data.datasets import NOMINAL, Sample
 from steelray.metrics import image_auroc, pixel_ap, pixel_auroc
@@ -15,6 +18,56 @@ from steelray.training import TrainingSession
 MAP_STRIDE_PX = 4
 """Pixel figures are taken on every fourth pixel of both axes."""
 STRIP_PX = (256, 1600)
+STEP = slice(None, None, MAP_STRIDE_PX)
+
+
+@dataclass(frozen=True)
+class ScoredStrips:
+    """Strips with what a method says of them.
+
+    Attributes:
+        labels_N: True where defective. scores_N: per strip. maps: float32 HW each. masks: bool, every fourth pixel.
+    """
+
+    labels_N: NDArray[np.bool_]
+    scores_N: NDArray[np.float32]
+    maps: Sequence[NDArray[np.float32]]
+    masks: Sequence[NDArray[np.bool_]]
+
+    def smoothed(self, sigma_px: float) -> "ScoredStrips":
+        """The maps smoothed, as `draem.map_sigma_px` does; the scores stay."""
+        maps = [np.asarray(ndimage.gaussian_filter(map_HW, sigma_px)) for map_HW in self.maps]
+        return ScoredStrips(self.labels_N, self.scores_N, maps, self.masks)
+
+    def pixel_auroc(self) -> float:
+        return pixel_auroc(self.masks, self._thinned())
+
+    def figures(self) -> dict[str, float]:
+        """Pixel and image AUROC and pixel AP, and of how many strips; for strips of both kinds."""
+        maps = self._thinned()
+        return {
+            "image_auroc": image_auroc(self.labels_N, self.scores_N),
+            "pixel_auroc": pixel_auroc(self.masks, maps),
+            "pixel_ap": pixel_ap(self.masks, maps),
+            "num_test": float(len(self.labels_N)),
+            "num_anomalous": float(self.labels_N.sum()),
+        }
+
+    def _thinned(self) -> list[NDArray[np.float32]]:
+        return [map_HW[STEP, STEP] for map_HW in self.maps]
+
+
+def score_strips(scorer: Scorer, samples: Sequence[Sample]) -> ScoredStrips:
+    """Any scorer on whole strips, one after another."""
+    scores, maps, masks = [], [], []
+    for sample in samples:
+        image_maps, image_scores = scorer.score([sample.load()])
+        height_px, width_px = image_maps[0].shape
+        scores.append(float(image_scores[0]))
+        maps.append(image_maps[0])
+        masks.append(sample.load_mask((height_px, width_px))[STEP, STEP])
+    labels = [sample.defect_type != NOMINAL for sample in samples]
+    return ScoredStrips(np.array(labels), np.array(scores, dtype=np.float32), maps, masks)
 
 
 def detect(session: TrainingSession, samples: Sequence[Sample]) -> dict[str, float]:
@@ -22,24 +75,4 @@ def detect(session: TrainingSession, samples: Sequence[Sample]) -> dict[str, flo
     model = session.eval_model
     assert isinstance(model, Draem)
     whole = InputConfig(STRIP_PX, "crop", session.config.input.brightness_norm)
-    return scorer_figures(reconstruction_scorer(model, whole, session.device), samples)
-
-
-def scorer_figures(scorer: Scorer, samples: Sequence[Sample]) -> dict[str, float]:
-    """Pixel and image AUROC and pixel AP of any scorer."""
-    labels, scores, maps, masks = [], [], [], []
-    step = slice(None, None, MAP_STRIDE_PX)
-    for sample in samples:
-        image_maps, image_scores = scorer.score([sample.load()])
-        height_px, width_px = image_maps[0].shape
-        labels.append(sample.defect_type != NOMINAL)
-        scores.append(float(image_scores[0]))
-        maps.append(image_maps[0][step, step])
-        masks.append(sample.load_mask((height_px, width_px))[step, step])
-    return {
-        "image_auroc": image_auroc(np.array(labels), np.array(scores)),
-        "pixel_auroc": pixel_auroc(masks, maps),
-        "pixel_ap": pixel_ap(masks, maps),
-        "num_test": float(len(samples)),
-        "num_anomalous": float(sum(labels)),
-    }
+    return score_strips(reconstruction_scorer(model, whole, session.device), samples).figures()

@@ -28,6 +28,7 @@ from steelray.study.verdicts import (
 )
 
 Row = dict[str, Any]
+DETECTION = ("pixel_auroc", "pixel_ap", "image_auroc")
 UNTRAINED = ("smoothed_1", "smoothed_2", "smoothed_4", "chroma")
 RULES = (
     "Each prediction is tested on its own, seed by seed against its reference, with Student's 95 % interval. "
@@ -74,6 +75,7 @@ def write_report(results_dir: str, output_dir: str) -> dict[str, Any]:
         "convergence": convergence_lines(rows), "fix_lines": fix_lines(confirmed), "pictures": pictures,
         "untrained": untrained_lines(screened),
         "detection": detection_lines(confirmed, comparison), "detection_note": comparison.get("note", ""),
+        "differences": detection_differences(comparison),
     }  # fmt: skip
     output = Location(output_dir)
     output.check_access(create=True)
@@ -156,17 +158,49 @@ def fix_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def detection_lines(rows: Sequence[Row], comparison: Row) -> list[dict[str, Any]]:
-    """Baseline and fix by the trials' own figures, and what jobs/tune_draem.py's `compare` left of other methods."""
-    names = ("pixel_auroc", "pixel_ap", "image_auroc")
+    """Baseline and fix, their maps as they are and smoothed, and the other methods of tune_draem.py's mode `compare`.
+
+    Where that mode has not run: the trials' own figures.
+    """
+    networks = comparison.get("networks", {})
+    found: dict[str, list[Row]] = {}
+    for arm in (BASELINE, FIX):
+        if arm in networks:
+            found[f"DRAEM, {arm}"] = list(networks[arm]["plain"].values())
+            found[f"DRAEM, {arm}, {_smoothing(networks[arm])}"] = list(networks[arm]["smoothed"].values())
+        else:
+            found[f"DRAEM, {arm}"] = [row["detection"] for row in rows if row["arm"] == arm and row.get("detection")]
+    found |= {method: [one] for method, one in comparison.get("methods", {}).items()}
+    return [
+        {"method": method, "seeds": len(own),
+         **{name: _mean_with_interval([one[name] for one in own]) for name in DETECTION}}
+        for method, own in found.items() if own
+    ]  # fmt: skip
+
+
+def detection_differences(comparison: Row) -> list[dict[str, Any]]:
+    """The fix with smoothed maps minus the baseline, both ways, seed by seed, and minus each other method."""
+    networks, methods = comparison.get("networks", {}), comparison.get("methods", {})
+    if FIX not in networks:
+        return []
+    fix = networks[FIX]["smoothed"]
+    others: dict[str, Row] = {method: dict.fromkeys(fix, one) for method, one in methods.items()}
+    if BASELINE in networks:
+        base = networks[BASELINE]
+        others = {"DRAEM, baseline": base["plain"], f"DRAEM, baseline, {_smoothing(base)}": base["smoothed"], **others}
     lines = []
-    for arm in ("baseline", "fix"):
-        own = [row["detection"] for row in rows if row["arm"] == arm and row.get("detection")]
-        if own:
-            lines.append({"method": f"DRAEM, {arm}", "seeds": len(own),
-                          **{name: _mean_with_interval([found[name] for found in own]) for name in names}})  # fmt: skip
-    for method, found in comparison.get("methods", {}).items():
-        lines.append({"method": method, "seeds": 1, **{name: f"{found[name]:.3f}" for name in names}})
+    for method, other in others.items():
+        seeds = sorted(fix.keys() & other.keys())
+        gaps = {name: interval([fix[seed][name] - other[seed][name] for seed in seeds]) for name in DETECTION}
+        lines.append({"method": method, "seeds": len(seeds), **{
+            name: f"{_figure(mean, '+')} [{_figure(low, '+')}, {_figure(high, '+')}]"
+            for name, (mean, low, high) in gaps.items()
+        }})  # fmt: skip
     return lines
+
+
+def _smoothing(networks: Row) -> str:
+    return f"maps smoothed by {networks['map_sigma_px']:g} px"
 
 
 def _pictures(study: Row, rows: Sequence[Row], confirmed: Sequence[Row]) -> list[Picture]:

@@ -9,8 +9,8 @@ from steelray.provenance import git_commit, hardware, package_versions
 from steelray.study.config import StudyConfig
 from steelray.study.data import StudyImages
 from steelray.study.detection import detect
-from steelray.study.plan import Trial
 from steelray.study.networks import keep_network
+from steelray.study.plan import Trial
 from steelray.study.results import StudyResults, read_trials
 from steelray.study.trial import run_trial
 from steelray.training import TrainingSession

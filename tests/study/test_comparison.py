@@ -1,0 +1,81 @@
+"""Detection on the test split: kept networks read again, maps smoothed as the choosing strips say, other methods."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from steelray.config import DatasetConfig
+from steelray.data.synthetic import make_strip
+from steelray.study.comparison import compare
+from steelray.study.config import StudyConfig
+from steelray.study.detection import ScoredStrips
+from steelray.study.networks import score_networks
+from steelray.study.plan import plan_trials
+from steelray.study.report import write_report
+from steelray.study.results import read_trials
+from steelray.study.runner import run_plan
+from steelray.train_config import TrainDataConfig
+from tests.study.study import TRAIN, small_study
+
+
+@pytest.fixture(scope="module")
+def confirmed(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    """A study whose claim ran on two seeds, over eight nominal and six scratched strips."""
+    root = tmp_path_factory.mktemp("steel")
+    for name in ("nominal", "anomalous", "masks"):
+        (root / name).mkdir()
+    for index in range(8):
+        strip = make_strip(0, index, size_px=(64, 192))
+        Image.fromarray(strip.pixels_HW).save(root / "nominal" / f"{index}.png")
+    for index in range(6):
+        strip = make_strip(1, index, defect="scratch", size_px=(64, 192))
+        Image.fromarray(strip.pixels_HW).save(root / "anomalous" / f"{index}.png")
+        Image.fromarray(strip.mask_HW).save(root / "masks" / f"{index}.png")
+    train = replace(TRAIN, data=TrainDataConfig(dataset=DatasetConfig("folder", str(root), num_fit=5)))
+    results = tmp_path_factory.mktemp("results")
+    study = small_study(results, train=train, detect=True, confirm_seeds=(0, 1), map_sigmas_px=(0.0, 2.0, 6.0))
+    run_plan(study, plan_trials(study), lambda line: None)
+    return study
+
+
+def test_kept_networks_say_what_they_said_at_the_end_of_their_trials(confirmed: StudyConfig) -> None:
+    compare(confirmed, lambda line: None)
+    found = json.loads((Path(confirmed.results_dir) / "detection.json").read_text())
+    for row in read_trials(confirmed.results_dir):
+        assert found["networks"][row["arm"]]["plain"][str(row["seed"])] == pytest.approx(row["detection"])
+    for arm in found["networks"].values():
+        best = max(arm["validation"], key=lambda sigma: arm["validation"][sigma])
+        assert arm["map_sigma_px"] == float(best)
+    assert list(found["methods"]) == ["local standard deviation", "|I - median|", "PatchCore", "ConvAE"]
+    assert all(figures["num_test"] == 3 + 4 for figures in found["methods"].values())
+
+    write_report(confirmed.results_dir, confirmed.results_dir)
+    lines = (Path(confirmed.results_dir) / "study.md").read_text().splitlines()
+    for arm in ("baseline", "fix"):
+        assert sum(line.startswith(f"| DRAEM, {arm}, maps smoothed by ") for line in lines) >= 1
+    assert sum(line.startswith("| PatchCore |") for line in lines) == 2
+
+
+def test_networks_that_are_gone_leave_the_trials_own_figures(confirmed: StudyConfig, tmp_path: Path) -> None:
+    elsewhere = replace(confirmed, results_dir=str(tmp_path))
+    for name in ("study.json", "trials.jsonl"):
+        (tmp_path / name).write_bytes((Path(confirmed.results_dir) / name).read_bytes())
+    assert score_networks(elsewhere, plan_trials(elsewhere), [], [], lambda line: None) == {}
+    write_report(str(tmp_path), str(tmp_path))
+    assert "| DRAEM, fix | 2 |" in (tmp_path / "study.md").read_text()
+
+
+def test_smoothing_fills_a_coarse_mask_and_leaves_the_scores() -> None:
+    rng = np.random.default_rng(0)
+    mask_HW = np.zeros((64, 64), dtype=bool)
+    mask_HW[16:48, 16:48] = True
+    map_HW = (rng.random((64, 64)) < np.where(mask_HW, 0.2, 0.05)).astype(np.float32)
+    strips = ScoredStrips(np.array([True, False]), np.array([1.0, 0.0], dtype=np.float32),
+                          [map_HW, 0 * map_HW], [mask_HW[::4, ::4], np.zeros((16, 16), dtype=bool)])  # fmt: skip
+    smoothed = strips.smoothed(4.0)
+    assert smoothed.pixel_auroc() > strips.pixel_auroc() + 0.1
+    assert smoothed.figures()["image_auroc"] == strips.figures()["image_auroc"] == 1.0
