@@ -19,13 +19,12 @@ from steelray.fitting import fit_memory_bank
 from steelray.memory_bank.shard import IndexShard, LocalSearch
 from steelray.models.conv_autoencoder import ConvAutoencoder
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
-from steelray.network_config import InputConfig
 from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.study.config import StudyConfig
 from steelray.study.data import parted_test
-from steelray.study.detection import STRIP_PX, score_strips
+from steelray.study.detection import score_strips
 from steelray.study.networks import score_networks
 from steelray.study.plan import plan_trials
 from steelray.study.results import COMPARISON_FILE, read_comparison, read_study
@@ -71,7 +70,8 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
     anomalous = sum(sample.is_anomalous for sample in test)
     note = (
         f"{len(fit)} clean strips to fit, {len(test)} to test, {anomalous} of them defective; no strip is in both. "
-        "DRAEM and ConvAE at the study's reduced scale, PatchCore at its own (EfficientNet-Lite0, whole strips). "
+        "DRAEM and ConvAE at the study's reduced scale, in tiles as large as they were trained on; PatchCore at its "
+        "own (EfficientNet-Lite0, whole strips). "
         "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map. "
         f"How far DRAEM's maps are smoothed is chosen for each arm on {len(validation)} further defective strips."
     )
@@ -128,4 +128,4 @@ def _conv_autoencoder(study: StudyConfig, fit: Sequence[Sample]) -> Scorer:
         session.train_step(collate([maker.sample(images[i], fit[i].key, epoch=e, index=i) for e, i in places]))
     model = session.eval_model
     assert isinstance(model, ConvAutoencoder)
-    return reconstruction_scorer(model, InputConfig(STRIP_PX, "crop"), torch.device("cpu"))
+    return reconstruction_scorer(model, config.input)

@@ -96,7 +96,7 @@ class StudyConfig:
     probe_share: float = 0.2
     """Share of each clean strip's length, at its right end, that no trial fits on; the probe is cut from there."""
     detect: bool = False
-    """In the mode confirm: also score the strip-disjoint test split, and keep the network."""
+    """In the mode confirm: keep the networks; the mode compare scores the strip-disjoint test split with them."""
     map_sigmas_px: tuple[float, ...] = (0.0, 8.0, 16.0, 24.0, 32.0, 48.0)
     """In the mode compare: how far maps may be smoothed (draem.map_sigma_px). Which one is chosen for each arm by its
     pixel AUROC on the strips kept for choosing; the test split is judged with and without."""

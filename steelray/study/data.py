@@ -65,11 +65,6 @@ class StudyImages:
         """The images of a trial's condition."""
         return self._cached(trial.condition)
 
-    def test_samples(self) -> list[Sample]:
-        """The strips of which neither fit nor probe has seen any part, without those that recipes were chosen by."""
-        assert self._study.train.data.dataset is not None
-        return parted_test(load_dataset(self._study.train.data.dataset))[1]
-
     @lru_cache(maxsize=4)  # noqa: B019 (lives as long as the process's one study)
     def _cached(self, condition: str) -> TrialImages:
         return self.condition(condition)

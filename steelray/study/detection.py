@@ -9,15 +9,10 @@ from scipy import ndimage
 
 from steelray.data.datasets import NOMINAL, Sample
 from steelray.metrics import image_auroc, pixel_ap, pixel_auroc
-from steelray.models.draem import Draem
-from steelray.network_config import InputConfig
-from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.scoring import Scorer
-from steelray.training import TrainingSession
 
 MAP_STRIDE_PX = 4
 """Pixel figures are taken on every fourth pixel of both axes."""
-STRIP_PX = (256, 1600)
 STEP = slice(None, None, MAP_STRIDE_PX)
 
 
@@ -68,11 +63,3 @@ def score_strips(scorer: Scorer, samples: Sequence[Sample]) -> ScoredStrips:
         masks.append(sample.load_mask((height_px, width_px))[STEP, STEP])
     labels = [sample.defect_type != NOMINAL for sample in samples]
     return ScoredStrips(np.array(labels), np.array(scores, dtype=np.float32), maps, masks)
-
-
-def detect(session: TrainingSession, samples: Sequence[Sample]) -> dict[str, float]:
-    """The figures of a trained DRAEM, on whole strips in one pass each."""
-    model = session.eval_model
-    assert isinstance(model, Draem)
-    whole = InputConfig(STRIP_PX, "crop", session.config.input.brightness_norm)
-    return score_strips(reconstruction_scorer(model, whole, session.device), samples).figures()

@@ -14,10 +14,9 @@ import torch
 from steelray.data.datasets import Sample
 from steelray.data.storage import Location, ObjectMissing
 from steelray.models.draem import Draem
-from steelray.network_config import InputConfig
 from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.study.config import StudyConfig
-from steelray.study.detection import STRIP_PX, ScoredStrips, score_strips
+from steelray.study.detection import ScoredStrips, score_strips
 from steelray.study.plan import Trial
 from steelray.training import TrainingSession
 
@@ -26,7 +25,7 @@ Row = dict[str, Any]
 
 
 def keep_network(results_dir: str, trial_id: str, session: TrainingSession) -> None:
-    """Stores the weights that scoring needs."""
+    """Stores the weights that scoring needs, beside the trials' results."""
     body = io.BytesIO()
     torch.save(session.state_dict()["weights"], body)
     Location(results_dir).write(_key(trial_id), body.getvalue())
@@ -61,8 +60,7 @@ def score_networks(
                 model = read_network(study, trial)
             except ObjectMissing:
                 continue
-            whole = InputConfig(STRIP_PX, "crop", trial.config(study).input.brightness_norm)
-            scorer = reconstruction_scorer(model, whole)
+            scorer = reconstruction_scorer(model, trial.config(study).input)  # in tiles as large as it was trained on
             choosing = score_strips(scorer, validation)
             by_sigma = {sigma: _smoothed(choosing, sigma).pixel_auroc() for sigma in study.map_sigmas_px}
             scored.append((trial, by_sigma, score_strips(scorer, test)))

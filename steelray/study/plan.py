@@ -24,8 +24,8 @@ class Trial:
     settings: dict[str, Any] = field(default_factory=dict)
     condition: str = "steel"
     hypothesis: str | None = None
-    detect: bool = False
-    """Also score the test split."""
+    keep: bool = False
+    """Keep the network, so that it can score the test split."""
 
     @property
     def trial_id(self) -> str:
@@ -53,7 +53,7 @@ def plan_trials(study: StudyConfig) -> list[Trial]:
         "transplant": _trials(study, confirmed[:1] + transplants, study.seeds),
         "one_factor": _trials(study, confirmed + factors, study.seeds),
         "confirm": [
-            replace(trial, detect=study.detect)
+            replace(trial, keep=study.detect)
             for trial in _trials(
                 study, [_lengthened(arm, study.confirm_steps) for arm in confirmed], study.confirm_seeds
             )

@@ -74,7 +74,7 @@ def write_report(results_dir: str, output_dir: str) -> dict[str, Any]:
         "verdicts": verdicts, "outcomes": outcomes, "figures": FIGURES, "rules": RULES,
         "convergence": convergence_lines(rows), "fix_lines": fix_lines(confirmed), "pictures": pictures,
         "untrained": untrained_lines(screened),
-        "detection": detection_lines(confirmed, comparison), "detection_note": comparison.get("note", ""),
+        "detection": detection_lines(comparison), "detection_note": comparison.get("note", ""),
         "differences": detection_differences(comparison),
     }  # fmt: skip
     output = Location(output_dir)
@@ -157,24 +157,18 @@ def fix_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
     return lines
 
 
-def detection_lines(rows: Sequence[Row], comparison: Row) -> list[dict[str, Any]]:
-    """Baseline and fix, their maps as they are and smoothed, and the other methods of tune_draem.py's mode `compare`.
-
-    Where that mode has not run: the trials' own figures.
-    """
+def detection_lines(comparison: Row) -> list[dict[str, Any]]:
+    """Baseline and fix, their maps as they are and smoothed, and the other methods: what the mode `compare` left."""
     networks = comparison.get("networks", {})
     found: dict[str, list[Row]] = {}
-    for arm in (BASELINE, FIX):
-        if arm in networks:
-            found[f"DRAEM, {arm}"] = list(networks[arm]["plain"].values())
-            found[f"DRAEM, {arm}, {_smoothing(networks[arm])}"] = list(networks[arm]["smoothed"].values())
-        else:
-            found[f"DRAEM, {arm}"] = [row["detection"] for row in rows if row["arm"] == arm and row.get("detection")]
+    for arm, own in networks.items():
+        found[f"DRAEM, {arm}"] = list(own["plain"].values())
+        found[f"DRAEM, {arm}, {_smoothing(own)}"] = list(own["smoothed"].values())
     found |= {method: [one] for method, one in comparison.get("methods", {}).items()}
     return [
         {"method": method, "seeds": len(own),
          **{name: _mean_with_interval([one[name] for one in own]) for name in DETECTION}}
-        for method, own in found.items() if own
+        for method, own in found.items()
     ]  # fmt: skip
 
 

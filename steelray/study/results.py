@@ -97,7 +97,7 @@ def write_table(rows: Sequence[Row], output_dir: str) -> None:
         kept = ("trial_id", "arm", "hypothesis", "condition", "seed", "status", "num_steps", "duration_s")
         result: Row = {name: row.get(name) for name in kept}
         result["settings"] = json.dumps(row["settings"], sort_keys=True)
-        for group in ("figures", "criteria", "detection"):
+        for group in ("figures", "criteria"):
             result.update({f"{group}.{name}": value for name, value in (row.get(group) or {}).items()})
         return result
 

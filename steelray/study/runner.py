@@ -1,6 +1,7 @@
 """Runs the trials of a plan that are not finished yet, one after another, in this process."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,12 +9,10 @@ import torch
 from steelray.provenance import git_commit, hardware, package_versions
 from steelray.study.config import StudyConfig
 from steelray.study.data import StudyImages
-from steelray.study.detection import detect
 from steelray.study.networks import keep_network
 from steelray.study.plan import Trial
 from steelray.study.results import StudyResults, read_trials
 from steelray.study.trial import run_trial
-from steelray.training import TrainingSession
 
 
 def run_plan(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str], None]) -> dict[str, Any]:
@@ -40,12 +39,7 @@ def run_plan(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str]
 
 def execute(trial: Trial, study: StudyConfig, images: StudyImages, **options: Any) -> dict[str, Any]:
     """One trial with everything that it needs, and its provenance."""
-    test_samples = images.test_samples() if trial.detect else []
-
-    def on_end(session: TrainingSession) -> dict[str, float]:
-        keep_network(study.results_dir, trial.trial_id, session)
-        return detect(session, test_samples)
-
+    on_end = partial(keep_network, study.results_dir, trial.trial_id) if trial.keep else None
     row = run_trial(trial, study, images.of(trial), images.textures, on_end=on_end, **options)
     return {**row, "provenance": provenance()}
 

@@ -71,13 +71,13 @@ def run_trial(
     *,
     device: torch.device | str = "cpu",
     on_probe: Callable[[dict[str, float]], None] | None = None,
-    on_end: Callable[[TrainingSession], dict[str, float]] | None = None,
+    on_end: Callable[[TrainingSession], None] | None = None,
 ) -> dict[str, Any]:
     """Trains and judges one trial.
 
     Args:
         on_probe: gets the probe's figures with `step`, as they come; it may raise to stop the trial.
-        on_end: further figures of the trained network, stored as `detection`.
+        on_end: gets what was trained, unless it went NaN.
 
     Returns:
         One row for trials.jsonl: settings, `status` (`ok`, or `nan` with the step), `figures`, `criteria`, `curves`.
@@ -124,8 +124,8 @@ def run_trial(
             "turned_over_unturned": turned_loss(network, probe, session.device),
             "floor_rank_correlation": rank_correlation(probe.floors_N.numpy(), tile_losses_N),
         }
-        if trial.detect and on_end is not None:
-            row["detection"] = on_end(session)
+        if on_end is not None:
+            on_end(session)
     row["probe"] = {"floor_loss": probe.floor_loss, "constant_focal": probe.constant_focal, **untrained_aps(probe)}
     row["criteria"] = judge(row, log.probes, log.column("total"), log.column("grad_norm"), study.steps_per_epoch)
     row["curves"] = {
