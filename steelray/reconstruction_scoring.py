@@ -26,6 +26,8 @@ Map = NDArray[np.float32]
 SCORE_WINDOW_PX = 21
 """Side of the square over which a map is averaged before its maximum is taken."""
 GPU_VIEWS = 8
+CPU_PASS_PX = 256 * 256
+"""Pixels of a pass on CPUs: one view of the usual size, several of smaller ones."""
 
 
 class _ReconstructionScorer(ABC):
@@ -50,7 +52,8 @@ class _ReconstructionScorer(ABC):
         self._model = model.to(self._device).to(memory_format=torch.channels_last).eval()
         self._input = input_config
         self._map_sigma_px = map_sigma_px
-        self._views_per_pass = GPU_VIEWS if self._device.type == "cuda" else 1
+        size_px = input_config.size_px[0] * input_config.size_px[1]
+        self._views_per_pass = GPU_VIEWS if self._device.type == "cuda" else max(1, CPU_PASS_PX // size_px)
 
     def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[Map], NDArray[np.float32]]:
         """Anomaly maps and raw anomaly scores of images (uint8 HWC, C = 1 or 3), in their order."""
