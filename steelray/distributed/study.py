@@ -86,7 +86,8 @@ def with_absolute_folders(study: StudyConfig) -> StudyConfig:
         data=replace(train.data, dataset=moved(train.data.dataset)),
         synthesis=replace(train.synthesis, texture_uri=texture_uri and Location(texture_uri).uri),
     )
-    return replace(study, train=train, control=moved(study.control))
+    results_dir = Location(study.results_dir).uri  # trials keep their networks there
+    return replace(study, train=train, control=moved(study.control), results_dir=results_dir)
 
 
 def score(figures: Mapping[str, float], floor_loss: float, min_pixel_ap: float = 0.8) -> float:

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from steelray.config import ConfigError
-from steelray.distributed.study import run_study
+from steelray.distributed.study import run_study, with_absolute_folders
 from steelray.study.config import ResourcesConfig, SearchConfig
 from steelray.study.plan import plan_trials
 from steelray.study.results import TRIALS_FILE, read_trials
@@ -101,3 +101,10 @@ def test_a_killed_job_goes_on_with_the_trials_that_are_left(tmp_path: Path) -> N
     assert summary["skipped"] == len(before)
     assert summary["ran"] == 4 - len(before)
     assert read_trials(str(tmp_path))[: len(before)] == before
+
+
+def test_trials_keep_their_networks_beside_the_results_wherever_they_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert with_absolute_folders(small_study(Path("results"))).results_dir == str(tmp_path / "results")
