@@ -24,8 +24,16 @@ class InputConfig:
     tiles that cover the image in scoring."""
     brightness_norm: Literal["none", "strip"] = "none"
     """`strip`: scale every image so that the mean of its foreground is mid grey."""
+    scoring_scale: float = 1.0
+    """Scoring shrinks an image to this share of its height and width before it is cut into tiles, and enlarges its map
+    again, so that a tile shows more of the strip; training does not. Needs `crop`. 1: as in training."""
 
     def __post_init__(self) -> None:
+        require(0 < self.scoring_scale <= 1, f"scoring_scale must lie in (0, 1], not {self.scoring_scale}")
+        require(
+            self.scoring_scale == 1 or self.tiling == "crop",
+            "scoring_scale needs tiling: crop; `squeeze` resizes the whole image already",
+        )
         require(min(self.size_px) >= 16, f"size_px must be at least 16x16, not {list(self.size_px)}")
 
     def check_stride(self, kind: ModelKind) -> None:

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import roc_curve
+from torch.nn import functional
 
-from steelray.data.network_input import map_size_px, merge_tiles, scoring_views, to_unit_range
+from steelray.data.network_input import map_size_px, merge_tiles, scored_size_px, scoring_views, to_unit_range
 from steelray.metrics import accuracy_by_type
 from steelray.models.build import Network
 from steelray.models.conv_autoencoder import ConvAutoencoder
@@ -33,7 +34,8 @@ CPU_PASS_PX = 256 * 256
 class _ReconstructionScorer(ABC):
     """Prepares images, runs the network, puts the maps together; the score is the maximum of a map's 21×21 box average.
 
-    As in DRAEM's official code zeros beyond the edge count in the average.
+    As in DRAEM's official code zeros beyond the edge count in the average. The window is in pixels of the network's
+    input, also where `scoring_scale` shrinks images.
 
     Every pass has the same number of views (filled up with zeros), so that the arithmetic of one view is the same
     whatever the others are: a score does not depend on the batch, to the last bit.
@@ -59,11 +61,15 @@ class _ReconstructionScorer(ABC):
         """Anomaly maps and raw anomaly scores of images (uint8 HWC, C = 1 or 3), in their order."""
         plans = [scoring_views(image, self._input) for image in images]
         view_maps = iter(self._run([view for views, _ in plans for view in views]))
-        maps = []
-        for image, (views, tiles) in zip(images, plans, strict=True):
-            size_px = map_size_px((image.shape[0], image.shape[1]), self._input)
-            maps.append(merge_tiles([next(view_maps) for _ in views], tiles, size_px))
-        scores_N = np.array([box_maximum(map_HW, SCORE_WINDOW_PX) for map_HW in maps], dtype=np.float32)
+        sizes_px = [(image.shape[0], image.shape[1]) for image in images]
+        seen = [
+            merge_tiles([next(view_maps) for _ in views], tiles, scored_size_px(size_px, self._input))
+            for size_px, (views, tiles) in zip(sizes_px, plans, strict=True)
+        ]
+        scores_N = np.array([box_maximum(map_HW, SCORE_WINDOW_PX) for map_HW in seen], dtype=np.float32)
+        maps = [
+            _enlarged(map_HW, map_size_px(size_px, self._input)) for map_HW, size_px in zip(seen, sizes_px, strict=True)
+        ]
         if self._map_sigma_px > 0:
             maps = [np.asarray(ndimage.gaussian_filter(map_HW, self._map_sigma_px)) for map_HW in maps]
         return maps, scores_N
@@ -112,6 +118,13 @@ def reconstruction_scorer(
         return ConvAutoencoderScorer(model, input_config, device)
     assert isinstance(model, Draem)
     return DraemScorer(model, input_config, device, model.config.map_sigma_px)
+
+
+def _enlarged(map_HW: Map, size_px: tuple[int, int]) -> Map:
+    if map_HW.shape == size_px:
+        return map_HW
+    map_11HW = torch.from_numpy(map_HW)[None, None]
+    return np.asarray(functional.interpolate(map_11HW, size=size_px, mode="bilinear")[0, 0].numpy())
 
 
 def box_maximum(map_HW: Map, window_px: int) -> float:

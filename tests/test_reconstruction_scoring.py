@@ -9,6 +9,8 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
+from steelray.config import ConfigError
+from steelray.data.network_input import scoring_views
 from steelray.models.build import build_model
 from steelray.models.conv_autoencoder import ConvAutoencoder
 from steelray.models.draem import Draem
@@ -134,6 +136,26 @@ def test_a_strip_is_scored_in_tiles_at_native_resolution() -> None:
     pixels[8:24, 150:170] = 255
     (map_HW,), _ = ConvAutoencoderScorer(Blank(), CROP).score([pixels])
     np.testing.assert_allclose(map_HW, pixels[:, :, 0] / 255, rtol=1e-5)
+
+
+def test_a_shrunk_strip_has_a_map_of_its_own_size_from_fewer_tiles() -> None:
+    pixels = np.zeros((64, 400, 1), dtype=np.uint8)
+    pixels[16:48, 296:344] = 200
+    half = InputConfig(size_px=(32, 64), tiling="crop", scoring_scale=0.5)
+    assert len(scoring_views(pixels, half)[0]) < len(scoring_views(pixels, CROP)[0]) / 3
+    (map_HW,), (score,) = ConvAutoencoderScorer(Blank(), half).score([pixels])
+    assert map_HW.shape == (64, 400)
+    assert map_HW.dtype == np.float32
+    assert map_HW[32, 320] == pytest.approx(200 / 255)
+    assert np.abs(map_HW - pixels[:, :, 0] / 255).mean() < 0.01  # soft at the edges only
+    assert score == pytest.approx(16 * 21 / 21**2 * 200 / 255)  # the window is in pixels of the shrunk strip
+
+
+def test_a_scale_is_refused_where_it_means_nothing() -> None:
+    with pytest.raises(ConfigError, match="scoring_scale needs tiling: crop"):
+        InputConfig(scoring_scale=0.5)
+    with pytest.raises(ConfigError, match=r"scoring_scale must lie in \(0, 1\], not 0"):
+        InputConfig(tiling="crop", scoring_scale=0)
 
 
 @pytest.mark.parametrize(("network", "kind"), [(NETWORKS[0], Draem), (NETWORKS[2], ConvAutoencoder)])

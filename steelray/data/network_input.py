@@ -53,7 +53,7 @@ def training_view(
     """
     pixels_HWC = _normalized(pixels_HWC, config)
     if config.tiling == "squeeze":
-        return _squeezed(pixels_HWC, config)
+        return _resized(pixels_HWC, config.size_px)
     padded_HWC = _padded(pixels_HWC, config.size_px)
     rooms = [have - want for have, want in zip(padded_HWC.shape[:2], config.size_px, strict=True)]
     for _ in range(MAX_CROPS):
@@ -67,14 +67,24 @@ def training_view(
 def scoring_views(pixels_HWC: Pixels, config: InputConfig) -> tuple[list[Pixels], list[Tile]]:
     """All that the network has to see of an image: T views pixels_hwC, and where each lies in the image's map.
 
-    With tiling `crop` an image smaller than the network's input is padded with its edge pixels below and to the right.
+    With tiling `crop` the image is shrunk by `scoring_scale` first; then, where it is smaller than the network's input,
+    padded with its edge pixels below and to the right.
     """
     pixels_HWC = _normalized(pixels_HWC, config)
     if config.tiling == "squeeze":
-        return [_squeezed(pixels_HWC, config)], [Tile(0, 0, *config.size_px)]
-    padded_HWC = _padded(pixels_HWC, config.size_px)
+        return [_resized(pixels_HWC, config.size_px)], [Tile(0, 0, *config.size_px)]
+    seen_HWC = _resized(pixels_HWC, scored_size_px((pixels_HWC.shape[0], pixels_HWC.shape[1]), config))
+    padded_HWC = _padded(seen_HWC, config.size_px)
     tiles = tile_grid((padded_HWC.shape[0], padded_HWC.shape[1]), config.size_px)
     return [tile.cut(padded_HWC) for tile in tiles], tiles
+
+
+def scored_size_px(image_size_px: tuple[int, int], config: InputConfig) -> tuple[int, int]:
+    """Height and width at which the network sees an image in scoring, all tiles together, padding not counted."""
+    if config.tiling == "squeeze":
+        return config.size_px
+    height_px, width_px = (max(1, round(size_px * config.scoring_scale)) for size_px in image_size_px)
+    return height_px, width_px
 
 
 def map_size_px(image_size_px: tuple[int, int], config: InputConfig) -> tuple[int, int]:
@@ -106,12 +116,12 @@ def _normalized(pixels_HWC: Pixels, config: InputConfig) -> Pixels:
     return normalize_brightness(pixels_HWC) if config.brightness_norm == "strip" else pixels_HWC
 
 
-def _squeezed(pixels_HWC: Pixels, config: InputConfig) -> Pixels:
-    if pixels_HWC.shape[:2] == config.size_px:
+def _resized(pixels_HWC: Pixels, size_px: tuple[int, int]) -> Pixels:
+    if pixels_HWC.shape[:2] == size_px:
         return pixels_HWC
     from steelray.data.decode import resize  # here, because it brings pyarrow, which a machine that trains may lack
 
-    return resize(pixels_HWC, config.size_px)
+    return resize(pixels_HWC, size_px)
 
 
 def _padded(pixels_HWC: Pixels, size_px: tuple[int, int]) -> Pixels:

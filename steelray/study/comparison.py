@@ -73,7 +73,8 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
         "DRAEM and ConvAE at the study's reduced scale, in tiles as large as they were trained on; PatchCore at its "
         "own (EfficientNet-Lite0, whole strips). "
         "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map. "
-        f"How far DRAEM's maps are smoothed is chosen for each arm on {len(validation)} further defective strips."
+        "How far strips are shrunk before DRAEM sees them, and how far its maps are smoothed, is chosen for each arm "
+        f"on {len(validation)} further defective strips."
     )
 
     def store() -> None:

@@ -97,9 +97,11 @@ class StudyConfig:
     """Share of each clean strip's length, at its right end, that no trial fits on; the probe is cut from there."""
     detect: bool = False
     """In the mode confirm: keep the networks; the mode compare scores the strip-disjoint test split with them."""
-    map_sigmas_px: tuple[float, ...] = (0.0, 8.0, 16.0, 24.0, 32.0, 48.0)
-    """In the mode compare: how far maps may be smoothed (draem.map_sigma_px). Which one is chosen for each arm by its
-    pixel AUROC on the strips kept for choosing; the test split is judged with and without."""
+    scoring_scales: tuple[float, ...] = (1.0, 0.5, 0.25)
+    """In the mode compare: how far strips may be shrunk before they are scored (input.scoring_scale)."""
+    map_sigmas_px: tuple[float, ...] = (0.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0)
+    """In the mode compare: how far maps may be smoothed (draem.map_sigma_px). Scale and smoothing are chosen for each
+    arm by its pixel AUROC on the strips kept for choosing; the test split is judged so, and as the paper reads it."""
     in_process: bool = False
     """One trial after another in this process, without Ray."""
     dry_run: bool = False
@@ -111,6 +113,7 @@ class StudyConfig:
         require(bool(self.results_dir), "results_dir is empty: give a place for the trials' results")
         require(len(self.seeds) > 0 and len(self.confirm_seeds) > 0, "seeds and confirm_seeds need at least one each")
         require(len(self.map_sigmas_px) > 0, "map_sigmas_px needs at least one; [0] leaves maps as they are")
+        require(len(self.scoring_scales) > 0, "scoring_scales needs at least one; [1] leaves strips as they are")
         require(0 < self.probe_share < 1, f"probe_share must lie in (0, 1), not {self.probe_share}")
         require(
             self.confirm_steps is None or self.confirm_steps > 0, f"confirm_steps must be > 0, not {self.confirm_steps}"

@@ -30,7 +30,9 @@ class ScoredStrips:
     masks: Sequence[NDArray[np.bool_]]
 
     def smoothed(self, sigma_px: float) -> "ScoredStrips":
-        """The maps smoothed, as `draem.map_sigma_px` does; the scores stay."""
+        """The maps smoothed, as `draem.map_sigma_px` does; the scores stay. 0 leaves the maps as they are."""
+        if sigma_px == 0:
+            return self
         maps = [np.asarray(ndimage.gaussian_filter(map_HW, sigma_px)) for map_HW in self.maps]
         return ScoredStrips(self.labels_N, self.scores_N, maps, self.masks)
 

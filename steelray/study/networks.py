@@ -1,10 +1,12 @@
-"""The networks that the claim's trials end with: kept, and their maps read with and without smoothing.
+"""The networks that the claim's trials end with: kept, and read as the paper does and as the choosing strips say.
 
-How far to smooth is chosen for each arm by the strips kept for choosing; the test strips are only judged.
+At which scale a strip is looked at, and how far its map is smoothed, is chosen for each arm by the strips kept for
+choosing; the test strips are only judged.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -15,8 +17,9 @@ from steelray.data.datasets import Sample
 from steelray.data.storage import Location, ObjectMissing
 from steelray.models.draem import Draem
 from steelray.reconstruction_scoring import reconstruction_scorer
+from steelray.scoring import Scorer
 from steelray.study.config import StudyConfig
-from steelray.study.detection import ScoredStrips, score_strips
+from steelray.study.detection import score_strips
 from steelray.study.plan import Trial
 from steelray.training import TrainingSession
 
@@ -46,40 +49,55 @@ def score_networks(
     test: Sequence[Sample],
     report: Callable[[str], None],
 ) -> dict[str, Row]:
-    """Per arm, how far its maps are to be smoothed, and its networks' figures on the test strips with and without.
+    """Per arm, how its networks are to be read, and their figures on the test strips, read so and as the paper does.
 
     Returns:
-        For each arm of which networks are kept: `validation`, the mean pixel AUROC per sigma; `map_sigma_px`, the best;
-        `plain` and `smoothed`, the figures of each seed.
+        For each arm of which networks are kept: `validation`, the mean pixel AUROC per scale and sigma; `scoring_scale`
+        and `map_sigma_px`, the best pair; `plain` and `chosen`, the figures of each seed.
     """
     found: dict[str, Row] = {}
     for arm in dict.fromkeys(trial.arm for trial in trials):
-        scored = []
-        for trial in (trial for trial in trials if trial.arm == arm):
-            try:
-                model = read_network(study, trial)
-            except ObjectMissing:
-                continue
-            scorer = reconstruction_scorer(model, trial.config(study).input)  # in tiles as large as it was trained on
-            choosing = score_strips(scorer, validation)
-            by_sigma = {sigma: _smoothed(choosing, sigma).pixel_auroc() for sigma in study.map_sigmas_px}
-            scored.append((trial, by_sigma, score_strips(scorer, test)))
-        if not scored:
+        networks = list(_networks(study, [trial for trial in trials if trial.arm == arm]))
+        if not networks:
             continue
-        means = {sigma: fmean(by_sigma[sigma] for _, by_sigma, _ in scored) for sigma in study.map_sigmas_px}
-        best = max(means, key=lambda sigma: means[sigma])
-        found[arm] = {
-            "validation": {f"{sigma:g}": round(mean, 4) for sigma, mean in means.items()},
-            "map_sigma_px": best,
-            "plain": {str(trial.seed): strips.figures() for trial, _, strips in scored},
-            "smoothed": {str(trial.seed): _smoothed(strips, best).figures() for trial, _, strips in scored},
-        }
-        report(f"{arm}: {len(scored)} networks, maps smoothed by {best:g} px")
+        means = _choosing_means(study, networks, validation)
+        scale, sigma_px = max(means, key=lambda reading: means[reading])
+        plain, chosen = {}, {}
+        for trial, model in networks:
+            strips = {at: score_strips(_scorer(study, trial, model, at), test) for at in {1.0, scale}}
+            plain[str(trial.seed)] = strips[1.0].figures()
+            chosen[str(trial.seed)] = strips[scale].smoothed(sigma_px).figures()
+        validated: dict[str, dict[str, float]] = {}
+        for (at, by_px), mean in means.items():
+            validated.setdefault(f"{at:g}", {})[f"{by_px:g}"] = round(mean, 4)
+        found[arm] = {"validation": validated, "scoring_scale": scale, "map_sigma_px": sigma_px,
+                      "plain": plain, "chosen": chosen}  # fmt: skip
+        report(f"{arm}: {len(networks)} networks, read at {scale:g} of the size, maps smoothed by {sigma_px:g} px")
     return found
 
 
-def _smoothed(strips: ScoredStrips, sigma_px: float) -> ScoredStrips:
-    return strips.smoothed(sigma_px) if sigma_px > 0 else strips
+def _networks(study: StudyConfig, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Draem]]:
+    for trial in trials:
+        with suppress(ObjectMissing):
+            yield trial, read_network(study, trial)
+
+
+def _choosing_means(
+    study: StudyConfig, networks: Sequence[tuple[Trial, Draem]], validation: Sequence[Sample]
+) -> dict[tuple[float, float], float]:
+    """Pixel AUROC on the strips kept for choosing, mean of the networks, for every scale and sigma."""
+    found: dict[tuple[float, float], list[float]] = {}
+    for trial, model in networks:
+        for scale in study.scoring_scales:
+            strips = score_strips(_scorer(study, trial, model, scale), validation)
+            for sigma_px in study.map_sigmas_px:
+                found.setdefault((scale, sigma_px), []).append(strips.smoothed(sigma_px).pixel_auroc())
+    return {reading: fmean(values) for reading, values in found.items()}
+
+
+def _scorer(study: StudyConfig, trial: Trial, model: Draem, scale: float) -> Scorer:
+    """In tiles as large as the network was trained on."""
+    return reconstruction_scorer(model, replace(trial.config(study).input, scoring_scale=scale))
 
 
 def _key(trial_id: str) -> str:

@@ -158,12 +158,12 @@ def fix_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def detection_lines(comparison: Row) -> list[dict[str, Any]]:
-    """Baseline and fix, their maps as they are and smoothed, and the other methods: what the mode `compare` left."""
+    """Baseline and fix, read as the paper does and as chosen, and the other methods: what the mode `compare` left."""
     networks = comparison.get("networks", {})
     found: dict[str, list[Row]] = {}
     for arm, own in networks.items():
         found[f"DRAEM, {arm}"] = list(own["plain"].values())
-        found[f"DRAEM, {arm}, {_smoothing(own)}"] = list(own["smoothed"].values())
+        found[f"DRAEM, {arm}, {_reading(own)}"] = list(own["chosen"].values())
     found |= {method: [one] for method, one in comparison.get("methods", {}).items()}
     return [
         {"method": method, "seeds": len(own),
@@ -173,15 +173,15 @@ def detection_lines(comparison: Row) -> list[dict[str, Any]]:
 
 
 def detection_differences(comparison: Row) -> list[dict[str, Any]]:
-    """The fix with smoothed maps minus the baseline, both ways, seed by seed, and minus each other method."""
+    """The fix, read as chosen, minus the baseline, read either way, seed by seed, and minus each other method."""
     networks, methods = comparison.get("networks", {}), comparison.get("methods", {})
     if FIX not in networks:
         return []
-    fix = networks[FIX]["smoothed"]
+    fix = networks[FIX]["chosen"]
     others: dict[str, Row] = {method: dict.fromkeys(fix, one) for method, one in methods.items()}
     if BASELINE in networks:
         base = networks[BASELINE]
-        others = {"DRAEM, baseline": base["plain"], f"DRAEM, baseline, {_smoothing(base)}": base["smoothed"], **others}
+        others = {"DRAEM, baseline": base["plain"], f"DRAEM, baseline, {_reading(base)}": base["chosen"], **others}
     lines = []
     for method, other in others.items():
         seeds = sorted(fix.keys() & other.keys())
@@ -193,8 +193,10 @@ def detection_differences(comparison: Row) -> list[dict[str, Any]]:
     return lines
 
 
-def _smoothing(networks: Row) -> str:
-    return f"maps smoothed by {networks['map_sigma_px']:g} px"
+def _reading(networks: Row) -> str:
+    scale = networks["scoring_scale"]
+    size = "at native size" if scale == 1 else f"strips shrunk to {scale:g}"
+    return f"{size}, maps smoothed by {networks['map_sigma_px']:g} px"
 
 
 def _pictures(study: Row, rows: Sequence[Row], confirmed: Sequence[Row]) -> list[Picture]:
