@@ -24,7 +24,7 @@ from steelray.reconstruction_scoring import reconstruction_scorer
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.study.config import StudyConfig
 from steelray.study.data import parted_test
-from steelray.study.detection import score_strips
+from steelray.study.detection import score_strips, share_beyond_tile
 from steelray.study.networks import score_networks
 from steelray.study.plan import plan_trials
 from steelray.study.results import COMPARISON_FILE, read_comparison, read_study
@@ -67,15 +67,7 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
     methods: dict[str, Any] = read_comparison(study.results_dir).get("methods", {})
     torch.set_num_threads(num_threads)
     networks = score_networks(study, plan_trials(replace(study, mode="confirm")), validation, test, report)
-    anomalous = sum(sample.is_anomalous for sample in test)
-    note = (
-        f"{len(fit)} clean strips to fit, {len(test)} to test, {anomalous} of them defective; no strip is in both. "
-        "DRAEM and ConvAE at the study's reduced scale, in tiles as large as they were trained on; PatchCore at its "
-        "own (EfficientNet-Lite0, whole strips). "
-        "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map. "
-        "How far strips are shrunk before DRAEM sees them, and how far its maps are smoothed, is chosen for each arm "
-        f"on {len(validation)} further defective strips."
-    )
+    note = _note(study, len(fit), validation, test)
 
     def store() -> None:
         record = {"methods": methods, "networks": networks, "note": note, "provenance": provenance()}
@@ -89,6 +81,22 @@ def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int 
         report(f"{name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in methods[name].items()))
         store()
     return {"results_dir": study.results_dir, "methods": methods}
+
+
+def _note(study: StudyConfig, num_fit: int, validation: Sequence[Sample], test: Sequence[Sample]) -> str:
+    anomalous = [sample for sample in test if sample.is_anomalous]
+    sizes_px = [sample.load().shape[:2] for sample in anomalous]
+    masks = [sample.load_mask((size[0], size[1])) for sample, size in zip(anomalous, sizes_px, strict=True)]
+    beyond = share_beyond_tile(masks, study.train.input.size_px)
+    return (
+        f"{num_fit} clean strips to fit, {len(test)} to test, {len(anomalous)} of them defective; no strip is in both. "
+        f"{beyond:.0%} of the defective pixels belong to a defect higher and wider than a tile. "
+        "DRAEM and ConvAE at the study's reduced scale, in tiles as large as they were trained on; PatchCore at its "
+        "own (EfficientNet-Lite0, whole strips). "
+        "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map. "
+        "How far strips are shrunk before DRAEM sees them, and how far its maps are smoothed, is chosen for each arm "
+        f"on {len(validation)} further defective strips."
+    )
 
 
 def _scorers(study: StudyConfig, fit: Sequence[Sample], num_threads: int) -> dict[str, Callable[[], Scorer]]:

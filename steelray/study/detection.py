@@ -1,5 +1,6 @@
 """Detection on strips that neither fit nor probe has seen. Single process, no Ray."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,21 @@ class ScoredStrips:
 
     def _thinned(self) -> list[NDArray[np.float32]]:
         return [map_HW[STEP, STEP] for map_HW in self.maps]
+
+
+def share_beyond_tile(masks: Sequence[NDArray[np.bool_]], tile_px: tuple[int, int]) -> float:
+    """Share of the defective pixels whose defect (connected region) is both higher and wider than a tile.
+
+    A tile in the middle of such a defect shows nothing normal. NaN where nothing is defective.
+    """
+    larger = total = 0
+    for mask_HW in masks:
+        regions_HW, _ = ndimage.label(mask_HW)
+        for number, (rows, columns) in enumerate(ndimage.find_objects(regions_HW), start=1):
+            area = int((regions_HW[rows, columns] == number).sum())
+            total += area
+            larger += area * (rows.stop - rows.start > tile_px[0] and columns.stop - columns.start > tile_px[1])
+    return larger / total if total else math.nan
 
 
 def score_strips(scorer: Scorer, samples: Sequence[Sample]) -> ScoredStrips:

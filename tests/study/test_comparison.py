@@ -15,7 +15,7 @@ from steelray.data.synthetic import make_strip
 from steelray.study.comparison import compare
 from steelray.study.config import StudyConfig
 from steelray.study.data import StudyImages
-from steelray.study.detection import ScoredStrips
+from steelray.study.detection import ScoredStrips, share_beyond_tile
 from steelray.study.networks import read_network, score_networks
 from steelray.study.plan import plan_trials
 from steelray.study.report import write_report
@@ -98,3 +98,11 @@ def test_smoothing_fills_a_coarse_mask_and_leaves_the_scores() -> None:
     smoothed = strips.smoothed(4.0)
     assert smoothed.pixel_auroc() > strips.pixel_auroc() + 0.1
     assert smoothed.figures()["image_auroc"] == strips.figures()["image_auroc"] == 1.0
+
+
+def test_a_defect_counts_as_larger_than_a_tile_where_it_is_both_higher_and_wider() -> None:
+    mask_HW = np.zeros((64, 96), dtype=bool)
+    mask_HW[0:30, 0:30] = True  # larger
+    mask_HW[40:45, 0:60] = True  # wide only
+    assert share_beyond_tile([mask_HW, np.zeros((8, 8), dtype=bool)], (16, 16)) == pytest.approx(900 / 1200)
+    assert np.isnan(share_beyond_tile([], (16, 16)))
