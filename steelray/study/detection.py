@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from steelray.data.datasets import NOMINAL, Sample
 from steelray.metrics import image_auroc, pixel_ap, pixel_auroc
+from steelray.reconstruction_scoring import smooth_map
 from steelray.scoring import Scorer
 
 MAP_STRIDE_PX = 4
@@ -34,7 +35,7 @@ class ScoredStrips:
         """The maps smoothed, as `draem.map_sigma_px` does; the scores stay. 0 leaves the maps as they are."""
         if sigma_px == 0:
             return self
-        maps = [np.asarray(ndimage.gaussian_filter(map_HW, sigma_px)) for map_HW in self.maps]
+        maps = [smooth_map(map_HW, sigma_px) for map_HW in self.maps]
         return ScoredStrips(self.labels_N, self.scores_N, maps, self.masks)
 
     def pixel_auroc(self) -> float:
