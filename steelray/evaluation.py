@@ -22,6 +22,7 @@ from steelray.memory_bank.bank import BankInfo
 from steelray.memory_bank.shard import LocalSearch, shard_of
 from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
 from steelray.nominal_meter import measure_profile
+from steelray.reconstruction_scoring import resize_map
 from steelray.scoring import PatchCoreScorer, Scorer
 from steelray.trained import Model, load_scorer, open_model, read_weights
 
@@ -65,12 +66,17 @@ def top_mean(map_HW: NDArray[np.float32], count: int = TOP_PIXELS) -> float:
     return float(np.partition(map_HW, -count, axis=None)[-count:].mean())
 
 
-def predict(scorer: Scorer, samples: Sequence[Sample]) -> Predictions:
-    """Scores labelled samples. Masks are brought to the size of the anomaly maps. Raises `ConfigError` as `_pixels`."""
+def predict(scorer: Scorer, samples: Sequence[Sample], map_size_px: tuple[int, int] | None = None) -> Predictions:
+    """Scores labelled samples. Masks are brought to the size of the anomaly maps. Raises `ConfigError` as `_pixels`.
+
+    Args:
+        map_size_px: height and width that the maps are brought to first, so that scorers whose maps differ in size are
+            judged on the same pixels; None: as they are.
+    """
     scores, maps, masks = [], [], []
     for sample in samples:
         image_maps, image_scores = scorer.score([_pixels(sample)])
-        maps.append(image_maps[0])
+        maps.append(resize_map(image_maps[0], map_size_px) if map_size_px else image_maps[0])
         scores.append(image_scores[0])
         masks.append(sample.load_mask((maps[-1].shape[0], maps[-1].shape[1])))
     return Predictions(

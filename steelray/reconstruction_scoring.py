@@ -68,7 +68,8 @@ class _ReconstructionScorer(ABC):
         ]
         scores_N = np.array([box_maximum(map_HW, SCORE_WINDOW_PX) for map_HW in seen], dtype=np.float32)
         maps = [
-            _enlarged(map_HW, map_size_px(size_px, self._input)) for map_HW, size_px in zip(seen, sizes_px, strict=True)
+            resize_map(map_HW, map_size_px(size_px, self._input))
+            for map_HW, size_px in zip(seen, sizes_px, strict=True)
         ]
         if self._map_sigma_px > 0:
             maps = [smooth_map(map_HW, self._map_sigma_px) for map_HW in maps]
@@ -120,7 +121,8 @@ def reconstruction_scorer(
     return DraemScorer(model, input_config, device, model.config.map_sigma_px)
 
 
-def _enlarged(map_HW: Map, size_px: tuple[int, int]) -> Map:
+def resize_map(map_HW: Map, size_px: tuple[int, int]) -> Map:
+    """A map at this height and width, bilinear."""
     if map_HW.shape == size_px:
         return map_HW
     map_11HW = torch.from_numpy(map_HW)[None, None]

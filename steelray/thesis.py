@@ -39,6 +39,8 @@ from steelray.train_config import TrainConfig
 from steelray.trained import load_scorer, open_model, read_weights
 
 Report = Callable[[str], None]
+MAP_SIZE_PX = (256, 256)
+"""Height and width at which every map is judged, the thesis's, whatever the network's input."""
 TUNED_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 """Quantiles of the normal test images' pixels that are tried as pixel thresholds of the autoencoder."""
 Train = Callable[[TrainConfig], dict[str, Any]]
@@ -116,7 +118,7 @@ def _compute(
                 "training_images_per_s": summary["images_per_s"], "steps": summary["steps"],
                 "held_out": summary["held_out"], "num_fit": summary["images"]}  # fmt: skip
     start_s = time.perf_counter()
-    predictions = predict(scorer, dataset.test)
+    predictions = predict(scorer, dataset.test, MAP_SIZE_PX)
     seconds = time.perf_counter() - start_s
     figures, pixel_threshold = judge(method, predictions, threshold)
     picture = folder / f"{cell.replace('/', '_')}.png"

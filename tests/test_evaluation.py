@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from steelray import metrics
 from steelray.calibration import calibrate
 from steelray.calibration_store import write_calibration
 from steelray.config import CalibrationConfig, ComputeConfig, ConfigError, DatasetConfig
@@ -145,6 +146,11 @@ def test_predictions_go_with_their_truth(folder: Path) -> None:
     for sample, mask, one in zip(samples, predictions.masks, predictions.anomaly_maps, strict=True):
         assert one.shape == mask.shape == (64, 160)
         assert mask.any() == sample.is_anomalous
+    enlarged = predict(LocalDeviation(), samples, (128, 320))
+    assert {one.shape for one in (*enlarged.masks, *enlarged.anomaly_maps)} == {(128, 320)}
+    assert (enlarged.scores_N == predictions.scores_N).all()
+    kept = metrics.pixel_auroc(predictions.masks, predictions.anomaly_maps)
+    assert metrics.pixel_auroc(enlarged.masks, enlarged.anomaly_maps) == pytest.approx(kept, abs=0.02)
 
 
 def test_quarters_of_a_strip_are_judged_by_themselves() -> None:

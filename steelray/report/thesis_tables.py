@@ -31,8 +31,8 @@ is maximised, and an area has no threshold). That is optimistic. The autoencoder
 pixels above the best pixel threshold, as in the thesis, its other image figures by the mean of the difference image.
 "Held-out threshold" is set on normal images that were neither trained nor tested on, for the false-alarm rate in
 `calibration`; the best accuracy beside it is what a threshold chosen on the answers would give. All figures are in
-percent, maps are judged at the size of the network's input. A tile without a defect pixel counts as normal, from
-whatever strip.
+percent, maps are judged at 256x256; those of a network with a smaller input are enlarged. A tile without a defect pixel
+counts as normal, from whatever strip.
 
 The thesis judges its autoencoder by pixel accuracy ("for models other than the autoencoder ... PixelAUROC") and yet
 lists it under pixel AUROC: its 90.42 is to be compared with the pixel accuracies below the table as much as with the
