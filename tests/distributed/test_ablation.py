@@ -27,7 +27,9 @@ def test_rows_side_by_side_equal_rows_one_after_the_other(tmp_path: Path) -> Non
     assert rows_to_do(there) == []
     one, two = read_rows(tmp_path / "here"), read_rows(tmp_path / "there")
     assert len(one) == 2
-    assert {name: row["figures"] for name, row in one.items()} == {name: row["figures"] for name, row in two.items()}
+    assert one.keys() == two.keys()
+    for name, row in one.items():  # BLAS has one thread in a task and all here: distances may differ in the last bit
+        assert two[name]["figures"] == pytest.approx(row["figures"], rel=1e-6)
 
 
 @pytest.mark.usefixtures("cluster")
