@@ -124,6 +124,11 @@ def test_cells_tables_and_pictures_and_nothing_twice(tmp_path: Path, bottle: Pat
     text = (folder / "thesis.md").read_text()
     for words in ("tiny, a test", "86 / 90.42", "97.62 / 93.68", "not computed yet", "8 GB", "scratch"):
         assert words in text
+    # judged at the thesis's size, whatever the network's
+    model = open_model(str(tmp_path / "models" / train.configs[0].run_name))
+    scorer = load_scorer(model, ComputeConfig(), num_threads=1)
+    judged = predict(scorer, load_dataset(config.dataset("bottle")).test, (256, 256))
+    assert cell["figures"]["pixel_auroc"] == pytest.approx(metrics.pixel_auroc(judged.masks, judged.anomaly_maps))
     assert reproduce(config, 1, train, str)["computed"] == []
     assert len(train.configs) == 1
     # another recipe for one method is another cell and another run; the others stay
