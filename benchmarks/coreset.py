@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.data import embeddings
 from benchmarks.measuring import SCRATCH, ask_reference, timed
 from steelray.job import num_cores
-from steelray.memory_bank.coreset import greedy_coreset
+from steelray.patchcore.coreset import greedy_coreset
 
 LEVELS = {64: (1, 2), 176: (1, 2, 3)}
 SEGMENT_S = 6.0

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measuring import SCRATCH
-from steelray.data.synthetic import make_strip
+from steelray.demo.synthetic import make_strip
 
 TILE_PX = (256, 256)
 
@@ -44,8 +44,8 @@ def embeddings(count: int, levels: tuple[int, ...], seed: int = 5) -> NDArray[np
         if len(kept) >= count:
             return np.array(kept[:count])
     from steelray.job import num_cores
-    from steelray.models.patch_embedder import build_patch_embedder, compile_embedder
-    from steelray.patchcore_config import EmbedderConfig
+    from steelray.patchcore.config import EmbedderConfig
+    from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
 
     embed = compile_embedder(build_patch_embedder(EmbedderConfig(levels=levels)), num_threads=num_cores())
     parts, total, index = [], 0, 0

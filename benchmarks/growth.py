@@ -10,9 +10,8 @@ from unittest.mock import patch
 from benchmarks.data import archive, strips
 from benchmarks.measuring import REPEATS, SCRATCH, current_memory_bytes, peak_memory_bytes
 from steelray.config import ArchiveConfig, CalibrationConfig, DecodeConfig
-from steelray.data.storage import Location, StoredObject
-from steelray.job_config import BuildMemoryBankConfig
-from steelray.patchcore_config import CoresetConfig
+from steelray.patchcore.config import BuildMemoryBankConfig, CoresetConfig
+from steelray.storage.location import Location, StoredObject
 
 TILE_PX = (256, 256)
 VECTORS = 2000
@@ -21,7 +20,7 @@ VECTORS = 2000
 def built_bank() -> str:
     """A bank of 256x256 pieces of strips."""
     from benchmarks.pipeline import silent
-    from steelray.distributed.bank_builder import build_memory_bank
+    from steelray.cluster.bank_builder import build_memory_bank
 
     uri = str(SCRATCH / "growth-bank")
     if not Location(uri).exists("run.json"):
@@ -39,7 +38,7 @@ def built_bank() -> str:
 def archive_of(count: int) -> dict[str, Any]:
     """A run over so many images: seconds per image, and the driver's memory."""
     from benchmarks.pipeline import ray_job
-    from steelray.distributed.cluster import connected
+    from steelray.cluster.connect import connected
 
     bank_uri = built_bank()
     folder = archive("tiles", count, strips(32, 1, TILE_PX))
@@ -77,9 +76,9 @@ class ManyObjects(Location):
 
 def plan(count: int) -> dict[str, Any]:
     """From the listing to the reading tasks and the stored manifest: seconds and memory."""
-    from steelray.data.archive import list_archive
-    from steelray.distributed.image_source import ImageDatasource, images_per_task
-    from steelray.runs import Run, run_id_of
+    from steelray.cluster.image_source import ImageDatasource, images_per_task
+    from steelray.runs.run import Run, run_id_of
+    from steelray.storage.listing import list_archive
 
     ManyObjects.count = count
     before_bytes = current_memory_bytes()
@@ -94,7 +93,7 @@ def plan(count: int) -> dict[str, Any]:
             steps[name] = round(time.perf_counter() - start_s, 3)
             start_s = time.perf_counter()
 
-        with patch("steelray.data.archive.Location", ManyObjects):
+        with patch("steelray.storage.listing.Location", ManyObjects):
             manifest = list_archive(ArchiveConfig("s3://archive/night"))
         lap("list_s")
         run = Run(str(SCRATCH / "plan"), run_id_of(manifest, model="benchmark"))
@@ -128,7 +127,7 @@ def growing_bank(num_old: int, num_new: int) -> dict[str, Any]:
     from benchmarks.data import embeddings
     from benchmarks.measuring import timed
     from steelray.job import num_cores
-    from steelray.memory_bank.coreset import Coreset, CoresetShard, select
+    from steelray.patchcore.coreset import Coreset, CoresetShard, select
 
     torch.set_num_threads(num_cores())
     every = torch.from_numpy(embeddings(num_old + num_new, (1, 2)))

@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.data import archive, strips
 from benchmarks.growth import TILE_PX, built_bank
 from benchmarks.measuring import REPEATS, ROOT, SCRATCH
-from steelray.data.storage import Location
-from steelray.runs import CHECKPOINT_DIR, PENDING, RUNS
+from steelray.runs.run import CHECKPOINT_DIR, PENDING, RUNS
+from steelray.storage.location import Location
 
 ATTEMPT_S = 1200
 

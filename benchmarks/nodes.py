@@ -14,8 +14,8 @@ from benchmarks.data import archive, strips
 from benchmarks.growth import TILE_PX
 from benchmarks.measuring import REPEATS, SCRATCH
 from benchmarks.nightly import finish, safe_rows, start
-from steelray.data.storage import Location
-from tests.cluster.test_several_nodes import SHARDED, Nodes, cluster_of
+from steelray.storage.location import Location
+from tests.nodes.test_several_nodes import SHARDED, Nodes, cluster_of
 
 NODES = (1, 2, 4)
 

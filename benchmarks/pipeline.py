@@ -17,13 +17,13 @@ import numpy as np
 from benchmarks.data import archive, strips
 from benchmarks.measuring import REPEATS, SCRATCH, ask_reference
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig
-from steelray.data.decode import decode
-from steelray.data.storage import Location
+from steelray.imaging.decode import decode
 from steelray.job import num_cores
-from steelray.job_config import BuildMemoryBankConfig, ScoreArchiveConfig
-from steelray.patchcore_config import CoresetConfig
-from steelray.runs import Run
-from steelray.trained import load_scorer, open_model
+from steelray.models.model import load_scorer, open_model
+from steelray.patchcore.config import BuildMemoryBankConfig, CoresetConfig
+from steelray.runs.config import ScoreArchiveConfig
+from steelray.runs.run import Run
+from steelray.storage.location import Location
 
 KINDS = 32
 """Different strips; the archive repeats them under other keys."""
@@ -37,7 +37,7 @@ def silent(line: str) -> None:
 
 def built_bank(vectors: int) -> str:
     """A bank of generated strips in a local folder; kept between runs."""
-    from steelray.distributed.bank_builder import build_memory_bank
+    from steelray.cluster.bank_builder import build_memory_bank
 
     uri = str(SCRATCH / f"pipeline-bank-{vectors}")
     if not Location(uri).exists("run.json"):
@@ -67,7 +67,7 @@ class JobTimes:
 
 def ray_job(folder: Path, bank_uri: str, limit: int, compute: ComputeConfig | None = None) -> JobTimes:
     """Runs jobs/score_archive.py's function over so many images of a folder."""
-    from steelray.distributed.archive_scorer import score_archive
+    from steelray.cluster.archive_scorer import score_archive
 
     results_uri = SCRATCH / f"results-{time.time_ns()}"
     config = ScoreArchiveConfig(
@@ -122,7 +122,7 @@ def pipeline(vectors: int, many: int, slow: int) -> dict[str, Any]:
         many: strips of the Ray job.
         slow: strips of the loops without an optimised backbone.
     """
-    from steelray.distributed.cluster import connected
+    from steelray.cluster.connect import connected
 
     bank_uri = built_bank(vectors)
     folder = archive("strips", many, strips(KINDS, seed=1))
@@ -162,10 +162,10 @@ def _plain_loop(bank_uri: str, paths: Sequence[Path]) -> Callable[[int], float]:
     """PyTorch as it comes (contiguous NCHW, inference mode) and one flat FAISS index: seconds of so many strips."""
     import torch
 
-    from steelray.memory_bank.bank import read_info, read_vectors
-    from steelray.memory_bank.shard import IndexShard, LocalSearch
-    from steelray.models.patch_embedder import build_patch_embedder
-    from steelray.scoring import PatchCoreScorer
+    from steelray.patchcore.bank import read_info, read_vectors
+    from steelray.patchcore.embedder import build_patch_embedder
+    from steelray.patchcore.index import IndexShard, LocalSearch
+    from steelray.patchcore.scorer import PatchCoreScorer
 
     location = Location(bank_uri)
     info = read_info(location.read, bank_uri)
@@ -187,8 +187,8 @@ def _anomalib(bank_uri: str, count: int) -> Callable[[], float]:
     """Engine.predict with our weights and our bank: seconds per strip of one turn."""
     import safetensors.torch
 
-    from steelray.memory_bank.bank import read_info, read_vectors
-    from steelray.models.patch_embedder import build_patch_embedder
+    from steelray.patchcore.bank import read_info, read_vectors
+    from steelray.patchcore.embedder import build_patch_embedder
 
     location = Location(bank_uri)
     info = read_info(location.read, bank_uri)

@@ -7,12 +7,12 @@ import numpy as np
 
 from benchmarks.data import embeddings
 from benchmarks.measuring import SCRATCH, timed
-from steelray.data.storage import Location
 from steelray.job import num_cores
-from steelray.memory_bank.bank import MemoryBank, bank_files, make_bank
-from steelray.memory_bank.quantised import index_bank
-from steelray.memory_bank.shard import BankSearch, LocalSearch, shard_of
-from steelray.patchcore_config import EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.patchcore.bank import MemoryBank, bank_files, make_bank
+from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.patchcore.index import BankSearch, LocalSearch, shard_of
+from steelray.patchcore.quantised import index_bank
+from steelray.storage.location import Location
 
 QUERIES = 6400
 """Patches of one strip: one batch."""
@@ -48,8 +48,8 @@ def placements(num_vectors: int, num_batches: int) -> dict[str, Any]:
     """Queries per second of each placement, and how far apart their distances are."""
     import ray
 
-    from steelray.distributed.cluster import connected
-    from steelray.distributed.search_actors import ActorSearch, start_search_servers
+    from steelray.cluster.connect import connected
+    from steelray.cluster.search_actors import ActorSearch, start_search_servers
 
     vectors_ND, batches = patches(num_vectors, num_batches)
     bank = bank_of(vectors_ND)

@@ -19,15 +19,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from steelray.capacity import InstanceType, StageCosts, Workload, predict
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig
-from steelray.data.decode import decode
-from steelray.data.object_store import running_object_store
-from steelray.data.storage import Location
-from steelray.data.synthetic import make_strip
+from steelray.demo.object_store import running_object_store
+from steelray.demo.synthetic import make_strip
+from steelray.imaging.decode import decode
 from steelray.job import num_cores
-from steelray.job_config import BuildMemoryBankConfig, ScoreArchiveConfig
-from steelray.patchcore_config import CoresetConfig
+from steelray.patchcore.config import BuildMemoryBankConfig, CoresetConfig
+from steelray.research.capacity import InstanceType, StageCosts, Workload, predict
+from steelray.runs.config import ScoreArchiveConfig
+from steelray.storage.location import Location
 
 KINDS = 16
 """Different strips; the archive repeats them under other keys."""
@@ -48,13 +48,13 @@ def measure_stages(archive: Location, bank_uri: str) -> dict[str, float]:
     """CPU seconds per strip of read, decode, embed, search, and of a whole call of the scorer less these two."""
     import pyarrow as pa
 
-    from steelray.batch_scoring import BatchScorer, RunStamp
-    from steelray.calibration_store import read_calibration
+    from steelray.cluster.image_source import read_image
     from steelray.config import DecodeConfig
-    from steelray.data.archive import list_archive
-    from steelray.distributed.image_source import read_image
+    from steelray.models.calibration import read_calibration
+    from steelray.models.model import load_scorer, open_model
+    from steelray.runs.batch import BatchScorer, RunStamp
     from steelray.schema import DECODED
-    from steelray.trained import load_scorer, open_model
+    from steelray.storage.listing import list_archive
 
     seconds: dict[str, float] = {}
     manifest = list_archive(ArchiveConfig(archive.uri, limit=KINDS)).to_pylist()
@@ -92,7 +92,7 @@ def fill(archive: Location, count: int, bodies: list[bytes]) -> None:
 
 def run(archive: str, bank_uri: str, root: str, say: Callable[[str], None]) -> tuple[float, int]:
     """Seconds of the scoring part of a job, and the strips in it."""
-    from steelray.distributed.archive_scorer import score_archive
+    from steelray.cluster.archive_scorer import score_archive
 
     results_uri = f"{root}/results-{time.time_ns()}"
     summary = score_archive(ScoreArchiveConfig(ArchiveConfig(archive), bank_uri, results_uri), say)
@@ -109,7 +109,7 @@ def main() -> None:
 
 def measure(sizes: tuple[int, int, int]) -> dict[str, Any]:
     """Costs, the prediction for the third size with the larger bank, and what was measured for it."""
-    from steelray.distributed.bank_builder import build_memory_bank
+    from steelray.cluster.bank_builder import build_memory_bank
 
     def quiet(line: str) -> None:
         """Takes no notice."""

@@ -6,20 +6,20 @@ python jobs/ablate.py --config jobs/configs/ablate_severstal.yaml --data.root pa
 from pathlib import Path
 from typing import Any
 
-from steelray.ablation.settings import AblationConfig
 from steelray.job import num_cores, run_job, say, show_plan
+from steelray.research.ablation.settings import AblationConfig
 
 
 def run(config: AblationConfig) -> dict[str, Any]:
-    from steelray.ablation.results import best_setting, rows_to_do, run_ablation, to_markdown
+    from steelray.research.ablation.results import best_setting, rows_to_do, run_ablation, to_markdown
 
     if config.dry_run:
         return show_plan(
             config, {"rows_to_do": [f"{setting.name}, seed {seed}" for setting, seed in rows_to_do(config)]}
         )
-    from steelray.ablation.pictures import draw_gallery, draw_summaries, worst_parts
-    from steelray.distributed.ablation import remote_rows
-    from steelray.distributed.cluster import connected
+    from steelray.cluster.connect import connected
+    from steelray.research.ablation.pictures import draw_gallery, draw_summaries, worst_parts
+    from steelray.research.ablation.remote import remote_rows
 
     with connected():
         summaries = run_ablation(config, lambda rows: remote_rows(config, rows), say)
@@ -27,7 +27,7 @@ def run(config: AblationConfig) -> dict[str, Any]:
     folder = Path(config.output_dir)
     draw_summaries(summaries, folder / "ablation.svg")
     if config.gallery_of is not None:
-        from steelray.ablation.rows import predict_split
+        from steelray.research.ablation.rows import predict_split
 
         setting = next(setting for setting in config.settings if setting.name == config.gallery_of)
         samples, predictions, threshold = predict_split(config, setting, config.seeds[0], num_cores())

@@ -6,11 +6,11 @@ python jobs/build_memory_bank.py --nominal.uri s3://archive/nominal --bank_uri s
 from typing import Any
 
 from steelray.job import run_job, say
-from steelray.job_config import BuildMemoryBankConfig
+from steelray.patchcore.config import BuildMemoryBankConfig
 
 
 def run(config: BuildMemoryBankConfig) -> dict[str, Any]:
-    from steelray.distributed.bank_builder import build_memory_bank
+    from steelray.cluster.bank_builder import build_memory_bank
 
     return build_memory_bank(config, say)
 

@@ -6,13 +6,14 @@ python jobs/calibrate.py --model_uri s3://archive/banks/line1 --results_uri s3:/
 
 from typing import Any
 
-from steelray.job import JobFailed, run_job, say
-from steelray.job_config import CalibrateConfig
+from steelray.config import JobFailed
+from steelray.job import run_job, say
+from steelray.models.config import CalibrateConfig
 
 
 def run(config: CalibrateConfig) -> dict[str, Any]:
-    from steelray.data.storage import ObjectChanged
-    from steelray.recalibration import recalibrate
+    from steelray.runs.recalibration import recalibrate
+    from steelray.storage.location import ObjectChanged
 
     try:
         summary = recalibrate(config)

@@ -7,20 +7,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from steelray.demo.config import DemoConfig
 from steelray.job import run_job, say
-from steelray.job_config import BuildMemoryBankConfig, DemoConfig, ScoreArchiveConfig
+from steelray.patchcore.config import BuildMemoryBankConfig
+from steelray.runs.config import ScoreArchiveConfig
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
-    from steelray.calibration_store import read_calibration
+    from steelray.cluster.archive_scorer import score_archive
+    from steelray.cluster.bank_builder import build_memory_bank
+    from steelray.cluster.connect import connected
     from steelray.config import ArchiveConfig, CalibrationConfig, ReportConfig
-    from steelray.data.object_store import running_object_store
-    from steelray.data.storage import Location
-    from steelray.demo import broken_files, figures, plan_archive, plan_nominal, upload, worst_strips
-    from steelray.distributed.archive_scorer import score_archive
-    from steelray.distributed.bank_builder import build_memory_bank
-    from steelray.distributed.cluster import connected
-    from steelray.runs import REPORT_FILE, Run
+    from steelray.demo.archive import broken_files, figures, plan_archive, plan_nominal, upload, worst_strips
+    from steelray.demo.object_store import running_object_store
+    from steelray.models.calibration import read_calibration
+    from steelray.runs.run import REPORT_FILE, Run
+    from steelray.storage.location import Location
 
     folder = Path(config.work_dir).absolute()
     strips = plan_archive(config.num_strips, config.seed)

@@ -6,13 +6,13 @@ python jobs/diagnose_data.py --config jobs/configs/diagnose_severstal.yaml --sec
 from typing import Any
 
 from steelray.job import run_job, say, show_plan
-from steelray.study.config import DiagnoseConfig
+from steelray.research.study.config import DiagnoseConfig
 
 
 def run(config: DiagnoseConfig) -> dict[str, Any]:
     if config.dry_run:
         return show_plan(config, {"tiles": config.max_tiles})
-    from steelray.study.diagnosis import diagnose
+    from steelray.research.study.diagnosis import diagnose
 
     return diagnose(config, say)
 

@@ -6,8 +6,8 @@ python jobs/evaluate.py --config jobs/configs/bottle_patchcore.yaml --data.root 
 from pathlib import Path
 from typing import Any
 
+from steelray.evaluation.config import EvaluateConfig
 from steelray.job import num_cores, run_job, say, show_plan
-from steelray.job_config import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         return show_plan(config, {"threads": num_cores()})
     from datetime import UTC, datetime
 
-    from steelray.evaluation import evaluate, to_markdown
+    from steelray.evaluation.evaluate import evaluate, to_markdown
     from steelray.provenance import run_record
 
     started_at = datetime.now(UTC)

@@ -7,11 +7,11 @@ python jobs/fuse_models.py --model_uris '[s3://archive/banks/level2, s3://archiv
 from typing import Any
 
 from steelray.job import run_job, say
-from steelray.job_config import FuseModelsConfig
+from steelray.models.config import FuseModelsConfig
 
 
 def run(config: FuseModelsConfig) -> dict[str, Any]:
-    from steelray.distributed.model_fusion import fuse_models
+    from steelray.cluster.model_fusion import fuse_models
 
     return fuse_models(config, say)
 

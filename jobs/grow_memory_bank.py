@@ -7,11 +7,11 @@ python jobs/grow_memory_bank.py --nominal.uri s3://archive/nominal --bank_uri s3
 from typing import Any
 
 from steelray.job import run_job, say
-from steelray.job_config import GrowMemoryBankConfig
+from steelray.patchcore.config import GrowMemoryBankConfig
 
 
 def run(config: GrowMemoryBankConfig) -> dict[str, Any]:
-    from steelray.distributed.bank_grower import grow_memory_bank
+    from steelray.cluster.bank_grower import grow_memory_bank
 
     return grow_memory_bank(config, say)
 

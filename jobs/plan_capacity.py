@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from steelray.capacity import PlanCapacityConfig, plan_capacity
 from steelray.job import run_job, say
+from steelray.research.capacity import PlanCapacityConfig, plan_capacity
 
 MEASURED = Path(__file__).parent / "configs" / "capacity.yaml"
 """Costs and machines, where no other --config names them."""

@@ -6,14 +6,14 @@ python jobs/report_study.py --results_dir results/study_small
 from typing import Any
 
 from steelray.job import run_job, show_plan
-from steelray.study.config import ReportStudyConfig
+from steelray.research.study.config import ReportStudyConfig
 
 
 def run(config: ReportStudyConfig) -> dict[str, Any]:
     output_dir = config.output_dir or config.results_dir
     if config.dry_run:
         return show_plan(config, {"writes": f"{output_dir}/study.html"})
-    from steelray.study.report import write_report
+    from steelray.research.study.report import write_report
 
     return {"report": f"{output_dir}/study.html", **write_report(config.results_dir, output_dir)}
 

@@ -6,14 +6,14 @@ python jobs/reproduce_thesis.py --config jobs/configs/thesis_small.yaml
 from typing import Any
 
 from steelray.job import num_cores, run_job, say, show_plan
-from steelray.thesis_config import CELLS, ThesisConfig
+from steelray.research.thesis.config import CELLS, ThesisConfig
 
 
 def run(config: ThesisConfig) -> dict[str, Any]:
     if config.dry_run:
         return show_plan(config, {"cells": config.only or CELLS, "threads": num_cores()})
-    from steelray.distributed.trainer import train_model
-    from steelray.thesis import reproduce
+    from steelray.cluster.trainer import train_model
+    from steelray.research.thesis.reproduce import reproduce
 
     return reproduce(config, num_cores(), lambda training: train_model(training, say), say)
 

@@ -6,11 +6,11 @@ python jobs/review.py --results_uri s3://results/line1 --verdicts verdicts-7c1e0
 from typing import Any
 
 from steelray.job import run_job, say
-from steelray.job_config import ReviewConfig
+from steelray.runs.config import ReviewConfig
 
 
 def run(config: ReviewConfig) -> dict[str, Any]:
-    from steelray.review import review
+    from steelray.runs.review import review
 
     summary = review(config)
     for name, levels in {"all strips": summary["levels"], **summary["groups"]}.items():

@@ -7,12 +7,13 @@ python jobs/runs.py --results_uri s3://results/line1 --action prune --keep 30
 
 from typing import Any
 
-from steelray.job import JobFailed, run_job, say
-from steelray.job_config import RunsConfig
+from steelray.config import JobFailed
+from steelray.job import run_job, say
+from steelray.runs.config import RunsConfig
 
 
 def run(config: RunsConfig) -> dict[str, Any]:
-    from steelray.data.storage import Location, ObjectChanged
+    from steelray.storage.location import Location, ObjectChanged
 
     Location(config.results_uri).check_access()
     try:
@@ -25,7 +26,7 @@ def run(config: RunsConfig) -> dict[str, Any]:
 
 def show(config: RunsConfig) -> dict[str, Any]:
     """The published runs, newest first."""
-    from steelray.runs import published_runs
+    from steelray.runs.run import published_runs
 
     runs = []
     for entry, record in published_runs(config.results_uri):
@@ -38,8 +39,8 @@ def show(config: RunsConfig) -> dict[str, Any]:
 
 def go_back(config: RunsConfig) -> dict[str, Any]:
     """Makes the run before the present one count again."""
-    from steelray.nightly import write_index
-    from steelray.runs import read_published, roll_back
+    from steelray.report.finish import write_index
+    from steelray.runs.run import read_published, roll_back
 
     before = read_published(config.results_uri)
     if config.dry_run:
@@ -51,8 +52,8 @@ def go_back(config: RunsConfig) -> dict[str, Any]:
 
 def clear(config: RunsConfig) -> dict[str, Any]:
     """Removes what is older than the settings say."""
-    from steelray.nightly import write_index
-    from steelray.retention import plan_prune, prune
+    from steelray.report.finish import write_index
+    from steelray.runs.retention import plan_prune, prune
 
     plan = plan_prune(config.results_uri, config.keep, config.keep_days)
     summary = {"kept": plan.kept, "retired": plan.retired, "deleted": plan.deleted}

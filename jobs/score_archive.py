@@ -7,11 +7,11 @@ python jobs/score_archive.py --archive.uri s3://archive/tonight --model_uri s3:/
 from typing import Any
 
 from steelray.job import run_job, say
-from steelray.job_config import ScoreArchiveConfig
+from steelray.runs.config import ScoreArchiveConfig
 
 
 def run(config: ScoreArchiveConfig) -> dict[str, Any]:
-    from steelray.distributed.archive_scorer import score_archive
+    from steelray.cluster.archive_scorer import score_archive
 
     return score_archive(config, say)
 

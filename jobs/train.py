@@ -7,11 +7,11 @@ python jobs/train.py --model draem --data.nominal.uri s3://archive/nominal --out
 from typing import Any
 
 from steelray.job import run_job, say
-from steelray.train_config import TrainConfig
+from steelray.reconstruction.config import TrainConfig
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    from steelray.distributed.trainer import train_model
+    from steelray.cluster.trainer import train_model
 
     return train_model(config, say)
 

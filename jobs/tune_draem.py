@@ -6,25 +6,25 @@ python jobs/tune_draem.py --config jobs/configs/study_small.yaml --train.data.da
 from typing import Any
 
 from steelray.job import num_cores, run_job, say, show_plan
-from steelray.study.config import StudyConfig
+from steelray.research.study.config import StudyConfig
 
 
 def run(config: StudyConfig) -> dict[str, Any]:
     if config.mode == "compare" and not config.dry_run:
-        from steelray.study.comparison import compare
+        from steelray.research.study.comparison import compare
 
         return compare(config, say, num_cores())
-    from steelray.study.plan import plan_trials
+    from steelray.research.study.plan import plan_trials
 
     trials = plan_trials(config)
     if config.dry_run:
         return show_plan(config, {"trials": [[t.arm, t.condition, t.settings, t.seed] for t in trials]})
     if config.in_process:
-        from steelray.study.runner import run_plan
+        from steelray.research.study.runner import run_plan
 
         counts = run_plan(config, trials, say)
     else:
-        from steelray.distributed.study import run_study
+        from steelray.research.study.tune import run_study
 
         counts = run_study(config, trials, say)
     return {"mode": config.mode, "results_dir": config.results_dir, **counts}

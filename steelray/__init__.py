@@ -1,6 +1,6 @@
 """steelray: distributed batch scoring of steel strip image archives on Ray.
 
-The core (everything but `steelray.distributed`) knows no Ray; see README.md for the file tree.
+The core (everything but `steelray.cluster`) knows no Ray; see README.md for the file tree.
 """
 
 __version__ = "0.1.0"

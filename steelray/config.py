@@ -6,11 +6,23 @@ A field's docstring is its help text. Sizes are height before width, in pixels.
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 
 class ConfigError(ValueError):
     """A setting, a path or an artefact that the user has to correct: one line that says what, where and what to do."""
+
+
+class JobFailed(Exception):
+    """The job did not do what it says: one line that tells why, and what to do.
+
+    Args:
+        summary: of a job that has finished but whose result is not acceptable; printed all the same.
+    """
+
+    def __init__(self, message: str, summary: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 def require(condition: bool, message: str) -> None:

@@ -9,27 +9,31 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import jsonargparse
 
-from steelray.config import ConfigError
-from steelray.progress import progress_line
+from steelray.config import ConfigError, JobFailed
+
+FORMAT_VARIABLE = "STEELRAY_LOG_FORMAT"
+_tags: dict[str, str] = {}
+
+
+def tag_lines(**tags: str) -> None:
+    """From now on every JSON line of this process carries these, such as `run_id`."""
+    _tags.update(tags)
+
+
+def progress_line(message: str, level: str = "info") -> str:
+    """A message as it is to be printed."""
+    if os.environ.get(FORMAT_VARIABLE) != "json":
+        return message
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, **_tags, "message": message}
+    return json.dumps(line)
+
 
 Config = TypeVar("Config")
-
-
-class JobFailed(Exception):
-    """The job did not do what it says: one line that tells why, and what to do.
-
-    Args:
-        summary: of a job that has finished but whose result is not acceptable; printed all the same.
-    """
-
-    def __init__(self, message: str, summary: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.summary = summary
 
 
 def run_job(

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from steelray.data.synthetic import encode, make_strip
+from steelray.demo.synthetic import encode, make_strip
 from steelray.schema import Status
 
 AWKWARD_KEYS = [

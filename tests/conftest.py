@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from steelray.data.object_store import ObjectStore, running_object_store
-from steelray.models.patch_embedder import PatchEmbedder, build_patch_embedder, compile_embedder
-from steelray.models.portable_embedder import EmbedFunction
-from steelray.patchcore_config import EmbedderConfig
+from steelray.demo.object_store import ObjectStore, running_object_store
+from steelray.patchcore.config import EmbedderConfig
+from steelray.patchcore.embedder import PatchEmbedder, build_patch_embedder, compile_embedder
+from steelray.patchcore.portable_embedder import EmbedFunction
 from tests.nights import Plant, build_plant
 
 REPOSITORY = Path(__file__).parent.parent

@@ -9,24 +9,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steelray.batch_scoring import BatchScorer, RunStamp
-from steelray.calibration import Calibration, calibrate
-from steelray.calibration_store import read_calibration, write_calibration
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, DecodeConfig, ReportConfig
-from steelray.data.archive import list_archive
-from steelray.data.decode import Undecodable, decode
-from steelray.data.storage import Location
-from steelray.data.synthetic import DEFECTS, make_strip
-from steelray.fitting import fit_memory_bank
-from steelray.job_config import ScoreArchiveConfig
-from steelray.memory_bank.bank import bank_files
-from steelray.models.patch_embedder import PatchEmbedder, compile_embedder
-from steelray.nightly import Night, finish_night
-from steelray.patchcore_config import CoresetConfig, EmbedderConfig, ScoringConfig
-from steelray.runs import CHECKPOINT_DIR, SCORES_DIR, Run, run_id_of
+from steelray.demo.synthetic import DEFECTS, make_strip
+from steelray.imaging.decode import Undecodable, decode
+from steelray.models.calibration import Calibration, calibrate, read_calibration, write_calibration
+from steelray.models.model import load_scorer, open_model
+from steelray.patchcore.bank import bank_files
+from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.patchcore.embedder import PatchEmbedder, compile_embedder
+from steelray.patchcore.fit import fit_memory_bank
+from steelray.patchcore.scorer import Scorer
+from steelray.report.finish import Night, finish_night
+from steelray.runs.batch import BatchScorer, RunStamp
+from steelray.runs.config import ScoreArchiveConfig
+from steelray.runs.run import CHECKPOINT_DIR, SCORES_DIR, Run, run_id_of
 from steelray.schema import DECODED
-from steelray.scoring import Scorer
-from steelray.trained import load_scorer, open_model
+from steelray.storage.listing import list_archive
+from steelray.storage.location import Location
 
 SIZE_PX = (64, 256)
 CALIBRATION = CalibrationConfig(false_alarm_rate=0.05, reject_rate=0.02, group_pattern=r"^(line\d)/")

@@ -11,8 +11,8 @@ import torch
 from benchmarks import growth, pipeline, run, search
 from benchmarks.coreset import cover_radius, difference_loop, matrix_vector_loop
 from benchmarks.table import lines, write_readme
-from steelray.memory_bank.coreset import greedy_coreset
-from steelray.memory_bank.shard import LocalSearch, shard_of
+from steelray.patchcore.coreset import greedy_coreset
+from steelray.patchcore.index import LocalSearch, shard_of
 
 HEAD: dict[str, Any] = {
     "date": "2026-11-25T00:00:00+00:00",

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, DatasetConfig, DecodeConfig
-from steelray.job_config import EvaluateConfig
-from steelray.patchcore_config import AugmentationConfig, CoresetConfig, EmbedderConfig, ScoringConfig, identity
+from steelray.evaluation.config import EvaluateConfig
+from steelray.patchcore.config import AugmentationConfig, CoresetConfig, EmbedderConfig, ScoringConfig, identity
 
 DATA = DatasetConfig("folder", "x")
 BY_ROW = ScoringConfig(normalization="row")

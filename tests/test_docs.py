@@ -15,10 +15,9 @@ import pytest
 
 from steelray import schema
 from steelray.config import ConfigError
-from steelray.ensemble import EnsembleInfo, EnsembleMember
-from steelray.fusion import NominalScale
 from steelray.job import parse
-from steelray.memory_bank.bank import BankInfo
+from steelray.models.ensemble import EnsembleInfo, EnsembleMember, NominalScale
+from steelray.patchcore.bank import BankInfo
 from steelray.provenance import run_record
 
 REPOSITORY = Path(__file__).parent.parent
@@ -158,7 +157,7 @@ def test_every_job_s_command_is_one_that_the_job_takes(job: str, arguments: str)
 
 
 def test_the_nightly_s_settings_are_those_of_the_job(tmp_path: Path) -> None:
-    from steelray.job_config import ScoreArchiveConfig
+    from steelray.runs.config import ScoreArchiveConfig
 
     [settings] = re.findall(r"^```yaml\n(.*?)^```$", (REPOSITORY / "docs/nightly.md").read_text(), re.M | re.S)
     file = tmp_path / "nightly.yaml"

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import pytest
 
 from steelray.config import ArchiveConfig, ComputeConfig, ConfigError, require
+from steelray.evaluation.config import EvaluateConfig
 from steelray.job import num_cores, parse, run_job, say, show_plan
-from steelray.job_config import BuildMemoryBankConfig, EvaluateConfig, ScoreArchiveConfig
-from steelray.patchcore_config import EmbedderConfig
+from steelray.patchcore.config import BuildMemoryBankConfig, EmbedderConfig
+from steelray.runs.config import ScoreArchiveConfig
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class TestRunning:
 
 def test_help_explains_every_setting() -> None:
     script = (
-        "import sys; from steelray.job import parse; from steelray.job_config import ScoreArchiveConfig;"
+        "import sys; from steelray.job import parse; from steelray.runs.config import ScoreArchiveConfig;"
         "parse(ScoreArchiveConfig, 'Scores an archive.', ['--help'])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from steelray import progress
+from steelray import job as progress
 
 
 @pytest.fixture(autouse=True)

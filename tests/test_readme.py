@@ -41,7 +41,7 @@ def tree_lines() -> Iterator[str]:
             continue
         yield f"{folder}/"
         if folder == "tests":
-            yield "  mirrors steelray/; distributed/ on real raylets, jobs/ as processes, report/ in a real browser"
+            yield "  mirrors steelray/; cluster/ on real raylets, jobs/ as processes, report/ in a real browser"
             continue
         for path in inside:
             name = str(path.relative_to(folder))

@@ -7,9 +7,9 @@ from enum import StrEnum
 import pyarrow.compute as pc
 from scipy import stats
 
-from steelray import drift
-from steelray.drift import ALL_STRIPS
+from steelray.report import drift
 from steelray.report.data import GroupLimits, ReportData
+from steelray.report.drift import ALL_STRIPS
 from steelray.report.rows import Counts
 from steelray.report.words import number, percent
 from steelray.schema import Verdict

@@ -11,11 +11,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 
-from steelray.drift import RunSummary, Sample, Shift, Trend
+from steelray.report.drift import RunSummary, Sample, Shift, Trend
 
 
 class ThresholdLevel(Protocol):
-    """What `steelray.calibration.Threshold` says of one limit; see there."""
+    """What `steelray.models.calibration.Threshold` says of one limit; see there."""
 
     @property
     def value(self) -> float: ...
@@ -30,7 +30,7 @@ class ThresholdLevel(Protocol):
 
 
 class GroupLimits(Protocol):
-    """What `steelray.calibration.GroupThresholds` says of one group; see there."""
+    """What `steelray.models.calibration.GroupThresholds` says of one group; see there."""
 
     @property
     def group(self) -> str: ...
@@ -44,7 +44,7 @@ class GroupLimits(Protocol):
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One of the worst strips, with its pictures as `steelray.report.pictures` makes them.
+    """One of the worst strips, with its pictures as `steelray.imaging.pictures` makes them.
 
     Attributes:
         verdict: a `steelray.schema.Verdict`.
@@ -83,7 +83,7 @@ class ReportData:
         threshold_override: a threshold that was set by hand for all strips.
         quarantine_limit: share of objects without a score above which the job fails.
         num_already_scored: objects that earlier runs have scored and this one therefore left out.
-        reference: calibration strips by group (`steelray.drift.samples_by_group`).
+        reference: calibration strips by group (`steelray.report.drift.samples_by_group`).
         history: earlier runs, oldest first, without this one.
         gallery: worst first.
         table_uri: where the complete score table is.

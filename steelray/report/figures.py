@@ -6,10 +6,10 @@ from datetime import datetime
 import numpy as np
 from markupsafe import Markup
 
-from steelray.drift import ALL_STRIPS, Measure, RunSummary, Sample, samples_by_group, summarize_run
 from steelray.report import charts
 from steelray.report.checks import GroupFlags
 from steelray.report.data import ReportData
+from steelray.report.drift import ALL_STRIPS, Measure, RunSummary, Sample, samples_by_group, summarize_run
 from steelray.report.words import group_name, measure_title
 
 MAX_CHARTS = 6

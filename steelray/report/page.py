@@ -16,8 +16,7 @@ import jinja2
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from steelray import drift
-from steelray.report import words
+from steelray.report import drift, words
 from steelray.report.checks import flags_by_group, headline, run_checks
 from steelray.report.data import GalleryItem, IndexEntry, ReportData, safe_url
 from steelray.report.figures import drift_charts, index_charts, score_charts, trend_charts

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from steelray.drift import ALL_STRIPS
+from steelray.report.drift import ALL_STRIPS
 from steelray.report.words import status_title
 from steelray.schema import Status, Verdict
 

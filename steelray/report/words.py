@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from steelray.drift import ALL_STRIPS, Measure
+from steelray.report.drift import ALL_STRIPS, Measure
 from steelray.schema import Status, Verdict
 
 FAILURES: dict[Status, tuple[str, str]] = {

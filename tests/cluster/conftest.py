@@ -1,211 +1,99 @@
-"""A Ray cluster as an operator starts it (`ray start --head`, a token, a dashboard on loopback), and things to score.
+"""One small Ray cluster for all distributed tests, and a small bank in S3 to score with."""
 
-Everything runs in processes and folders of its own, so that no other Ray of this machine notices.
-"""
-
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
-from steelray.data.object_store import ObjectStore
-from steelray.data.storage import Location
-from steelray.data.synthetic import DEFECTS, make_strip
-from steelray.runs import Run
+from steelray.cluster.archive_scorer import score_archive
+from steelray.cluster.bank_builder import build_memory_bank
+from steelray.cluster.connect import connected
+from steelray.config import ArchiveConfig, CalibrationConfig, ReportConfig
+from steelray.demo.object_store import ObjectStore
+from steelray.demo.synthetic import DEFECTS, make_strip
+from steelray.patchcore.config import BuildMemoryBankConfig, CoresetConfig, EmbedderConfig
+from steelray.runs.config import ScoreArchiveConfig
+from steelray.runs.run import Run
+from steelray.storage.location import Location
 
-REPOSITORY = Path(__file__).parent.parent.parent
-BIN = Path(sys.executable).parent
 SIZE_PX = (64, 256)
-START_S = 90
-JOB_S = 300
-NUM_STRIPS = 40
+EMBEDDER = EmbedderConfig(levels=(2,))
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+def strip_jpeg(index: int, defect: str | None = None, seed: int = 0) -> bytes:
+    """A small strip."""
+    return make_strip(seed, index, defect=defect, size_px=SIZE_PX).jpeg()
 
 
-def last_json(text: str) -> dict[str, object]:
-    """The summary of a job: the last line of its output that is a JSON object."""
-    for line in reversed(text.splitlines()):
-        if line.startswith("{") and line.endswith("}"):
-            found: dict[str, object] = json.loads(line)
-            return found
-    raise AssertionError(f"no JSON line in:\n{text}")
-
-
-def scores_of(results_uri: str, run_id: object) -> dict[str, tuple[object, ...]]:
-    """Everything of a score table that must not depend on where it was made, by key."""
-    names = ["status", "anomaly_score", "verdict", "map_peak", "map_mean", "defect_area_fraction"]
-    rows = Run(results_uri, str(run_id)).scores().to_pylist()
-    assert len({row["image_key"] for row in rows}) == len(rows)
-    return {row["image_key"]: tuple(row[name] for name in names) for row in rows}
-
-
-@dataclass(frozen=True)
-class RayCluster:
-    """A running head and the environment of its clients."""
-
-    job_server: str
-    metrics_port: int
-    temp_dir: Path
-    environment: dict[str, str]
-
-    def ray(self, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        """One `ray` command of a client; stderr goes where stdout goes, as on a terminal."""
-        return subprocess.run(
-            [str(BIN / "ray"), *arguments],
-            cwd=cwd,
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=JOB_S,
-            check=False,
-        )
-
-    def submit(
-        self, *arguments: str, cwd: Path, options: Sequence[str] = (), **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` of one of the jobs, as docs/cluster.md says it."""
-        return self.ray(
-            "job",
-            "submit",
-            f"--working-dir={REPOSITORY}",
-            f"--runtime-env={REPOSITORY / 'deploy/runtime_env.yaml'}",
-            *options,
-            "--",
-            "python",
-            *arguments,
-            cwd=cwd,
-            **environment,
-        )
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """`ray start --head` with the options of cluster.yaml, but with CPUs. Workers reach the store, clients do not."""
-    home = tmp_path_factory.mktemp("home")
-    temp_dir = Path(tempfile.gettempdir()) / f"steelray-{os.getpid()}"  # short: a socket's path may have 107 characters
-    gcs, dashboard, client, metrics, agent, agent_grpc, env_agent = free_ports(7)
-    client_environment = {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "HOME": str(home),
-        "RAY_AUTH_MODE": "token",
-        "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        "RAY_USAGE_STATS_ENABLED": "0",
+def build_config(nominal_uri: str, bank_uri: str, **changes: object) -> BuildMemoryBankConfig:
+    """Settings of a small bank."""
+    settings: dict[str, object] = {
+        "nominal": ArchiveConfig(nominal_uri),
+        "bank_uri": bank_uri,
+        "embedder": EMBEDDER,
+        "coreset": CoresetConfig(ratio=0.05),
+        "calibration": CalibrationConfig(held_out_fraction=0.4, false_alarm_rate=0.1, reject_rate=0.1),
+        **changes,
     }
-    generated = subprocess.run(
-        [str(BIN / "ray"), "get-auth-token", "--generate"], env=client_environment, capture_output=True, check=False
-    )
-    assert generated.returncode == 0, generated.stderr
-    server_environment = {**client_environment, **object_store.environment, "OMP_NUM_THREADS": "1"}
-    del server_environment["RAY_ADDRESS"]
-    command = [
-        str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}",
-        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-        f"--metrics-export-port={metrics}", f"--dashboard-agent-listen-port={agent}",
-        f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={env_agent}",
-        f"--temp-dir={temp_dir}", "--object-store-memory=500000000", "--disable-usage-stats",
-    ]  # fmt: skip
-    log = (home / "ray-start.log").open("wb")
-    head = subprocess.Popen(command, env=server_environment, cwd=home, stdout=log, stderr=log, start_new_session=True)
-    cluster = RayCluster(f"http://127.0.0.1:{dashboard}", metrics, temp_dir, client_environment)
-    try:
-        deadline = time.monotonic() + START_S
-        while cluster.ray("job", "list", cwd=home).returncode != 0:
-            assert head.poll() is None, (home / "ray-start.log").read_text()
-            assert time.monotonic() < deadline, "the job server did not answer"
-            time.sleep(0.5)
-        yield cluster
-    finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
-        log.close()
-        shutil.rmtree(temp_dir, ignore_errors=True)
+    return BuildMemoryBankConfig(**settings)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class World:
-    """Nominal strips and an archive in the store, and a bank of them."""
+    """A store with nominal strips, an archive and a bank."""
 
-    root: str
-    bank_uri: str
+    nominal_uri: str
     archive_uri: str
-    environment: dict[str, str] = field(repr=False)
-    """What a driver of this machine needs to reach the store."""
-
-    def local_job(self, job: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """A job as a process here: with a Ray of its own, or that of RAY_ADDRESS."""
-        clean = {
-            name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "STEELRAY_LOG_FORMAT")
-        }
-        return subprocess.run(
-            [sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), *arguments],
-            env={**clean, **self.environment, "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=JOB_S,
-            check=False,
-        )
-
-    def score_arguments(self, results_uri: str, *more: str) -> list[str]:
-        """Of jobs/score_archive.py."""
-        uris = ["--archive.uri", self.archive_uri, "--model_uri", self.bank_uri, "--results_uri", results_uri]
-        return [*uris, *more]
+    bank_uri: str
+    keys: tuple[str, ...]
+    defects: dict[str, str]
 
 
-def build_arguments(root: str, bank_uri: str) -> list[str]:
-    return [
-        "--nominal.uri", f"{root}/nominal", "--bank_uri", bank_uri, "--embedder.levels", "[2]",
-        "--coreset.ratio", "0.05", "--calibration.held_out_fraction", "0.5",
-        "--calibration.false_alarm_rate", "0.2", "--calibration.reject_rate", "0.1",
-    ]  # fmt: skip
+def silent(line: str) -> None:
+    """Takes no notice of progress."""
 
 
 @pytest.fixture(scope="session")
-def world(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """16 nominal strips, an archive of 40 with ten defects and a broken file, and a bank built by a local process."""
-    root = "s3://archive/cluster-world"
+def cluster(object_store: ObjectStore) -> Iterator[dict[str, float]]:
+    """Ray with two CPUs, started after the store so that its workers reach it."""
+    with connected(num_cpus=2) as resources:
+        yield resources
+
+
+@pytest.fixture(scope="session")
+def world(cluster: dict[str, float]) -> World:
+    """24 nominal strips, a night of 20 with five defects, and a bank built on the cluster."""
+    root = "s3://archive/world"
     nominal, archive = Location(f"{root}/nominal"), Location(f"{root}/archive")
-    for index in range(16):
-        nominal.write(f"{index:02d}.jpg", make_strip(0, index, size_px=SIZE_PX).jpeg())
-    for index in range(NUM_STRIPS):
-        defect = DEFECTS[index // 4 % len(DEFECTS)] if index % 4 == 3 else None
-        archive.write(
-            f"line{index % 2}/strip {index:02d}.jpg", make_strip(1, index, defect=defect, size_px=SIZE_PX).jpeg()
-        )
-    archive.write("line0/broken.jpg", b"not a picture")
-    made = World(root, f"{root}/bank", archive.uri, object_store.environment)
-    done = made.local_job("build_memory_bank", *build_arguments(root, made.bank_uri))
-    assert done.returncode == 0, done.stderr
-    return made
+    for index in range(24):
+        nominal.write(f"{index:02d}.jpg", strip_jpeg(index))
+    defects: dict[str, str] = {}
+    keys = []
+    for index in range(20):
+        key = f"line{index % 2}/strip {index:02d}.jpg"
+        defect = DEFECTS[index // 4 % 4] if index % 4 == 3 else None
+        archive.write(key, strip_jpeg(index, defect, seed=1))
+        keys.append(key)
+        if defect:
+            defects[key] = defect
+    build_memory_bank(build_config(nominal.uri, f"{root}/bank"), silent)
+    return World(nominal.uri, archive.uri, f"{root}/bank", tuple(sorted(keys)), defects)
 
 
 @pytest.fixture(scope="session")
-def local_scores(world: World) -> dict[str, tuple[object, ...]]:
-    """The archive scored by a process of this machine with a Ray of its own."""
-    results_uri = f"{world.root}/results-local"
-    done = world.local_job("score_archive", *world.score_arguments(results_uri))
-    assert done.returncode == 0, done.stderr
-    return scores_of(results_uri, last_json(done.stdout)["run_id"])
+def clean_run(world: World) -> Run:
+    """The night scored once, undisturbed, with a replicated bank."""
+    summary = score_archive(score_config(world, "s3://archive/world/results"), silent)
+    return Run("s3://archive/world/results", summary["run_id"])
+
+
+def score_config(world: World, results_uri: str, **changes: object) -> ScoreArchiveConfig:
+    """Settings that score the world's night."""
+    settings: dict[str, object] = {
+        "archive": ArchiveConfig(world.archive_uri),
+        "model_uri": world.bank_uri,
+        "results_uri": results_uri,
+        "report": ReportConfig(gallery=4),
+        **changes,
+    }
+    return ScoreArchiveConfig(**settings)  # type: ignore[arg-type]

@@ -15,9 +15,10 @@ import ray
 import yaml
 
 from steelray.job import parse
-from steelray.job_config import BuildMemoryBankConfig, ScoreArchiveConfig
-from steelray.study.config import StudyConfig
-from steelray.train_config import TrainConfig
+from steelray.patchcore.config import BuildMemoryBankConfig
+from steelray.reconstruction.config import TrainConfig
+from steelray.research.study.config import StudyConfig
+from steelray.runs.config import ScoreArchiveConfig
 from tests.deploy.kuberay import SCHEMAS
 
 REPOSITORY = Path(__file__).parent.parent.parent

@@ -18,9 +18,9 @@ SUFFIXES = {"Counter": ["_total"], "Gauge": [""], "Histogram": ["_bucket", "_sum
 
 
 def exported_names() -> set[str]:
-    """What Ray makes of the metrics in steelray/distributed/metrics.py."""
+    """What Ray makes of the metrics in steelray/cluster/metrics.py."""
     names = set()
-    tree = ast.parse((REPOSITORY / "steelray/distributed/metrics.py").read_text())
+    tree = ast.parse((REPOSITORY / "steelray/cluster/metrics.py").read_text())
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         if call.func.id in SUFFIXES:
             names |= {f"ray_{ast.literal_eval(call.args[0])}{suffix}" for suffix in SUFFIXES[call.func.id]}

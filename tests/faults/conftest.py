@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from steelray.data.object_store import ObjectStore, start_object_store
-from steelray.data.storage import Location
-from steelray.runs import CHECKPOINT_DIR, PENDING, RUNS, Run, read_published
+from steelray.demo.object_store import ObjectStore, start_object_store
+from steelray.runs.run import CHECKPOINT_DIR, PENDING, RUNS, Run, read_published
+from steelray.storage.location import Location
 from tests.nights import Plant, fill_archive, upload
 
 REPOSITORY = Path(__file__).parent.parent.parent

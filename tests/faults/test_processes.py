@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_several_nodes import cluster_of
 from tests.faults.conftest import SLOW_IMAGES, FaultyPlant
+from tests.nodes.test_several_nodes import cluster_of
 
 pytestmark = pytest.mark.faults
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from steelray.data.storage import Location
-from steelray.data.synthetic import make_strip
-from steelray.runs import Run
+from steelray.demo.synthetic import make_strip
+from steelray.runs.run import Run
+from steelray.storage.location import Location
 from tests.faults.conftest import REPOSITORY, Job, RestartableStore
 from tests.nights import Plant
 

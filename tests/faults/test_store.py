@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from steelray.runs import Run
+from steelray.runs.run import Run
 from tests.faults.conftest import IMAGES, SLOW_IMAGES, FaultyPlant, strip_keys
 
 pytestmark = pytest.mark.faults

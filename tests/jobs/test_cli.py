@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from steelray.data.object_store import ObjectStore
-from steelray.data.storage import Location
-from steelray.data.synthetic import DEFECTS, encode, make_strip
+from steelray.demo.object_store import ObjectStore
+from steelray.demo.synthetic import DEFECTS, encode, make_strip
+from steelray.storage.location import Location
 
 REPOSITORY = Path(__file__).parent.parent.parent
 JOBS = sorted((REPOSITORY / "jobs").glob("*.py"))

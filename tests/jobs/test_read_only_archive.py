@@ -9,8 +9,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from steelray.data.object_store import ObjectStore, running_object_store
-from steelray.data.storage import Location
+from steelray.demo.object_store import ObjectStore, running_object_store
+from steelray.storage.location import Location
 from tests.nights import Plant, fill_archive, upload
 
 REPOSITORY = Path(__file__).parent.parent.parent

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from steelray.config import DatasetConfig
-from steelray.data.datasets import load_dataset
-from steelray.data.storage import Location
-from steelray.runs import Run
+from steelray.evaluation.datasets import load_dataset
+from steelray.runs.run import Run
+from steelray.storage.location import Location
 from tests.jobs.test_cli import REPOSITORY, run_job, summary_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from steelray.data.synthetic import make_strip
+from steelray.demo.synthetic import make_strip
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SMOKE = ("--config", str(REPOSITORY / "jobs/configs/study_smoke.yaml"))

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 from scipy import ndimage
 
-from steelray import drift
-from steelray.calibration import ALL_STRIPS, GroupThresholds, conformal_threshold
-from steelray.data.synthetic import DEFECTS, make_strip
-from steelray.report import pictures
+from steelray.demo.synthetic import DEFECTS, make_strip
+from steelray.imaging import pictures
+from steelray.models.calibration import ALL_STRIPS, GroupThresholds, conformal_threshold
+from steelray.report import drift
 from steelray.report.data import GalleryItem, ReportData
 from steelray.schema import SCORES, Status, Verdict
 

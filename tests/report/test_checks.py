@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from steelray import drift
+from steelray.report import drift
 from steelray.report.checks import Level, flags_by_group, headline, run_checks
 from steelray.report.rows import Counts
 from tests.report.night import make_night, score_table, thresholds

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pyarrow as pa
 import pytest
 
-from steelray import drift
+from steelray.report import drift
 from steelray.report.data import GalleryItem, IndexEntry, safe_url
 from steelray.report.page import render_index, render_report
 from steelray.schema import SCORES

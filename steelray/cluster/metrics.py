@@ -1,0 +1,77 @@
+"""What a scoring run shows to Prometheus, through Ray's metrics: every node of the cluster exports it.
+
+Ray writes `ray_` before every name. Metrics are made at their first use, in the process that uses them.
+"""
+
+from functools import lru_cache
+
+import pyarrow as pa
+from ray.util.metrics import Counter, Gauge, Histogram
+
+STAGE_BOUNDARIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+RATIO_BOUNDARIES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 3, 5]
+
+
+@lru_cache
+def _strips() -> Counter:
+    return Counter("steelray_strips", "Strips that have a row, by status.", ("run_id", "status"))
+
+
+@lru_cache
+def _flagged() -> Counter:
+    return Counter("steelray_flagged", "Strips above the review threshold, by verdict.", ("run_id", "verdict"))
+
+
+@lru_cache
+def _score_ratio() -> Histogram:
+    return Histogram(
+        "steelray_score_ratio", "Anomaly score as a share of the threshold.", RATIO_BOUNDARIES, ("run_id",)
+    )
+
+
+@lru_cache
+def _stage() -> Histogram:
+    return Histogram("steelray_stage_s", "Seconds in a stage of scoring.", STAGE_BOUNDARIES_S, ("stage",))
+
+
+@lru_cache
+def _listed() -> Gauge:
+    return Gauge("steelray_strips_listed", "Strips that a run has to score.", ("run_id",))
+
+
+@lru_cache
+def _shards_wanted() -> Gauge:
+    return Gauge("steelray_bank_shards_wanted", "Shards of the memory bank that a run searches.", ("run_id",))
+
+
+@lru_cache
+def _shard_alive() -> Gauge:
+    return Gauge("steelray_bank_shard_alive", "1 for every shard that is loaded.", ("bank_id", "start"))
+
+
+def observe_stage(stage: str, seconds: float) -> None:
+    """An `Observe` of `steelray.patchcore.timing`."""
+    _stage().observe(seconds, {"stage": stage})
+
+
+def announce_run(run_id: str, num_strips: int, num_shards: int) -> None:
+    """What the driver knows when it begins."""
+    _listed().set(num_strips, {"run_id": run_id})
+    _shards_wanted().set(num_shards, {"run_id": run_id})
+
+
+def announce_shard(bank_id: str, start: int) -> None:
+    """A shard actor has its slice, which begins at vector `start`."""
+    _shard_alive().set(1, {"bank_id": bank_id, "start": str(start)})
+
+
+def count_strips(scored: pa.Table) -> None:
+    """Counts a table of schema `SCORES`."""
+    columns = ("run_id", "status", "is_anomalous", "verdict", "anomaly_score", "threshold")
+    for row in scored.select(columns).to_pylist():
+        run_id = row["run_id"]
+        _strips().inc(1, {"run_id": run_id, "status": row["status"]})
+        if row["is_anomalous"]:
+            _flagged().inc(1, {"run_id": run_id, "verdict": row["verdict"]})
+        if row["anomaly_score"] is not None and (row["threshold"] or 0) > 0:  # an ensemble's scores have no zero
+            _score_ratio().observe(row["anomaly_score"] / row["threshold"], {"run_id": run_id})

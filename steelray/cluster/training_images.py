@@ -1,0 +1,244 @@
+"""A run's nominal images: listed, split by strip, decoded in tasks through Ray Data into the object store.
+
+Any worker can ask for any image by its number, because the order of a run follows from (seed, epoch) and not from
+where an image lies. What does not fit into the object store's memory spills to disk.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from steelray.cluster.connect import TASK_CPUS
+from steelray.cluster.image_source import MAX_BLOCK_IMAGES, ImageDatasource
+from steelray.config import ConfigError
+from steelray.demo.synthetic import make_strip
+from steelray.evaluation.datasets import Sample, load_dataset
+from steelray.imaging.decode import Undecodable, resize
+from steelray.models.calibration import split_held_out
+from steelray.reconstruction.config import TrainConfig
+from steelray.reconstruction.input import black_fraction
+from steelray.runs.batch import images_of
+from steelray.schema import DECODED, MANIFEST, Status
+from steelray.storage.listing import list_archive
+
+CACHED_BLOCKS = 32
+"""Blocks of decoded images that a worker keeps mapped; the others it fetches from the object store again."""
+NO_TIME = 0
+GENERATED_SIZE_PX = (256, 256)
+
+
+@dataclass(frozen=True)
+class NominalImages:
+    """What there is to learn from, and what thresholds are set on. No strip is in both.
+
+    Attributes:
+        fit, held_out: manifests, schema `MANIFEST`; `image_index` names an image within the source.
+        source: where the images are, in words.
+    """
+
+    fit: pa.Table
+    held_out: pa.Table
+    source: str
+    _read: Callable[[pa.Table], ray.data.Dataset]
+
+    def decoded(self, manifest: pa.Table) -> ray.data.Dataset:
+        """The images of a part of the manifest, schema `DECODED`, decoded in tasks."""
+        return self._read(manifest)
+
+
+def list_nominal(config: TrainConfig) -> NominalImages:
+    """Lists the nominal images and holds some out for the threshold.
+
+    Raises:
+        ConfigError: nothing there, or fewer than two strips.
+    """
+    data, held_out = config.data, config.calibration
+    if data.nominal is not None:
+        archive = data.nominal
+        manifest = list_archive(archive)
+
+        def read_archive(rows: pa.Table) -> ray.data.Dataset:
+            source = ImageDatasource(archive.uri, rows, config.decode, _rows_per_task(rows.num_rows))
+            return ray.data.read_datasource(source, override_num_blocks=source.num_tasks, num_cpus=TASK_CPUS)
+
+        fit_rows, held_out_rows = split_held_out(manifest.num_rows, held_out.held_out_fraction, held_out.seed)
+        return NominalImages(manifest.take(fit_rows), manifest.take(held_out_rows), archive.uri, read_archive)
+    if data.dataset is not None:
+        samples = load_dataset(data.dataset).fit
+        source, strips = f"{data.dataset.kind} in {data.dataset.root}", [str(sample.path) for sample in samples]
+        load: Callable[[int], NDArray[np.uint8]] = _SampleLoader(samples)
+        keys = [sample.key for sample in samples]
+    else:
+        assert data.generated is not None
+        keys = strips = [f"generated-{index:05d}" for index in range(data.generated)]
+        source, load = f"{data.generated} generated strips", _StripGenerator(config.seed)
+    names = sorted(set(strips))
+    _, apart_rows = split_held_out(len(names), held_out.held_out_fraction, held_out.seed)
+    apart = {names[row] for row in apart_rows}
+    rows = [{"image_index": i, "image_key": key, "etag": "", "size_bytes": 0, "last_modified": NO_TIME}
+            for i, key in enumerate(keys)]  # fmt: skip
+    manifest = pa.Table.from_pylist(rows, MANIFEST)
+    is_apart = pa.array([strip in apart for strip in strips])
+
+    def read_loaded(part: pa.Table) -> ray.data.Dataset:
+        size = _rows_per_task(part.num_rows)
+        # blocks of that size from the start: a repartition asks for whole CPUs, which a scorer may leave none of
+        blocks = [part.slice(start, size).combine_chunks() for start in range(0, part.num_rows, size)]
+        listed = ray.data.from_arrow(blocks)
+        return listed.map_batches(_Loading(load), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS)
+
+    return NominalImages(manifest.filter(pc.invert(is_apart)), manifest.filter(is_apart), source, read_loaded)
+
+
+def _rows_per_task(count: int) -> int:
+    return max(1, min(MAX_BLOCK_IMAGES, count // 4))
+
+
+class _SampleLoader:
+    """Images of a dataset by number."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
+
+    def __call__(self, index: int) -> NDArray[np.uint8]:
+        try:
+            return self._samples[index].load()
+        except OSError as error:
+            raise Undecodable(Status.MISSING, str(error)) from None
+
+
+class _StripGenerator:
+    """Procedural nominal steel by number."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, index: int) -> NDArray[np.uint8]:
+        return make_strip(self._seed, index, size_px=GENERATED_SIZE_PX).pixels_HW[:, :, None]
+
+
+class _Loading:
+    """Rows of schema `MANIFEST` to rows of schema `DECODED`."""
+
+    def __init__(self, load: Callable[[int], NDArray[np.uint8]]) -> None:
+        self._load = load
+
+    def __call__(self, listed: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([self._row(row) for row in listed.to_pylist()], DECODED)
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            pixels_HWC = self._load(row["image_index"])
+        except Undecodable as error:
+            return {**row, "status": error.status, "error": str(error)}
+        return {**row, "status": Status.OK, **_pixel_columns(pixels_HWC)}
+
+
+def _pixel_columns(pixels_HWC: NDArray[np.uint8]) -> dict[str, Any]:
+    height_px, width_px, channels = pixels_HWC.shape
+    return {
+        "height_px": height_px,
+        "width_px": width_px,
+        "channels": channels,
+        "mean_brightness": float(pixels_HWC.mean()),
+        "pixels": pixels_HWC.tobytes(),
+    }
+
+
+class _Preparing:
+    """Leaves out what is mostly black, and shrinks to the network's input what is squeezed anyway."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._most_black = config.data.max_black_fraction if config.input.tiling == "squeeze" else 1.0
+        # brightness is normalised before the squeeze, in scoring too
+        squeezed = config.input.tiling == "squeeze" and config.input.brightness_norm == "none"
+        self._size_px = config.input.size_px if squeezed else None
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        rows = decoded.drop_columns(["pixels"]).to_pylist()
+        for row, image in zip(rows, images_of(decoded), strict=True):
+            if image is None:
+                continue
+            if self._most_black < 1 and black_fraction(image) > self._most_black:
+                row["status"], row["error"] = "too_black", "more of it is black than data.max_black_fraction allows"
+                continue
+            row.update(_pixel_columns(image if self._size_px is None else resize(image, self._size_px)))
+        return pa.Table.from_pylist(rows, DECODED)
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """The training images in the object store: what the driver hands to its workers.
+
+    Attributes:
+        blocks: of Arrow tables of schema `DECODED`.
+        places: (block, row) of every usable image, in the order of `image_index`.
+        skipped: how many were left out, by status.
+    """
+
+    blocks: list[ray.ObjectRef]
+    places: list[tuple[int, int]]
+    skipped: dict[str, int]
+
+
+def store_images(config: TrainConfig, images: NominalImages) -> StoredImages:
+    """Decodes the images to learn from into the object store.
+
+    Raises:
+        ConfigError: none of them can be used.
+    """
+    skipped: Counter[str] = Counter()
+    decoded = images.decoded(images.fit)
+    prepared = decoded.map_batches(_Preparing(config), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS)
+    blocks = prepared.to_arrow_refs()
+    facts_of = ray.remote(_facts_of).options(num_cpus=TASK_CPUS)
+    numbered: list[tuple[int, tuple[int, int]]] = []
+    for number, facts in enumerate(ray.get([facts_of.remote(block) for block in blocks])):
+        for row, (index, status) in enumerate(facts):
+            if status == Status.OK:
+                numbered.append((index, (number, row)))
+            else:
+                skipped[status] += 1
+    if not numbered:
+        raise ConfigError(f"{images.source}: none of {images.fit.num_rows} images can be used: {dict(skipped)}")
+    return StoredImages(blocks, [place for _, place in sorted(numbered)], dict(skipped))
+
+
+def _facts_of(block: pa.Table) -> list[tuple[int, str]]:
+    return list(zip(block.column("image_index").to_pylist(), block.column("status").to_pylist(), strict=True))
+
+
+class ImageReader(Sequence[NDArray[np.uint8]]):
+    """The stored images by number, in a worker: a sequence of pixels_HWC uint8, and their keys."""
+
+    def __init__(self, stored: StoredImages) -> None:
+        self._stored = stored
+        self._block = lru_cache(maxsize=CACHED_BLOCKS)(self._fetch)
+
+    def _fetch(self, number: int) -> tuple[list[NDArray[np.uint8] | None], list[str]]:
+        block = ray.get(self._stored.blocks[number])
+        return images_of(block), block.column("image_key").to_pylist()
+
+    def __len__(self) -> int:
+        return len(self._stored.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        number, row = self._stored.places[index]
+        pixels_HWC = self._block(number)[0][row]
+        assert pixels_HWC is not None
+        return pixels_HWC
+
+    def key(self, index: int) -> str:
+        number, row = self._stored.places[index]
+        return self._block(number)[1][row]

@@ -1,0 +1,41 @@
+"""Settings of jobs/evaluate.py. Imports neither torch nor ray."""
+
+from dataclasses import dataclass, field
+
+from steelray.config import CalibrationConfig, ComputeConfig, DatasetConfig, require
+from steelray.patchcore.config import AugmentationConfig, CoresetConfig, EmbedderConfig, IndexConfig, ScoringConfig
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """jobs/evaluate.py"""
+
+    data: DatasetConfig
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    coreset: CoresetConfig = field(default_factory=CoresetConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    model_uri: str | None = None
+    """Score with this memory bank, checkpoint or ensemble; null builds a bank from the dataset's nominal images, in
+    memory."""
+    calibration: CalibrationConfig | None = None
+    """Hold nominal fit images out of the bank, set a threshold on them, and report the accuracy it gives; null: all of
+    them go into the bank. A model given by model_uri has its threshold already."""
+    seeds: tuple[int, ...] = (0,)
+    """Split seeds (severstal, folder); the figures are the mean over them, with their spread."""
+    baselines: bool = False
+    """Also report the local standard deviation, a detector that learns nothing."""
+    output_dir: str | None = None
+    """Write the table here as evaluation.json and evaluation.md."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""
+
+    def __post_init__(self) -> None:
+        normalization = self.scoring.normalization
+        require(
+            normalization == "none" or self.model_uri is not None or self.calibration is not None,
+            f"scoring.normalization {normalization!r} needs held-out nominal images but calibration is null: set "
+            "calibration, or normalization to none",
+        )

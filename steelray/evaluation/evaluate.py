@@ -1,0 +1,257 @@
+"""A method's figures on a labelled dataset, beside a baseline that learns nothing. Single process, no Ray."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from steelray.config import ConfigError
+from steelray.evaluation import metrics
+from steelray.evaluation.config import EvaluateConfig
+from steelray.evaluation.datasets import NOMINAL, Dataset, Sample, load_dataset
+from steelray.imaging.decode import Undecodable
+from steelray.models.calibration import ALL_STRIPS, conformal_threshold, read_calibration, split_held_out
+from steelray.models.model import Model, load_scorer, open_model, read_weights
+from steelray.patchcore.bank import BankInfo
+from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
+from steelray.patchcore.fit import fit_memory_bank
+from steelray.patchcore.index import LocalSearch, shard_of
+from steelray.patchcore.meter import measure_profile
+from steelray.patchcore.scorer import PatchCoreScorer, Scorer
+from steelray.reconstruction.scorer import resize_map
+
+QUARTERS = 4
+TOP_PIXELS = 409
+"""A quarter-strip's score is the mean of its 409 largest map pixels: 0.4 % of 400x256."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a scorer said of a test set, with the truth. One entry per image."""
+
+    scores_N: NDArray[np.float32]
+    anomaly_maps: list[NDArray[np.float32]]
+    masks: list[NDArray[np.bool_]]
+    defect_types: list[str]
+    has_masks: bool
+
+
+class LocalDeviation:
+    """The trivial baseline: standard deviation of the grey level in a window. Learns nothing; a `Scorer`."""
+
+    min_size_px = 1
+
+    def __init__(self, window_px: int = 15, sigma_px: float = 4.0) -> None:
+        self._window_px, self._sigma_px = window_px, sigma_px
+
+    def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+        maps = []
+        for image in images:
+            grey_HW = image.astype(np.float32).mean(axis=2)
+            mean_HW = ndimage.uniform_filter(grey_HW, self._window_px)
+            variance_HW = ndimage.uniform_filter(grey_HW**2, self._window_px) - mean_HW**2
+            maps.append(ndimage.gaussian_filter(np.sqrt(np.maximum(variance_HW, 0)), self._sigma_px))
+        return maps, np.array([top_mean(map_HW) for map_HW in maps], dtype=np.float32)
+
+
+def top_mean(map_HW: NDArray[np.float32], count: int = TOP_PIXELS) -> float:
+    """Mean of the `count` largest values."""
+    count = min(count, map_HW.size)
+    return float(np.partition(map_HW, -count, axis=None)[-count:].mean())
+
+
+def predict(scorer: Scorer, samples: Sequence[Sample], map_size_px: tuple[int, int] | None = None) -> Predictions:
+    """Scores labelled samples. Masks are brought to the size of the anomaly maps. Raises `ConfigError` as `_pixels`.
+
+    Args:
+        map_size_px: height and width that the maps are brought to first, so that scorers whose maps differ in size are
+            judged on the same pixels; None: as they are.
+    """
+    scores, maps, masks = [], [], []
+    for sample in samples:
+        image_maps, image_scores = scorer.score([_pixels(sample)])
+        maps.append(resize_map(image_maps[0], map_size_px) if map_size_px else image_maps[0])
+        scores.append(image_scores[0])
+        masks.append(sample.load_mask((maps[-1].shape[0], maps[-1].shape[1])))
+    return Predictions(
+        np.array(scores),
+        maps,
+        masks,
+        [sample.defect_type for sample in samples],
+        any(mask_HW.any() for mask_HW in masks),
+    )
+
+
+def _pixels(sample: Sample) -> NDArray[np.uint8]:
+    """The image; a dataset's images must all be readable. Raises `ConfigError` with the file's name."""
+    try:
+        return sample.load()
+    except Undecodable as error:
+        raise ConfigError(f"{sample.path}: {error.status}: {error}; take it out of the dataset") from None
+
+
+def figures(predictions: Predictions, *, quarters: bool, threshold: float | None = None) -> dict[str, float]:
+    """The metrics of one test set.
+
+    Args:
+        threshold: set on held-out nominal images; also report what it is worth.
+        quarters: the images are whole strips: also judge each quarter of their width by itself, as the thesis does.
+    """
+    labels_N = np.array([kind != NOMINAL for kind in predictions.defect_types])
+    result = {
+        "image_auroc": metrics.image_auroc(labels_N, predictions.scores_N),
+        "best_accuracy": metrics.best_accuracy(labels_N, predictions.scores_N)[0],
+    }
+    if threshold is not None:
+        flagged_N = predictions.scores_N > threshold
+        result["accuracy"] = metrics.accuracy_at(labels_N, predictions.scores_N, threshold)
+        result["recall"] = float(flagged_N[labels_N].mean())
+        result["false_alarm_rate"] = float(flagged_N[~labels_N].mean())
+    if predictions.has_masks:
+        masks, maps = predictions.masks, predictions.anomaly_maps
+        result["pixel_auroc"] = metrics.pixel_auroc(masks, maps)
+        result["pixel_ap"] = metrics.pixel_ap(masks, maps)
+        result["aupro"] = metrics.aupro(masks, maps)
+        if quarters:
+            quarter_maps = [part for map_HW in maps for part in np.array_split(map_HW, QUARTERS, axis=1)]
+            quarter_masks = [part for mask_HW in masks for part in np.array_split(mask_HW, QUARTERS, axis=1)]
+            quarter_labels = np.array([part.any() for part in quarter_masks])
+            quarter_scores = np.array([top_mean(part) for part in quarter_maps])
+            result["quarter_auroc"] = metrics.image_auroc(quarter_labels, quarter_scores)
+            result["quarter_best_accuracy"] = metrics.best_accuracy(quarter_labels, quarter_scores)[0]
+    return result
+
+
+def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """Fits on a dataset's nominal images (or loads a bank) and scores its test images, once per split seed.
+
+    Args:
+        report: takes a line on what is being done.
+
+    Returns:
+        The figures (mean over seeds) at the top level, their spread under `std`, baselines, counts and seconds.
+
+    Raises:
+        ConfigError: the dataset or the bank cannot be used.
+    """
+    stored = open_model(config.model_uri) if config.model_uri is not None else None
+    fit = _Fitting(config, num_threads) if stored is None else None
+    seeds = config.seeds if config.data.kind != "mvtec" else config.seeds[:1]
+    rows: list[dict[str, float]] = []
+    baseline_rows: list[dict[str, float]] = []
+    counts: dict[str, Any] = {}
+    for seed in seeds:
+        dataset = load_dataset(replace(config.data, seed=seed))
+        if not any(sample.is_anomalous for sample in dataset.test):
+            raise ConfigError(f"{config.data.root}: no anomalous images to test on")
+        if all(sample.is_anomalous for sample in dataset.test):
+            raise ConfigError(f"{config.data.root}: no nominal images to test on")
+        report(f"seed {seed}: fitting on {len(dataset.fit)} images, testing on {len(dataset.test)}")
+        start_s = time.perf_counter()
+        scorer, threshold, facts = fit(dataset) if fit is not None else _load(stored, config, num_threads)
+        fit_s = time.perf_counter() - start_s
+        quarters = config.data.kind == "severstal" and config.data.tiling == "none"
+        start_s = time.perf_counter()
+        predictions = predict(scorer, dataset.test)
+        score_s = time.perf_counter() - start_s
+        rows.append(figures(predictions, quarters=quarters, threshold=threshold))
+        report("  " + ", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()))
+        if config.baselines:
+            baseline_rows.append(figures(predict(LocalDeviation(), dataset.test), quarters=quarters))
+        counts = {
+            "num_fit": len(dataset.fit),
+            "num_test": len(dataset.test),
+            "num_anomalous": sum(sample.is_anomalous for sample in dataset.test),
+            **facts,
+            "fit_s": round(fit_s, 2),
+            "images_per_s": round(len(dataset.test) / score_s, 2),
+        }
+    result: dict[str, Any] = {**_means(rows), "std": _spreads(rows), "seeds": list(seeds), **counts}
+    if baseline_rows:
+        result["local_standard_deviation"] = {**_means(baseline_rows), "std": _spreads(baseline_rows)}
+    return {**result, "method": stored.method if stored else "patchcore", "dataset": asdict(config.data)}
+
+
+class _Fitting:
+    """PatchCore, fitted anew on each split; the embedder is built once."""
+
+    def __init__(self, config: EvaluateConfig, num_threads: int) -> None:
+        self._config, self._num_threads = config, num_threads
+        self._embedder = build_patch_embedder(config.embedder, read_weights=read_weights)
+        self._embed = compile_embedder(self._embedder, backend=config.compute.backend, num_threads=num_threads)
+
+    def __call__(self, dataset: Dataset) -> tuple[Scorer, float | None, dict[str, Any]]:
+        settings, fit, held_out = self._config.calibration, dataset.fit, []
+        if settings is not None:
+            strips = sorted({sample.path for sample in fit})  # by strip: tiles of one are too alike
+            _, rows = split_held_out(len(strips), settings.held_out_fraction, settings.seed)
+            apart = {strips[row] for row in rows}
+            fit, held_out = (
+                [s for s in fit if s.path not in apart],
+                [s for s in fit if s.path in apart],
+            )
+        bank = fit_memory_bank(
+            [sample.key for sample in fit],
+            [_pixels(sample) for sample in fit],
+            self._embed,
+            embedder=self._config.embedder,
+            weights_digest=self._embedder.weights_digest,
+            coreset=self._config.coreset,
+            scoring=self._config.scoring,
+            index=self._config.index,
+            augmentation=self._config.augmentation,
+        )
+        info, search = bank.info, LocalSearch([shard_of(bank, num_threads=self._num_threads)])
+        nominal = (_pixels(sample) for sample in held_out)
+        profile = measure_profile(self._embed, search, info.embedder, info.scoring, info.num_vectors, nominal)
+        stride_px = self._embedder.stride_px
+        scorer = PatchCoreScorer(self._embed, search, info.embedder, info.scoring, stride_px, profile)
+        threshold = None
+        if settings is not None:
+            threshold = conformal_threshold(predict(scorer, held_out).scores_N, settings.false_alarm_rate).value
+        return scorer, threshold, {**_bank_facts(info), "held_out": len(held_out)}
+
+
+def _load(model: Model | None, config: EvaluateConfig, num_threads: int) -> tuple[Scorer, float | None, dict[str, Any]]:
+    assert model is not None
+    scorer = load_scorer(model, config.compute, num_threads=num_threads)
+    threshold = read_calibration(model.uri)[0].groups[ALL_STRIPS].review.value
+    return scorer, threshold, _bank_facts(model.bank) if model.bank is not None else {}
+
+
+def _bank_facts(info: BankInfo) -> dict[str, Any]:
+    facts: dict[str, Any] = {"bank_vectors": info.num_vectors, "cover_radius": info.coreset["cover_radius"]}
+    return facts if info.recall is None else {**facts, "index_recall": info.recall}
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
+
+
+def _spreads(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.stdev(row[name] for row in rows) if len(rows) > 1 else 0.0 for name in rows[0]}
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The table of an evaluation."""
+    return "\n".join(_markdown_lines(result)) + "\n"
+
+
+def _markdown_lines(result: dict[str, Any]) -> Iterator[str]:
+    methods = {result["method"]: result}
+    if "local_standard_deviation" in result:
+        methods["local standard deviation"] = result["local_standard_deviation"]
+    names = list(result["std"])
+    yield f"{result['dataset']['kind']}: {result['num_fit']} images to fit, {result['num_test']} to test"
+    yield f"({result['num_anomalous']} anomalous), {len(result['seeds'])} split(s); mean ± standard deviation of splits"
+    yield ""
+    yield "| method | " + " | ".join(names) + " |"
+    yield "|---" * (len(names) + 1) + "|"
+    for method, row in methods.items():
+        cells = (f"{row[name]:.4f} ± {row['std'][name]:.4f}" if name in row else "–" for name in names)
+        yield f"| {method} | " + " | ".join(cells) + " |"

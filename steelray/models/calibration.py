@@ -1,0 +1,245 @@
+"""Thresholds from held-out nominal strips, for stated false-alarm rates (split conformal prediction).
+
+With n held-out scores the k-th smallest, k = ceil((n + 1)(1 - rate)), is exceeded by a fresh nominal strip with
+probability at most `rate` (Vovk et al. 2005; exchangeable strips). Given these n strips, the rate that the threshold
+really has is distributed as Beta(n + 1 - k, k): that is its confidence interval. Where n is too small for the rate, the
+largest score is all that the data support, and the calibration says which rate that is.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+from steelray.config import CalibrationConfig, ConfigError
+from steelray.schema import SCORES
+from steelray.storage.location import Location, ObjectMissing
+
+ALL_STRIPS = ""
+"""The name of the group that holds every strip: the fallback of small groups and unknown keys."""
+CONFIDENCE = 0.95
+MIN_NOMINAL = 2
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A limit on a score, and what it promises.
+
+    Attributes:
+        value: a strip with a larger score is flagged.
+        asked_rate: the false-alarm rate that was asked for.
+        rate: the rate that is guaranteed: `asked_rate`, or 1 / (n + 1) where the strips are too few for it.
+        rate_low, rate_high: 95 % confidence interval of the rate that this very threshold has.
+    """
+
+    value: float
+    asked_rate: float
+    rate: float
+    rate_low: float
+    rate_high: float
+
+
+@dataclass(frozen=True)
+class GroupThresholds:
+    """The thresholds of one group of strips (a camera, a line, a grade).
+
+    Attributes:
+        group: its name; `ALL_STRIPS` for the one that holds every strip.
+        num_strips: held-out strips they rest on.
+        review: a strip above it is looked at.
+        reject: a strip above it is not shipped unseen.
+        pixel: a pixel with a larger anomaly_map value belongs to a defect; few nominal strips (`pixel.rate`) have one.
+    """
+
+    group: str
+    num_strips: int
+    review: Threshold
+    reject: Threshold
+    pixel: Threshold
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns scores into verdicts. Stored beside the model, versioned, replaceable without rescoring.
+
+    Attributes:
+        group_pattern: regular expression over keys; its captures, joined by `/`, name a strip's group. None: one group.
+        groups: by name; `ALL_STRIPS` is always there.
+        map_mean: median over nominal strips of their mean anomaly_map value: where heatmaps begin.
+    """
+
+    group_pattern: str | None
+    groups: dict[str, GroupThresholds]
+    map_mean: float
+
+    def group_of(self, image_key: str) -> str:
+        """The group of a key."""
+        return group_of(image_key, self.group_pattern)
+
+    def thresholds_of(self, group: str) -> GroupThresholds:
+        """Its own thresholds, or those of all strips where it was too small or was never seen."""
+        return self.groups.get(group) or self.groups[ALL_STRIPS]
+
+    def heat_range(self, group: str) -> tuple[float, float]:
+        """Anomaly map values between which a heatmap's colours run: nominal, and as far above the pixel threshold."""
+        pixel = self.thresholds_of(group).pixel.value
+        return self.map_mean, max(2 * pixel - self.map_mean, self.map_mean + 1e-6)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For its JSON file."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> "Calibration":
+        """From its JSON file. Raises `ConfigError` if a part is missing."""
+        try:
+            groups = {
+                name: GroupThresholds(
+                    **{**group, **{kind: Threshold(**group[kind]) for kind in ("review", "reject", "pixel")}}
+                )
+                for name, group in raw["groups"].items()
+            }
+            return Calibration(raw["group_pattern"], groups, float(raw["map_mean"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"calibration is incomplete ({error}): run jobs/calibrate.py again") from None
+
+
+def group_of(image_key: str, group_pattern: str | None) -> str:
+    """The captures of `group_pattern` in a key, joined by `/`; the whole match if it has none; else no group."""
+    found = re.search(group_pattern, image_key) if group_pattern else None
+    if found is None:
+        return ALL_STRIPS
+    return "/".join(part for part in found.groups() if part) if found.groups() else found.group()
+
+
+def conformal_threshold(values_N: NDArray[np.floating[Any]], rate: float) -> Threshold:
+    """The threshold that a fresh exchangeable value exceeds with probability at most `rate`.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+    """
+    count = len(values_N)
+    if count == 0 or not np.isfinite(values_N).all():
+        raise ValueError("a threshold needs at least one score, and finite ones only")
+    rank = min(math.ceil((count + 1) * (1 - rate)), count)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (float(betaincinv(count + 1 - rank, rank, share)) for share in (tail, 1 - tail))
+    value = float(np.sort(values_N)[rank - 1])
+    return Threshold(value, rate, max(rate, 1 / (count + 1)), low, high)
+
+
+def calibrate(
+    image_keys: Sequence[str],
+    scores_N: NDArray[np.floating[Any]],
+    map_peaks_N: NDArray[np.floating[Any]],
+    map_means_N: NDArray[np.floating[Any]],
+    config: CalibrationConfig,
+) -> Calibration:
+    """Sets all thresholds on held-out nominal strips.
+
+    Args:
+        map_peaks_N, map_means_N: the largest and the mean anomaly_map value of each strip.
+
+    Raises:
+        ConfigError: there are no strips, or their scores are not finite.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for row, key in enumerate(image_keys):
+        members[group_of(key, config.group_pattern)].append(row)
+    groups = {}
+    try:
+        for name, rows in [(ALL_STRIPS, list(range(len(image_keys)))), *sorted(members.items())]:
+            # a group of its own needs as many strips as its rate takes
+            if name != ALL_STRIPS and len(rows) + 1 < 1 / config.false_alarm_rate:
+                continue
+            if name in groups:
+                continue
+            groups[name] = GroupThresholds(
+                group=name,
+                num_strips=len(rows),
+                review=conformal_threshold(scores_N[rows], config.false_alarm_rate),
+                reject=conformal_threshold(scores_N[rows], config.reject_rate),
+                pixel=conformal_threshold(map_peaks_N[rows], config.false_alarm_rate),
+            )
+    except ValueError as error:
+        raise ConfigError(f"no threshold can be set on {len(scores_N)} held-out strips: {error}") from None
+    return Calibration(config.group_pattern, groups, float(np.median(map_means_N)))
+
+
+def split_held_out(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to fit on and rows to set thresholds on, each rising; at least one of either.
+
+    Raises:
+        ConfigError: fewer than two rows.
+    """
+    if count < MIN_NOMINAL:
+        raise ConfigError(f"{count} nominal image(s): at least {MIN_NOMINAL} are needed, one to fit and one held out")
+    held_out = min(count - 1, max(1, round(fraction * count)))
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+CALIBRATIONS = "calibrations"
+
+
+def _versions(location: Location) -> list[int]:
+    names = [stored.key for stored in (location / CALIBRATIONS).list()]
+    return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))
+
+
+def read_calibration(uri: str, version: int | None = None) -> tuple[Calibration, int]:
+    """A model's calibration (None: the newest) and its version.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    location = Location(uri)
+    versions = _versions(location)
+    if not versions or (version is not None and version not in versions):
+        raise ConfigError(f"{uri}: no calibration {version or ''} (there are {versions}): run jobs/calibrate.py")
+    version = versions[-1] if version is None else version
+    return Calibration.from_dict(json.loads(location.read(f"{CALIBRATIONS}/{version:06d}.json"))), version
+
+
+def read_calibration_rows(uri: str, version: int) -> pa.Table:
+    """The score rows that a calibration rests on; an empty table if they were not kept."""
+    try:
+        body = Location(uri).read(f"{CALIBRATIONS}/{version:06d}.parquet")
+    except ObjectMissing:
+        return SCORES.empty_table()
+    return pq.read_table(pa.BufferReader(body))
+
+
+def write_calibration(uri: str, calibration: Calibration, rows: pa.Table, source: str) -> int:
+    """Adds a calibration as the newest version; earlier ones stay. Raises `ObjectChanged` if two are added at once.
+
+    Args:
+        rows: score rows (schema `SCORES`) of the nominal strips that it rests on.
+        source: where these came from, in words.
+    """
+    location = Location(uri)
+    version = (_versions(location) or [0])[-1] + 1
+    groups = [calibration.group_of(key) for key in rows.column("image_key").to_pylist()]
+    rows = rows.set_column(rows.schema.get_field_index("group"), SCORES.field("group"), pa.array(groups, pa.string()))
+    body = pa.BufferOutputStream()
+    pq.write_table(rows, body)
+    record: dict[str, Any] = {
+        "version": version,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": source,
+        "num_strips": rows.num_rows,
+        **calibration.to_dict(),
+    }
+    location.write(f"{CALIBRATIONS}/{version:06d}.parquet", body.getvalue().to_pybytes())
+    location.write_if(f"{CALIBRATIONS}/{version:06d}.json", json.dumps(record, indent=2).encode(), None)
+    return version

@@ -1,0 +1,203 @@
+"""Which models count as one, an ensemble, and how their answers are added up; its file format.
+
+    ensemble.json    members with their identity, weight and scale
+
+`model_id` is a digest of all that a score depends on: the members' identities, weights and scales, in their order.
+Calibrations lie beside it, as beside a memory bank.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from steelray.config import ConfigError
+from steelray.description import Read, read_description
+from steelray.patchcore.scorer import AnomalyMaps, Images, Scorer, upsample
+
+
+@dataclass(frozen=True)
+class NominalScale:
+    """What a member gives nominal strips that it was not fitted on."""
+
+    map_offset: float
+    """Mean of its anomaly maps: becomes 0."""
+    map_scale: float
+    """How far above that offset the peak of such a strip's map lies on average: becomes 1."""
+    score_offset: float
+    """Mean of its anomaly scores: becomes 0."""
+    score_sd: float
+    """Standard deviation of its anomaly scores: becomes 1."""
+
+    @staticmethod
+    def of(
+        map_means_N: NDArray[np.floating[Any]],
+        map_peaks_N: NDArray[np.floating[Any]],
+        scores_N: NDArray[np.floating[Any]],
+    ) -> "NominalScale":
+        """From what score rows keep of nominal strips. A constant member gets scale 1 and so says nothing.
+
+        Args:
+            map_means_N, map_peaks_N: mean and largest anomaly_map value of each strip.
+        """
+        means, peaks, scores = (values.astype(np.float64) for values in (map_means_N, map_peaks_N, scores_N))
+        above = float(peaks.mean() - means.mean())
+        spread = float(scores.std())
+        return NominalScale(
+            map_offset=float(means.mean()),
+            map_scale=above if above > 0 else 1.0,
+            score_offset=float(scores.mean()),
+            score_sd=spread if spread > 0 else 1.0,
+        )
+
+
+def fuse(
+    answers: Sequence[tuple[AnomalyMaps, NDArray[np.float32]]],
+    scales: Sequence[NominalScale],
+    weights: Sequence[float],
+) -> tuple[AnomalyMaps, NDArray[np.float32]]:
+    """The weighted sum of the members' answers for the same images, at the size of the first member's maps."""
+    maps: AnomalyMaps = []
+    for of_image in zip(*(answer[0] for answer in answers), strict=True):
+        size = of_image[0].shape[:2]
+        total_HW = np.zeros(size, dtype=np.float32)
+        for map_HW, scale, weight in zip(of_image, scales, weights, strict=True):
+            resized_HW = map_HW if map_HW.shape == size else upsample(map_HW, size, 0.0)
+            total_HW += np.float32(weight) * ((resized_HW - scale.map_offset) / scale.map_scale)
+        maps.append(total_HW)
+    scores_N = np.zeros(len(maps), dtype=np.float32)
+    for (_, own_N), scale, weight in zip(answers, scales, weights, strict=True):
+        scores_N += np.float32(weight) * ((own_N - scale.score_offset) / scale.score_sd)
+    return maps, scores_N
+
+
+class FusedScorer:
+    """A weighted sum of scorers; itself a `Scorer`."""
+
+    def __init__(self, members: Sequence[Scorer], scales: Sequence[NominalScale], weights: Sequence[float]) -> None:
+        self.min_size_px = max(member.min_size_px for member in members)
+        self._members, self._scales, self._weights = list(members), list(scales), list(weights)
+
+    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
+        return fuse([member.score(images) for member in self._members], self._scales, self._weights)
+
+
+FORMAT_VERSION = 1
+INFO_FILE = "ensemble.json"
+
+REMEDY = "rebuild it with jobs/fuse_models.py"
+
+
+@dataclass(frozen=True)
+class EnsembleMember:
+    """A model of an ensemble, as it was when it was fused."""
+
+    uri: str
+    """Where it lies; it must stay there, and stay the same."""
+    model_id: str
+    """Of the member: another one at its URI is refused."""
+    bank_id: str | None
+    """Of the member's memory bank; null where it has none."""
+    weight: float
+    """How much it counts."""
+    scale: NominalScale
+    """What it gives nominal strips that no member was fitted on."""
+
+
+@dataclass(frozen=True)
+class EnsembleInfo:
+    """ensemble.json"""
+
+    members: tuple[EnsembleMember, ...]
+    """At least two; the first one's anomaly maps give the ensemble's their size."""
+    num_strips: int
+    """Held-out nominal strips that the scales rest on."""
+    created_at: str
+    """UTC."""
+    format_version: int = FORMAT_VERSION
+    """An ensemble of another version is refused, with both numbers."""
+
+    @property
+    def model_id(self) -> str:
+        """Digest of everything that a score depends on."""
+        parts = [
+            {name: value for name, value in asdict(member).items() if name != "uri"}  # it may be moved
+            for member in self.members
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> bytes:
+        """ensemble.json's bytes."""
+        return json.dumps({"model_id": self.model_id, **asdict(self)}, indent=2).encode()
+
+
+def make_ensemble(members: Sequence[EnsembleMember], num_strips: int) -> EnsembleInfo:
+    """An ensemble of today."""
+    return EnsembleInfo(tuple(members), num_strips, datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def read_info(read: Read, where: str) -> EnsembleInfo:
+    """Parses ensemble.json.
+
+    Args:
+        where: the ensemble's URI, for messages.
+
+    Raises:
+        ConfigError: no ensemble, one of another format version, or a damaged one.
+    """
+    raw = read_description(read, INFO_FILE, where, "ensemble", FORMAT_VERSION, REMEDY)
+    try:
+        stored_id = raw.pop("model_id")
+        members = [EnsembleMember(**{**member, "scale": NominalScale(**member["scale"])}) for member in raw["members"]]
+        info = EnsembleInfo(**{**raw, "members": tuple(members)})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{where}/{INFO_FILE}: incomplete or damaged ({error}); {REMEDY}") from None
+    if info.model_id != stored_id:
+        raise ConfigError(
+            f"{where}/{INFO_FILE}: its members are not those of ensemble {stored_id}; it was changed by hand"
+        )
+    return info
+
+
+def check_identity(member: EnsembleMember, model_id: str, bank_id: str | None, where: str) -> None:
+    """Raises `ConfigError` if what lies at a member's URI is not what was fused.
+
+    Args:
+        model_id, bank_id: of what lies there.
+        where: the ensemble's URI, for messages.
+    """
+    if (model_id, bank_id) != (member.model_id, member.bank_id):
+        raise ConfigError(
+            f"ensemble {where}: its member {member.uri} is no longer the one that was fused (model {model_id}, bank "
+            f"{bank_id}; not model {member.model_id}, bank {member.bank_id}): {REMEDY}"
+        )
+
+
+def common_strips(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """The rows of each table whose strips are in all of them, in the order of key and ETag.
+
+    Args:
+        tables: with the columns `image_key` and `etag`; a strip is the same only if both are.
+    """
+    names = [pc.binary_join_element_wise(table["image_key"], table["etag"], "\0").to_pylist() for table in tables]
+    places = [{name: row for row, name in enumerate(of_table)} for of_table in names]
+    shared = sorted(set.intersection(*(set(of_table) for of_table in names)))
+    return [
+        table.take(pa.array([rows[name] for name in shared], pa.int64()))  # typed: there may be none
+        for table, rows in zip(tables, places, strict=True)
+    ]
+
+
+def scale_of(rows: pa.Table) -> NominalScale:
+    """The scale of a model from its score rows (schema `SCORES`) of nominal strips that it was not fitted on."""
+    means_N, peaks_N, scores_N = (
+        rows.column(name).to_numpy().astype(np.float64) for name in ("map_mean", "map_peak", "anomaly_score")
+    )
+    return NominalScale.of(means_N, peaks_N, scores_N)

@@ -1,0 +1,256 @@
+"""A model's folder, whatever the method: who it is, what it takes, and the way to its `Scorer`.
+
+bank.json, checkpoint.json …         the model (steelray.patchcore.bank, steelray.reconstruction.checkpoint)
+ensemble.json                        or several models elsewhere that count as one (steelray.models.ensemble)
+calibrations/                        its thresholds (steelray.models.calibration)
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from steelray.config import ComputeConfig, ConfigError
+from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
+from steelray.models.ensemble import EnsembleInfo, FusedScorer, check_identity
+from steelray.models.ensemble import read_info as read_ensemble
+from steelray.patchcore.bank import INFO_FILE, BankInfo, read_info, read_profile
+from steelray.patchcore.config import EmbedderConfig, ScoringConfig
+from steelray.patchcore.index import BankSearch, LocalSearch, load_shard
+from steelray.patchcore.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.patchcore.profile import NominalProfile
+from steelray.patchcore.scorer import PatchCoreScorer, Scorer
+from steelray.patchcore.tiles import tiled_embedding
+from steelray.patchcore.timing import Observe, TimedSearch, timed_embed, unobserved
+from steelray.storage.location import Location, ObjectMissing
+
+if TYPE_CHECKING:
+    from steelray.reconstruction.checkpoint import (
+        CheckpointInfo,  # brings torch, which actors with an OpenVINO graph do without
+    )
+
+CHECKPOINT_FILE = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of a trained model without loading its weights."""
+
+    uri: str
+    method: str
+    """patchcore, draem, conv_ae or ensemble."""
+    model_id: str
+    """Digest of the weights and of all settings that a score depends on; for PatchCore without the bank's vectors."""
+    input_size_px: tuple[int, int] | None
+    """Height and width that every image must have; None: any."""
+    bank: BankInfo | None
+    checkpoint: "CheckpointInfo | None" = None
+    ensemble: EnsembleInfo | None = None
+
+    @property
+    def bank_id(self) -> str | None:
+        """Digest of the memory bank, where there is one."""
+        return self.bank.bank_id if self.bank is not None else None
+
+
+def read_weights(uri: str) -> bytes:
+    """Fetches a weights file from a path or an s3:// URI. Raises `ConfigError`."""
+    folder, _, name = uri.rpartition("/")
+    try:
+        return Location(folder or ".").read(name)
+    except Exception as error:
+        raise ConfigError(
+            f"weights {uri} cannot be read ({type(error).__name__}): give a file or an s3:// URI"
+        ) from None
+
+
+def open_model(uri: str) -> Model:
+    """Reads a model's description; of an ensemble also its members'.
+
+    Raises:
+        ConfigError: nothing there, not a model, one of another format version, or an ensemble whose members changed.
+    """
+    location = Location(uri)
+    location.check_access()
+    if location.exists(ENSEMBLE_FILE):
+        info = read_ensemble(location.read, uri)
+        return Model(uri, "ensemble", info.model_id, common_input_size(open_members(info, uri)), None, ensemble=info)
+    return _open_single(uri)
+
+
+def open_members(info: EnsembleInfo, where: str) -> list[Model]:
+    """The models of an ensemble.
+
+    Args:
+        where: the ensemble's URI, for messages.
+
+    Raises:
+        ConfigError: one cannot be read, or is no longer the one that was fused.
+    """
+    models = []
+    for member in info.members:
+        try:
+            model = _open_single(member.uri)
+        except ConfigError as error:
+            raise ConfigError(f"ensemble {where}: a member cannot be used: {error}") from None
+        check_identity(member, model.model_id, model.bank_id, where)
+        models.append(model)
+    return models
+
+
+def common_input_size(models: Sequence[Model]) -> tuple[int, int] | None:
+    """Height and width that images must have for all of these models. Raises `ConfigError` if two want different ones.
+
+    None: any.
+    """
+    wanted = {model.input_size_px: model for model in models if model.input_size_px is not None}
+    if len(wanted) > 1:
+        one, other = list(wanted.values())[:2]
+        raise ConfigError(
+            f"{one.uri} takes strips of {one.input_size_px} px (height, width), {other.uri} of {other.input_size_px}: "
+            "models that are fused must take strips of one size"
+        )
+    return next(iter(wanted), None)
+
+
+def _open_single(uri: str) -> Model:
+    location = Location(uri)
+    location.check_access()
+    if location.exists(ENSEMBLE_FILE):
+        raise ConfigError(f"{uri} is an ensemble, and these take single models only: name its members instead")
+    if location.exists(CHECKPOINT_FILE):
+        from steelray.reconstruction.checkpoint import read_info as read_checkpoint
+
+        trained = read_checkpoint(location.read, uri)
+        return Model(uri, trained.kind, trained.model_id, None, None, trained)
+    if not location.exists(INFO_FILE):
+        raise ConfigError(
+            f"{uri}: no model there ({INFO_FILE} or {CHECKPOINT_FILE} is missing): build or train one, or check the URI"
+        )
+    info = read_info(location.read, uri)
+    return Model(uri, "patchcore", info.model_id, info.input_size_px, info)
+
+
+def nominal_uris(model_uri: str) -> list[str]:
+    """Where the images that a model learned from were; several if it has grown, none if its run.json does not say."""
+    try:
+        record = json.loads(Location(model_uri).read("run.json"))
+        settings = record["config"]
+        uris = record.get("nominal_uris") or [(settings.get("nominal") or settings["data"]["nominal"])["uri"]]
+        return [str(uri) for uri in uris]
+    except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def check_agreement(model: Model, embedder: EmbedderConfig | None, scoring: ScoringConfig | None = None) -> None:
+    """Raises `ConfigError` if settings that were given differ from those that the bank was built with."""
+    for name, given, stored in (
+        ("embedder", embedder, model.bank and model.bank.embedder),
+        ("scoring", scoring, model.bank and model.bank.scoring),
+    ):
+        if given is not None and given != stored:
+            differing = [key for key in vars(given) if stored is None or getattr(given, key) != getattr(stored, key)]
+            raise ConfigError(
+                f"{name}.{differing[0]} is {getattr(given, differing[0])!r} but the model at {model.uri} has "
+                f"{getattr(stored, differing[0], None)!r}: leave {name} out, or rebuild the bank"
+            )
+
+
+@lru_cache(maxsize=4)
+def portable_embedder(
+    embedder: EmbedderConfig, weights_digest: str | None, compute: ComputeConfig, use_gpu: bool
+) -> PortableEmbedder | None:
+    """The embedder made ready once for all CPU actors of this process's jobs; None where actors run it with torch.
+
+    Raises:
+        ConfigError: unknown backbone, or weights that cannot be had, do not fit or are not those of the bank.
+    """
+    from steelray.patchcore.embedder import build_patch_embedder, export_openvino, uses_openvino
+
+    module = build_patch_embedder(embedder, weights_digest, read_weights=read_weights)
+    return export_openvino(module) if uses_openvino(embedder.backbone, compute.backend, use_gpu) else None
+
+
+def load_embed(
+    embedder: EmbedderConfig,
+    weights_digest: str,
+    compute: ComputeConfig,
+    num_threads: int,
+    portable: PortableEmbedder | None,
+) -> tuple[EmbedFunction, int]:
+    """The embedder as a function in this process, and its stride in pixels."""
+    if portable is not None:
+        return tiled_embedding(portable.compile(num_threads), embedder, portable.stride_px), portable.stride_px
+    from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
+
+    module = build_patch_embedder(embedder, weights_digest, read_weights=read_weights)
+    return compile_embedder(module, backend=compute.backend, num_threads=num_threads), module.stride_px
+
+
+def load_profile(model: Model) -> NominalProfile | None:
+    """What held-out nominal strips show of distances to a model's bank; None where scores are not normalised.
+
+    Raises:
+        ConfigError: it was never measured, is missing, is damaged, or is of another bank.
+    """
+    info = model.bank
+    if info is None or info.scoring.normalization == "none":
+        return None
+    if info.profile is None:
+        raise ConfigError(
+            f"{model.uri}: scoring.normalization is {info.scoring.normalization!r} but {INFO_FILE} names no profile of "
+            "held-out strips: its build was interrupted, build the bank anew"
+        )
+    body = read_profile(Location(model.uri).read, info)
+    return NominalProfile.from_bytes(body, info.scoring.normalization, info.num_vectors)
+
+
+def load_scorer(
+    model: Model,
+    compute: ComputeConfig,
+    *,
+    num_threads: int,
+    search: BankSearch | None = None,
+    portable: PortableEmbedder | None = None,
+    use_gpu: bool = False,
+    observe: Observe = unobserved,
+) -> Scorer:
+    """The model, ready to score in this process. An ensemble loads all of its members whole.
+
+    Args:
+        search: where its memory bank is searched; None loads the whole bank here.
+        portable: from `portable_embedder`; None builds the embedder here.
+        observe: told the seconds of every call of the embedder and of the search.
+
+    Raises:
+        ConfigError: weights that cannot be had, a damaged file, or an ensemble's member that is another by now.
+    """
+    if model.ensemble is not None:
+        scorers = [
+            load_scorer(member, compute, num_threads=num_threads, use_gpu=use_gpu, observe=observe)
+            for member in open_members(model.ensemble, model.uri)
+        ]
+        scales, weights = zip(*((member.scale, member.weight) for member in model.ensemble.members), strict=True)
+        return FusedScorer(scorers, scales, weights)
+    if model.checkpoint is not None:
+        return _load_network(model.uri, model.checkpoint, num_threads, use_gpu)
+    assert model.bank is not None
+    location, info = Location(model.uri), model.bank
+    embed, stride_px = load_embed(info.embedder, info.weights_digest, compute, num_threads, portable)
+    if search is None:
+        search = LocalSearch([load_shard(location.read, info, num_threads=num_threads, use_gpu=use_gpu)])
+    if observe is not unobserved:
+        embed, search = timed_embed(embed, observe), TimedSearch(search, observe)
+    return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px, load_profile(model))
+
+
+def _load_network(uri: str, info: "CheckpointInfo", num_threads: int, use_gpu: bool) -> Scorer:
+    import torch
+
+    from steelray.reconstruction.checkpoint import load_network
+    from steelray.reconstruction.scorer import reconstruction_scorer
+
+    torch.set_num_threads(num_threads)
+    network = load_network(Location(uri).read, info, uri)
+    return reconstruction_scorer(network, info.input, "cuda" if use_gpu else "cpu")

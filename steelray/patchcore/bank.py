@@ -1,0 +1,307 @@
+"""The memory bank and its file format, without pickle and without a word on where files are kept.
+
+    bank.json           everything needed to score with it; written last, so a bank without it is not there
+    shard-00000.arrow   Arrow IPC: vector fixed_size_list<float32 or float16>[D], image_index, grid_row, grid_column
+    images.arrow        Arrow IPC: image_key of every nominal image, by image_index
+    index.faiss         where the index is not exact: it, trained and empty; every slice of the bank fills its own copy
+    profile.npz         where distances are normalised: what nominal strips show (steelray.patchcore.profile)
+
+`bank_id` is a digest of vectors, embedder, scoring, index and profile. Calibrations lie beside it and are versioned on
+their own.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from steelray.config import ConfigError
+from steelray.description import Read, read_description
+from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig, identity
+from steelray.patchcore.profile import PROFILE_FILE
+
+
+@dataclass(frozen=True)
+class BankFile:
+    """One file of the bank, with the digest that is checked before it is used."""
+
+    name: str
+    num_rows: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, num_rows: int, body: bytes) -> "BankFile":
+        """The entry of a file with these bytes."""
+        return cls(name, num_rows, hashlib.sha256(body).hexdigest())
+
+    def verified(self, read: Read) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            ConfigError: it is missing, or its digest is not the one in bank.json.
+        """
+        try:
+            body = read(self.name)
+        except LookupError:
+            raise ConfigError(f"bank file {self.name} is missing: the bank is incomplete, rebuild it") from None
+        if hashlib.sha256(body).hexdigest() != self.sha256:
+            raise ConfigError(
+                f"bank file {self.name}: digest differs from bank.json's; it is damaged, rebuild the bank"
+            )
+        return body
+
+
+def to_ipc(table: pa.Table) -> bytes:
+    """A table as an Arrow IPC file."""
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def from_ipc(body: bytes) -> pa.Table:
+    """The table of an Arrow IPC file."""
+    return pa.ipc.open_file(pa.BufferReader(body)).read_all()
+
+
+FORMAT_VERSION = 1
+SHARD_BYTES = 64 * 2**20
+INFO_FILE = "bank.json"
+IMAGES_FILE = "images.arrow"
+INDEX_FILE = "index.faiss"
+ORIGIN = ("image_index", "grid_row", "grid_column")
+
+
+@dataclass(frozen=True)
+class BankInfo:
+    """bank.json"""
+
+    bank_id: str
+    embedder: EmbedderConfig
+    weights_digest: str
+    scoring: ScoringConfig
+    input_size_px: tuple[int, int] | None
+    """Height and width of every nominal image; None if they differ, or are resized anyway."""
+    num_vectors: int
+    dim: int
+    coreset: dict[str, Any]
+    """Statistics of the selection: num_candidates, cover_radius, num_rounds, duration_s, projection."""
+    bytes_per_vector: int
+    """What one vector takes in memory."""
+    index: IndexConfig = field(default_factory=IndexConfig)
+    recall: dict[str, float] | None = None
+    """Of an index that is not exact, measured against one that is: recall_at_1, distance_error, num_queries."""
+    shards: tuple[BankFile, ...] = ()
+    images: BankFile | None = None
+    trained: BankFile | None = None
+    profile: BankFile | None = None
+    created_at: str = ""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def model_id(self) -> str:
+        """Digest of everything that a score depends on but the vectors."""
+        return settings_digest(self).hexdigest()[:16]
+
+    def to_json(self) -> bytes:
+        """bank.json's bytes."""
+        return json.dumps(asdict(self), indent=2).encode()
+
+
+@dataclass(frozen=True)
+class MemoryBank:
+    """Vectors in the order of the selection, and where each came from.
+
+    Attributes:
+        vectors_ND: float32, or float16 where `info.index.storage` says so.
+        origins_N3: int32; image index, patch grid row and column of each vector.
+        image_keys: of all nominal images, by image index.
+        trained: bytes of the trained, empty FAISS index; none where search is exact.
+        profile: bytes of the `NominalProfile`; none where distances are not normalised, or before it is measured.
+    """
+
+    info: BankInfo
+    vectors_ND: NDArray[np.floating[Any]] = field(repr=False)
+    origins_N3: NDArray[np.int32] = field(repr=False)
+    image_keys: tuple[str, ...] = field(repr=False)
+    trained: bytes = field(default=b"", repr=False)
+    profile: bytes = field(default=b"", repr=False)
+
+
+def make_bank(
+    vectors_ND: NDArray[np.float32],
+    origins_N3: NDArray[np.int32],
+    image_keys: tuple[str, ...],
+    *,
+    embedder: EmbedderConfig,
+    weights_digest: str,
+    scoring: ScoringConfig,
+    input_size_px: tuple[int, int] | None,
+    coreset: dict[str, Any],
+) -> MemoryBank:
+    """Gives the vectors an identity.
+
+    Raises:
+        ConfigError: the scoring asks for more than the bank has.
+    """
+    info = BankInfo(
+        bank_id="",
+        embedder=embedder,
+        weights_digest=weights_digest,
+        scoring=scoring.for_bank(len(vectors_ND), coreset.get("cover_radius", 0.0)),
+        input_size_px=input_size_px,
+        num_vectors=len(vectors_ND),
+        dim=vectors_ND.shape[1],
+        coreset=coreset,
+        bytes_per_vector=4 * vectors_ND.shape[1],
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return identified(MemoryBank(info, vectors_ND, origins_N3, image_keys))
+
+
+def identified(bank: MemoryBank) -> MemoryBank:
+    """The bank with the id that its settings and vectors give it."""
+    digest = settings_digest(bank.info)
+    digest.update(np.ascontiguousarray(bank.vectors_ND).data)
+    digest.update(bank.trained)
+    digest.update(bank.profile)
+    return replace(bank, info=replace(bank.info, bank_id=digest.hexdigest()[:16]))
+
+
+def settings_digest(info: BankInfo) -> "hashlib._Hash":
+    """SHA-256 over the settings of embedding, scoring and search."""
+    settings = {"weights": info.weights_digest}
+    sections = {name: identity(getattr(info, name)) for name in ("embedder", "scoring", "index")}
+    return hashlib.sha256(json.dumps({**settings, **sections}, sort_keys=True).encode())
+
+
+def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:
+    """The bank's files, in the order in which they must be written."""
+    rows_per_shard = max(1, SHARD_BYTES // (bank.vectors_ND.itemsize * bank.info.dim))
+    shards = []
+    for number, start in enumerate(range(0, bank.info.num_vectors, rows_per_shard)):
+        rows = slice(start, start + rows_per_shard)
+        vectors_ND, origins_N3 = bank.vectors_ND[rows], bank.origins_N3[rows]
+        table = pa.table(
+            {
+                "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), bank.info.dim),
+                "image_index": pa.array(origins_N3[:, 0]),
+                "grid_row": pa.array(origins_N3[:, 1]),
+                "grid_column": pa.array(origins_N3[:, 2]),
+            }
+        )
+        name, body = f"shard-{number:05d}.arrow", to_ipc(table)
+        shards.append(BankFile.of(name, len(vectors_ND), body))
+        yield name, body
+    body = to_ipc(pa.table({"image_key": pa.array(bank.image_keys, pa.string())}))
+    images = BankFile.of(IMAGES_FILE, len(bank.image_keys), body)
+    yield IMAGES_FILE, body
+    trained = profile = None
+    if bank.trained:
+        trained = BankFile.of(INDEX_FILE, 0, bank.trained)
+        yield INDEX_FILE, bank.trained
+    if bank.profile:
+        profile = BankFile.of(PROFILE_FILE, 0, bank.profile)
+        yield PROFILE_FILE, bank.profile
+    info = replace(bank.info, shards=tuple(shards), images=images, trained=trained, profile=profile)
+    yield INFO_FILE, info.to_json()
+
+
+def read_info(read: Read, where: str) -> BankInfo:
+    """Parses bank.json.
+
+    Args:
+        where: the bank's URI, for messages.
+
+    Raises:
+        ConfigError: no bank, or one of another format version.
+    """
+    raw = read_description(read, INFO_FILE, where, "memory bank", FORMAT_VERSION, "rebuild the bank")
+    try:
+        embedder = raw["embedder"]
+        embedder["levels"] = tuple(embedder["levels"])
+        embedder["resize_px"] = _pair(embedder["resize_px"])
+        embedder["tile_px"] = _pair(embedder.get("tile_px"))
+        return BankInfo(
+            **{
+                **raw,
+                "embedder": EmbedderConfig(**embedder),
+                "scoring": ScoringConfig(**raw["scoring"]),
+                "index": IndexConfig(**raw["index"]),
+                "input_size_px": _pair(raw["input_size_px"]),
+                "shards": tuple(BankFile(**shard) for shard in raw["shards"]),
+                "images": BankFile(**raw["images"]),
+                "trained": BankFile(**raw["trained"]) if raw["trained"] else None,
+                "profile": BankFile(**raw["profile"]) if raw.get("profile") else None,
+            }
+        )
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ConfigError(f"{where}/{INFO_FILE}: incomplete ({error}); rebuild the bank") from None
+
+
+def read_vectors(read: Read, info: BankInfo, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+    """Vectors `start` to `stop` (global ids) as stored, float32 or float16, reading only the files that hold them.
+
+    Raises:
+        ConfigError: a file is missing, or its digest is not the one in bank.json.
+    """
+    return _read_columns(read, info, ["vector"], start, info.num_vectors if stop is None else stop)[0]
+
+
+def read_trained(read: Read, info: BankInfo) -> bytes:
+    """The trained, empty index; none where search is exact. Raises `ConfigError` as `read_vectors`."""
+    return b"" if info.trained is None else info.trained.verified(read)
+
+
+def read_profile(read: Read, info: BankInfo) -> bytes:
+    """The profile of nominal distances; none where the bank has none. Raises `ConfigError` as `read_vectors`."""
+    return b"" if info.profile is None else info.profile.verified(read)
+
+
+def read_origins(read: Read, info: BankInfo) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Where every vector came from: origins_N3 and the image keys. Raises `ConfigError` as `read_vectors`."""
+    return np.stack(_read_columns(read, info, ORIGIN, 0, info.num_vectors), axis=1), _read_keys(read, info)
+
+
+def read_bank(read: Read, where: str) -> MemoryBank:
+    """The whole bank. Raises `ConfigError` as `read_info` and `read_vectors`."""
+    info = read_info(read, where)
+    vectors_ND, *origins = _read_columns(read, info, ["vector", *ORIGIN], 0, info.num_vectors)
+    origins_N3, extras = np.stack(origins, axis=1), (read_trained(read, info), read_profile(read, info))
+    return MemoryBank(info, vectors_ND, origins_N3, _read_keys(read, info), *extras)
+
+
+def _read_columns(read: Read, info: BankInfo, names: Sequence[str], start: int, stop: int) -> list[NDArray[Any]]:
+    """Rows `start` to `stop` of some columns; every file is read once."""
+    parts, first = [], 0
+    for file in info.shards:
+        low, high = max(start, first), min(stop, first + file.num_rows)
+        if low < high:
+            table = from_ipc(file.verified(read)).slice(low - first, high - low)
+            parts.append([_to_numpy(table.column(name).combine_chunks()) for name in names])
+        first += file.num_rows
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _to_numpy(column: pa.Array) -> NDArray[Any]:
+    if pa.types.is_fixed_size_list(column.type):
+        vectors_ND: NDArray[Any] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+        return vectors_ND
+    values: NDArray[Any] = column.to_numpy()
+    return values
+
+
+def _read_keys(read: Read, info: BankInfo) -> tuple[str, ...]:
+    assert info.images is not None
+    return tuple(from_ipc(info.images.verified(read)).column("image_key").to_pylist())
+
+
+def _pair(value: list[int] | None) -> tuple[int, int] | None:
+    return None if value is None else (value[0], value[1])

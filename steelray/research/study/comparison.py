@@ -1,0 +1,140 @@
+"""Baseline and fix on the study's test split, beside PatchCore, ConvAE, and two methods that learn nothing."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from steelray.evaluation.datasets import Sample, load_dataset
+from steelray.evaluation.evaluate import LocalDeviation, top_mean
+from steelray.models.model import read_weights
+from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
+from steelray.patchcore.fit import fit_memory_bank
+from steelray.patchcore.index import IndexShard, LocalSearch
+from steelray.patchcore.scorer import PatchCoreScorer, Scorer
+from steelray.reconstruction.batch import collate
+from steelray.reconstruction.conv_autoencoder import ConvAutoencoder
+from steelray.reconstruction.scorer import reconstruction_scorer
+from steelray.reconstruction.session import TrainingSession
+from steelray.reconstruction.synthesis import SampleMaker, samples_of_step
+from steelray.research.study.config import StudyConfig
+from steelray.research.study.data import parted_test
+from steelray.research.study.detection import score_strips, share_beyond_tile
+from steelray.research.study.networks import score_networks
+from steelray.research.study.plan import plan_trials
+from steelray.research.study.results import COMPARISON_FILE, read_comparison, read_study
+from steelray.research.study.runner import provenance
+from steelray.storage.location import Location
+
+
+class MedianDifference:
+    """Learns nothing: the absolute difference of the smoothed grey level to the strip's median; a `Scorer`."""
+
+    min_size_px = 1
+
+    def __init__(self, sigma_px: float = 4.0) -> None:
+        self._sigma_px = sigma_px
+
+    def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+        """Anomaly maps and scores of images, uint8 HWC."""
+        maps = []
+        for image in images:
+            grey_HW = image.astype(np.float32).mean(axis=2)
+            maps.append(ndimage.gaussian_filter(np.abs(grey_HW - np.median(grey_HW)), self._sigma_px))
+        return maps, np.array([top_mean(map_HW) for map_HW in maps], dtype=np.float32)
+
+
+def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int = 1) -> dict[str, Any]:
+    """Fits each method on the study's fit strips and scores its test strips, and so do the claim's kept networks.
+
+    Writes detection.json to the results, method by method. Methods that are in it already are not run again; the
+    networks are always read anew.
+
+    Raises:
+        ConfigError: there are no results of this study yet, or the dataset cannot be used.
+    """
+    read_study(study.results_dir)
+    assert study.train.data.dataset is not None
+    dataset = load_dataset(study.train.data.dataset)
+    fit, (validation, test) = dataset.fit, parted_test(dataset)
+    location = Location(study.results_dir)
+    methods: dict[str, Any] = read_comparison(study.results_dir).get("methods", {})
+    torch.set_num_threads(num_threads)
+    networks = score_networks(study, plan_trials(replace(study, mode="confirm")), validation, test, report)
+    note = _note(study, len(fit), validation, test)
+
+    def store() -> None:
+        record = {"methods": methods, "networks": networks, "note": note, "provenance": provenance()}
+        location.write(COMPARISON_FILE, (json.dumps(record, indent=2) + "\n").encode())
+
+    store()
+    for name, make in _scorers(study, fit, num_threads).items():
+        if name in methods:
+            continue
+        methods[name] = score_strips(make(), test).figures()
+        report(f"{name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in methods[name].items()))
+        store()
+    return {"results_dir": study.results_dir, "methods": methods}
+
+
+def _note(study: StudyConfig, num_fit: int, validation: Sequence[Sample], test: Sequence[Sample]) -> str:
+    anomalous = [sample for sample in test if sample.is_anomalous]
+    sizes_px = [sample.load().shape[:2] for sample in anomalous]
+    masks = [sample.load_mask((size[0], size[1])) for sample, size in zip(anomalous, sizes_px, strict=True)]
+    beyond = share_beyond_tile(masks, study.train.input.size_px)
+    return (
+        f"{num_fit} clean strips to fit, {len(test)} to test, {len(anomalous)} of them defective; no strip is in both. "
+        f"{beyond:.0%} of the defective pixels belong to a defect higher and wider than a tile. "
+        "DRAEM and ConvAE at the study's reduced scale, in tiles as large as they were trained on; PatchCore at its "
+        "own (EfficientNet-Lite0, whole strips). "
+        "PatchCore's image score is the mean of its largest distances, DRAEM's the maximum of the box-filtered map. "
+        "How far strips are shrunk before DRAEM sees them, and how far its maps are smoothed, is chosen for each arm "
+        f"on {len(validation)} further defective strips."
+    )
+
+
+def _scorers(study: StudyConfig, fit: Sequence[Sample], num_threads: int) -> dict[str, Callable[[], Scorer]]:
+    return {
+        "local standard deviation": LocalDeviation,
+        "|I - median|": MedianDifference,
+        "PatchCore": lambda: _patchcore(fit, num_threads),
+        "ConvAE": lambda: _conv_autoencoder(study, fit),
+    }
+
+
+def _patchcore(fit: Sequence[Sample], num_threads: int) -> Scorer:
+    embedder_config, scoring = EmbedderConfig(levels=(2, 3, 4)), ScoringConfig(image_score="top_mean")
+    embedder = build_patch_embedder(embedder_config, read_weights=read_weights)
+    embed = compile_embedder(embedder, backend="auto", num_threads=num_threads)
+    bank = fit_memory_bank(
+        [sample.key for sample in fit],
+        [sample.load() for sample in fit],
+        embed,
+        embedder=embedder_config,
+        weights_digest=embedder.weights_digest,
+        coreset=CoresetConfig(ratio=0.02),
+        scoring=scoring,
+    )
+    search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
+    return PatchCoreScorer(embed, search, bank.info.embedder, bank.info.scoring, embedder.stride_px)
+
+
+def _conv_autoencoder(study: StudyConfig, fit: Sequence[Sample]) -> Scorer:
+    """Trained on the same crops, for as many steps."""
+    config = replace(study.train, model="conv_ae")
+    images = [sample.load() for sample in fit]
+    maker = SampleMaker(config)
+    assert config.num_steps is not None
+    session = TrainingSession(config, config.num_steps)
+    for step in range(config.num_steps):
+        places = samples_of_step(step, config.batch_size, len(images), config.seed)
+        session.train_step(collate([maker.sample(images[i], fit[i].key, epoch=e, index=i) for e, i in places]))
+    model = session.eval_model
+    assert isinstance(model, ConvAutoencoder)
+    return reconstruction_scorer(model, config.input)

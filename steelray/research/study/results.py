@@ -1,0 +1,127 @@
+"""The results of a study: trials.jsonl, one line per finished trial, and study.json, what they have in common.
+
+They lie in a folder or in object storage. A trial's line is stored the moment it ends and the file is always whole,
+so that a killed run loses no finished trial.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from steelray.config import ConfigError
+from steelray.research.study.config import STUDY_VERSION, StudyConfig
+from steelray.research.study.plan import study_digest
+from steelray.storage.location import Location, ObjectChanged, ObjectMissing
+
+TRIALS_FILE, TABLE_FILE, STUDY_FILE = "trials.jsonl", "trials.parquet", "study.json"
+COMPARISON_FILE = "detection.json"
+Row = dict[str, Any]
+
+
+class StudyResults:
+    """The results of one study, in a folder or in object storage.
+
+    Raises:
+        ConfigError: the place cannot be used, or holds results of another version or of another baseline.
+    """
+
+    def __init__(self, results_dir: str, study: StudyConfig, facts: Row | None = None) -> None:
+        self._location = Location(results_dir)
+        self._location.check_access(create=True)
+        digest = study_digest(study)
+        if self._location.exists(STUDY_FILE) and read_study(results_dir)["digest"] != digest:
+            raise ConfigError(
+                f"{results_dir}: results of another baseline or scale; give another results_dir, or its settings"
+            )
+        config = _public(asdict(study))
+        record = {"study_version": STUDY_VERSION, "digest": digest, "config": config, **(facts or {})}
+        self._location.write(STUDY_FILE, (json.dumps(record, indent=2, default=str) + "\n").encode())
+
+    def append(self, row: Row) -> None:
+        """Adds a finished trial, also where another driver adds its own at the same time."""
+        line = json.dumps({**_finite(row), "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n"
+        while True:
+            etag = self._location.etag(TRIALS_FILE)
+            body = self._location.read(TRIALS_FILE) if etag else b""
+            try:
+                self._location.write_if(TRIALS_FILE, body + line.encode(), etag)
+            except ObjectChanged:
+                continue
+            return
+
+
+def read_study(results_dir: str) -> Row:
+    """study.json. Raises `ConfigError` where there is none, or one of another version."""
+    place = f"{results_dir}/{STUDY_FILE}"
+    try:
+        record: Row = json.loads(Location(results_dir).read(STUDY_FILE))
+        version = record["study_version"]
+    except ObjectMissing:
+        raise ConfigError(f"{place} is missing: not a study's results; run jobs/tune_draem.py first") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{place}: not a study's description; give another results_dir") from None
+    if version != STUDY_VERSION:
+        raise ConfigError(
+            f"{place}: results of study version {version}, this is version {STUDY_VERSION}: give another results_dir"
+        )
+    return record
+
+
+def read_trials(results_dir: str) -> list[Row]:
+    """The finished trials, in the order in which they ended; each once."""
+    location = Location(results_dir)
+    body = location.read(TRIALS_FILE) if location.exists(TRIALS_FILE) else b""
+    rows = [json.loads(line) for line in body.splitlines()]
+    return list({row["trial_id"]: row for row in rows}.values())
+
+
+def read_comparison(results_dir: str) -> Row:
+    """detection.json, what the mode `compare` found; empty where it has not run."""
+    try:
+        found: Row = json.loads(Location(results_dir).read(COMPARISON_FILE))
+    except ObjectMissing:
+        return {}
+    return found
+
+
+def write_table(rows: Sequence[Row], output_dir: str) -> None:
+    """trials.parquet, one row per trial: settings, figures and criteria as columns, curves left out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def flat(row: Row) -> Row:
+        kept = ("trial_id", "arm", "hypothesis", "condition", "seed", "status", "num_steps", "duration_s")
+        result: Row = {name: row.get(name) for name in kept}
+        result["settings"] = json.dumps(row["settings"], sort_keys=True)
+        for group in ("figures", "criteria"):
+            result.update({f"{group}.{name}": value for name, value in (row.get(group) or {}).items()})
+        return result
+
+    table = [flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in table for name in row))
+    body = pa.BufferOutputStream()
+    pq.write_table(pa.table({name: [row.get(name) for row in table] for name in names}), body)
+    Location(output_dir).write(TABLE_FILE, body.getvalue().to_pybytes())
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: null stands for a figure that there is not."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _public(config: Row) -> Row:
+    """Without the places on the machine that ran it, but for the folders' last names."""
+    paths = ("root", "texture_uri", "results_dir", "output_uri")
+    return {
+        name: _public(value) if isinstance(value, dict)
+        else Path(value).name if name in paths and isinstance(value, str) else value
+        for name, value in config.items()
+    }  # fmt: skip

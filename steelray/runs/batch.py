@@ -1,0 +1,164 @@
+"""One batch of decoded images to rows of the score table: what a scoring actor does, without Ray.
+
+Every image gets exactly one row: a score, or the status that says why there is none.
+"""
+
+import hashlib
+import io
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from steelray.imaging.pictures import heatmap_png
+from steelray.models.calibration import Calibration
+from steelray.patchcore.scorer import Scorer, find_regions
+from steelray.patchcore.timing import Observe, stage, unobserved
+from steelray.schema import SCORES, Status, Verdict
+from steelray.storage.location import Location
+
+HEATMAPS, ANOMALY_MAPS = "heatmaps", "anomaly_maps"
+WRITERS = 4
+"""Threads that store heatmaps while the next images are scored."""
+
+
+@dataclass(frozen=True)
+class RunStamp:
+    """What all rows of a run have in common."""
+
+    run_id: str
+    model_id: str
+    bank_id: str | None
+    input_size_px: tuple[int, int] | None
+    """Images of another height and width are `wrong_shape`; None takes any."""
+
+
+def picture_key(folder: str, image_key: str, suffix: str) -> str:
+    """Where a picture of an image is kept: a name that no key can turn into a path."""
+    return f"{folder}/{hashlib.sha256(image_key.encode()).hexdigest()[:32]}{suffix}"
+
+
+def images_of(decoded: pa.Table) -> list[NDArray[np.uint8] | None]:
+    """The pixels_HWC of a table of schema `DECODED`, as read-only views into it; None where there are none."""
+    columns = (decoded.column(name) for name in ("pixels", "height_px", "width_px", "channels"))
+    images: list[NDArray[np.uint8] | None] = []
+    for pixels, height_px, width_px, channels in zip(*columns, strict=True):
+        buffer = pixels.as_buffer() if pixels.is_valid else None
+        shape = (height_px.as_py(), width_px.as_py(), channels.as_py())
+        images.append(None if buffer is None else np.frombuffer(buffer, np.uint8).reshape(shape))
+    return images
+
+
+class BatchScorer:
+    """Tables of schema `DECODED` to tables of schema `SCORES`.
+
+    Args:
+        calibration: None gives scores without verdicts, as calibration itself needs them.
+        threshold: flags strips above it, whatever the calibration says.
+        pictures: where heatmaps of flagged images go; None keeps none.
+        save_anomaly_maps: also keep the anomaly map of every image there, as float16 .npy.
+        observe: told the seconds of scoring a batch and of waiting for its pictures to be stored.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        stamp: RunStamp,
+        calibration: Calibration | None = None,
+        *,
+        threshold: float | None = None,
+        pictures: Location | None = None,
+        save_anomaly_maps: bool = False,
+        observe: Observe = unobserved,
+    ) -> None:
+        self._scorer = scorer
+        self._observe = observe
+        self._stamp = stamp
+        self._calibration = calibration
+        self._threshold = threshold
+        self._pictures = pictures
+        self._save_anomaly_maps = save_anomaly_maps
+        self._writers = ThreadPoolExecutor(WRITERS) if pictures is not None else None
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        rows = decoded.drop_columns(["pixels"]).to_pylist()
+        images = images_of(decoded)
+        usable: list[tuple[int, NDArray[np.uint8]]] = []
+        for place, (row, image) in enumerate(zip(rows, images, strict=True)):
+            if row["status"] != Status.OK or image is None:
+                continue
+            row["status"], row["error"] = self._check(image)
+            if row["status"] == Status.OK:
+                usable.append((place, image))
+        scored_at = datetime.now(UTC)
+        pending: list[Future[None]] = []
+        if usable:
+            with stage("score", self._observe):
+                maps, scores = self._scorer.score([image for _, image in usable])
+            for (place, _), map_HW, score in zip(usable, maps, scores, strict=True):
+                rows[place].update(self._judge(rows[place], map_HW, float(score), pending))
+        with stage("write", self._observe):
+            for write in pending:
+                write.result()  # a heatmap that cannot be stored fails the batch: the row names it
+        for row in rows:
+            row.update(
+                model_id=self._stamp.model_id,
+                bank_id=self._stamp.bank_id,
+                run_id=self._stamp.run_id,
+                scored_at=scored_at,
+                group=self._calibration.group_of(row["image_key"]) if self._calibration else None,
+            )
+        return pa.Table.from_pylist([{name: row.get(name) for name in SCORES.names} for row in rows], schema=SCORES)
+
+    def _check(self, image_HWC: NDArray[np.uint8]) -> tuple[str, str | None]:
+        height_px, width_px = image_HWC.shape[:2]
+        least_px, wanted = self._scorer.min_size_px, self._stamp.input_size_px
+        if min(height_px, width_px) < least_px:
+            return Status.TOO_SMALL, f"{width_px}x{height_px}, the model needs at least {least_px}x{least_px}"
+        if wanted is not None and (height_px, width_px) != tuple(wanted):
+            return Status.WRONG_SHAPE, f"{width_px}x{height_px}, the model was built on {wanted[1]}x{wanted[0]}"
+        return Status.OK, None
+
+    def _judge(
+        self, row: dict[str, Any], map_HW: NDArray[np.float32], score: float, pending: list[Future[None]]
+    ) -> dict[str, Any]:
+        peak = float(map_HW.max())
+        if not np.isfinite(score) or not np.isfinite(peak):
+            return {"status": Status.UNSCORED, "error": f"the model gave {score}"}
+        found: dict[str, Any] = {"anomaly_score": score, "map_peak": peak, "map_mean": float(map_HW.mean())}
+        key = row["image_key"]
+        if self._save_anomaly_maps:
+            buffer = io.BytesIO()
+            np.save(buffer, map_HW.astype(np.float16), allow_pickle=False)
+            pending.append(self._store(picture_key(ANOMALY_MAPS, key, ".npy"), buffer.getvalue()))
+        if self._calibration is None:
+            return found
+        levels = self._calibration.thresholds_of(self._calibration.group_of(key))
+        threshold = levels.review.value if self._threshold is None else self._threshold
+        flagged = score > threshold
+        verdict = Verdict.NORMAL if not flagged else Verdict.REVIEW
+        if flagged and score > levels.reject.value:
+            verdict = Verdict.REJECT
+        size = (row["height_px"], row["width_px"])
+        fraction, boxes = find_regions(map_HW, levels.pixel.value, size) if peak > levels.pixel.value else (0.0, [])
+        if flagged and self._pictures is not None:
+            found["heatmap_key"] = picture_key(HEATMAPS, key, ".png")
+            body = heatmap_png(map_HW, *self._calibration.heat_range(self._calibration.group_of(key)))
+            pending.append(self._store(found["heatmap_key"], body))
+        return {
+            **found,
+            "is_anomalous": flagged,
+            "threshold": threshold,
+            "verdict": verdict,
+            "defect_area_fraction": fraction,
+            "boxes": boxes,
+        }
+
+    def _store(self, key: str, body: bytes) -> Future[None]:
+        assert self._writers is not None
+        assert self._pictures is not None
+        return self._writers.submit(self._pictures.write, key, body)

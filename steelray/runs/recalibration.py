@@ -1,0 +1,114 @@
+"""New thresholds from score rows that are already there: a model's held-out strips, or the nights it has scored."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from steelray.config import CalibrationConfig, ConfigError
+from steelray.models.calibration import (
+    ALL_STRIPS,
+    Calibration,
+    Threshold,
+    calibrate,
+    read_calibration,
+    read_calibration_rows,
+    write_calibration,
+)
+from steelray.models.config import CalibrateConfig
+from steelray.models.model import Model, open_model
+from steelray.runs.review import read_verdicts
+from steelray.runs.run import Run, read_published
+from steelray.schema import Status
+
+
+def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
+    """Sets thresholds anew and stores them as the model's newest calibration. Nothing is scored.
+
+    Returns:
+        The summary: the version, what it rests on, the thresholds of all groups.
+
+    Raises:
+        ConfigError: no rows, or rows of another model.
+    """
+    model = open_model(config.model_uri)
+    before, version = read_calibration(config.model_uri, config.version)
+    if config.results_uri is None:
+        rows, source = read_calibration_rows(config.model_uri, version), f"rows of calibration {version}"
+    else:
+        rows, source = rows_of_runs(config.results_uri, config.run_ids, model)
+    rows = rows.filter(pc.equal(rows["status"], Status.OK.value))
+    num_rows = rows.num_rows
+    if config.verdicts is not None:
+        defective = [key for key, wrong in read_verdicts(config.verdicts).items() if wrong]
+        rows = rows.filter(pc.invert(pc.is_in(rows["image_key"], value_set=pa.array(defective, pa.string()))))
+        source += f" without {num_rows - rows.num_rows} true alarms"
+    settings = _settings(config, before)
+    scores_N, peaks_N, means_N = (rows[name].to_numpy() for name in ("anomaly_score", "map_peak", "map_mean"))
+    calibration = calibrate(rows["image_key"].to_pylist(), scores_N, peaks_N, means_N, settings)
+    summary = {
+        "model_uri": config.model_uri,
+        "source": source,
+        "num_strips": rows.num_rows,
+        "true_alarms_left_out": num_rows - rows.num_rows,
+        "groups": {
+            name: {
+                "num_strips": group.num_strips,
+                "review": _level(group.review),
+                "reject": _level(group.reject),
+                "review_before": before.thresholds_of(name).review.value,
+            }
+            for name, group in calibration.groups.items()
+        },
+    }
+    if config.dry_run:
+        return {"dry_run": True, **summary}
+    return {"version": write_calibration(config.model_uri, calibration, rows, source), **summary}
+
+
+def _settings(config: CalibrateConfig, before: Calibration) -> CalibrationConfig:
+    """Rates and pattern as given, else as they were."""
+    levels = before.groups[ALL_STRIPS]
+    review = levels.review.asked_rate if config.false_alarm_rate is None else config.false_alarm_rate
+    reject = min(levels.reject.asked_rate, review) if config.reject_rate is None else config.reject_rate
+    pattern = before.group_pattern if config.group_pattern is None else config.group_pattern or None
+    return CalibrationConfig(false_alarm_rate=review, reject_rate=reject, group_pattern=pattern)
+
+
+def _level(threshold: Threshold) -> dict[str, float]:
+    return {
+        "value": threshold.value,
+        "rate": threshold.rate,
+        "rate_low": threshold.rate_low,
+        "rate_high": threshold.rate_high,
+    }
+
+
+def rows_of_runs(results_uri: str, run_ids: Sequence[str], model: Model) -> tuple[pa.Table, str]:
+    """Score rows of complete runs (none given: of the one that counts), and where they come from in words.
+
+    An object that several of the runs have scored counts once, as in the first of them.
+
+    Raises:
+        ConfigError: no such run, or one of another model.
+    """
+    current = read_published(results_uri).current
+    chosen = list(run_ids) or ([current] if current else [])
+    if not chosen:
+        raise ConfigError(f"{results_uri}: no run is published there: name run_ids, or score an archive first")
+    tables = []
+    for run_id in chosen:
+        run = Run(results_uri, run_id)
+        record = run.record()
+        if record is None:
+            raise ConfigError(f"{results_uri}: there is no complete run {run_id}: see jobs/runs.py")
+        if (record["model"]["model_id"], record["bank_id"]) != (model.model_id, model.bank_id):
+            raise ConfigError(
+                f"run {run_id} was scored with another model than {model.uri}: its scores cannot be compared"
+            )
+        tables.append(run.scores())
+    table = pa.concat_tables(tables)
+    names = pc.binary_join_element_wise(table["image_key"], table["etag"], "\0").to_pylist()
+    first = {name: row for row, name in reversed(list(enumerate(names)))}
+    return table.take(sorted(first.values())), f"runs {', '.join(chosen)} of {results_uri}"

@@ -1,0 +1,268 @@
+"""Where a scoring run keeps its things, who it is, and when its results count.
+
+    results_uri/published.json                 which run counts now, and those that did before
+    results_uri/runs/RUN_ID/manifest.parquet   what had to be scored
+    results_uri/runs/RUN_ID/scores/*.parquet   the score table, part by part
+    results_uri/runs/RUN_ID/heatmaps/*.png     of flagged images
+    results_uri/runs/RUN_ID/checkpoint/        which rows are safely written; gone when the run is complete
+    results_uri/runs/RUN_ID/quarantine.*       objects without a score
+    results_uri/runs/RUN_ID/report.html        the page that a person reads; results_uri/index.html leads to it
+    results_uri/runs/RUN_ID/run.json           written last: a run without it is not complete
+    results_uri/runs/RUN_ID/retired.json       run.json of a run whose rows and pictures retention has removed
+
+Results are invisible until a run is reconciled with its manifest and published by one conditional write.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from steelray.config import ConfigError, JobFailed
+from steelray.schema import SCORES, Status
+from steelray.storage.location import Location, ObjectMissing
+
+READERS = 8
+"""Threads that fetch score files."""
+POINTER, RUNS = "published.json", "runs"
+MANIFEST_FILE, SCORES_DIR, CHECKPOINT_DIR = "manifest.parquet", "scores", "checkpoint"
+REPORT_FILE, RECORD_FILE, RETIRED_FILE = "report.html", "run.json", "retired.json"
+PARQUET, PENDING = ".parquet", ".pending.parquet"
+"""What Ray Data calls the checkpoint of rows that are written, and of those that may not be."""
+
+
+class IncompleteRun(JobFailed):
+    """The score table is not one row per manifest entry. The run can be continued by running it again."""
+
+
+def run_id_of(manifest: pa.Table, **identity: Any) -> str:
+    """Digest of the manifest and of everything else that scores depend on: the same work has the same name.
+
+    Args:
+        identity: JSON-able: model and bank ids, thresholds, decoding limits.
+    """
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
+    for batch in manifest.select(["image_key", "etag", "size_bytes"]).to_batches(max_chunksize=65_536):
+        for column in batch.columns:
+            digest.update("\0".join(map(str, column.to_pylist())).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    results_uri: str
+    run_id: str
+
+    @cached_property
+    def location(self) -> Location:
+        return Location(f"{self.results_uri.rstrip('/')}/{RUNS}/{self.run_id}")
+
+    def record(self) -> dict[str, Any] | None:
+        """run.json, if the run is complete."""
+        return self._json(RECORD_FILE)
+
+    def retired_record(self) -> dict[str, Any] | None:
+        """run.json of a run that has been retired."""
+        return self._json(RETIRED_FILE)
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        try:
+            record: dict[str, Any] = json.loads(self.location.read(name))
+        except ObjectMissing:
+            return None
+        return record
+
+    def write_manifest(self, manifest: pa.Table) -> None:
+        """Keeps what has to be scored. A retired run that is scored once more is retired no longer."""
+        self.location.delete(RETIRED_FILE)
+        sink = pa.BufferOutputStream()
+        pq.write_table(manifest, sink)
+        self.location.write(MANIFEST_FILE, sink.getvalue().to_pybytes())
+
+    def manifest(self) -> pa.Table:
+        """What has to be scored, schema `MANIFEST`."""
+        return pq.read_table(pa.BufferReader(self.location.read(MANIFEST_FILE)))
+
+    def settle(self) -> int:
+        """Clears up after attempts that were killed: keeps what is safely written, once. Returns how many parts go.
+
+        A part is what one writing task wrote: score files PART-*.parquet and checkpoint/PART.parquet, which holds their
+        keys and is renamed from PART.pending.parquet when they are complete. A part goes if it was never completed, if
+        its files do not hold the keys they should, or if another part holds one of its keys, as when an attempt that
+        was believed dead has gone on writing.
+        """
+        checkpoints = self.location / CHECKPOINT_DIR
+        names = {stored.key for stored in checkpoints.list()}
+        committed = {name.removesuffix(PARQUET) for name in names if not name.endswith(PENDING)}
+        for name in names:
+            if name.endswith(PENDING):  # its part may be complete all the same: S3 renames by copying
+                checkpoints.delete(name)
+        files: dict[str, list[str]] = {part: [] for part in committed}
+        for stored in (self.location / SCORES_DIR).list():
+            files.setdefault(stored.key.rpartition("-")[0], []).append(stored.key)
+        kept = SCORES.empty_table().column("image_key")
+        num_discarded = 0
+        for part, written in sorted(files.items()):
+            keys = self._whole_part(part, written) if part in committed else None
+            if keys is not None and not pc.any(pc.is_in(keys, value_set=kept.combine_chunks())).as_py():
+                kept = pa.chunked_array([*kept.chunks, *keys.chunks], pa.string())
+                continue
+            num_discarded += 1
+            checkpoints.delete(f"{part}{PARQUET}")  # first: a part without it is not counted as written
+            for name in written:
+                self.location.delete(f"{SCORES_DIR}/{name}")
+        return num_discarded
+
+    def _whole_part(self, part: str, written: Sequence[str]) -> pa.ChunkedArray | None:
+        """The keys of a part; None if its files are damaged or do not hold those of its checkpoint."""
+        try:
+            keys = self._keys(SCORES_DIR, written)
+            expected = self._keys(CHECKPOINT_DIR, [f"{part}{PARQUET}"])
+        except (pa.ArrowInvalid, ObjectMissing):
+            return None
+        return keys if keys.combine_chunks().sort().equals(expected.combine_chunks().sort()) else None
+
+    def remaining(self, manifest: pa.Table) -> pa.Table:
+        """The manifest's rows that are not safely written yet. Call `settle` first."""
+        names = [stored.key for stored in (self.location / CHECKPOINT_DIR).list()]
+        done = self._keys(CHECKPOINT_DIR, names).combine_chunks()
+        return manifest.filter(pc.invert(pc.is_in(manifest.column("image_key"), value_set=done)))
+
+    def _keys(self, folder: str, names: Sequence[str]) -> pa.ChunkedArray:
+        schema = pa.schema([SCORES.field("image_key")])
+        return self._read(folder, names, schema, None).column("image_key")
+
+    def scores(self, columns: list[str] | None = None) -> pa.Table:
+        """The score table (or some of its columns), sorted by key."""
+        names = [stored.key for stored in (self.location / SCORES_DIR).list()]
+        return self._read(SCORES_DIR, names, SCORES, columns).sort_by("image_key")
+
+    def write_table(self, path: Path) -> None:
+        """The whole score table as one local parquet file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(self.scores(), path)
+
+    def _read(self, folder: str, names: Sequence[str], schema: pa.Schema, columns: list[str] | None) -> pa.Table:
+        """Parquet files as one table. Their checksums are verified, which Arrow's own S3 reader would not do."""
+        location = self.location / folder
+        columns = columns or schema.names
+
+        def read(name: str) -> pa.Table:
+            body = pa.BufferReader(location.read(name))
+            try:
+                return pq.read_table(body, schema=schema, columns=columns, page_checksum_verification=True)
+            except OSError as error:  # what Arrow says of damaged pages
+                raise pa.ArrowInvalid(f"{folder}/{name}: {error}") from None
+
+        with ThreadPoolExecutor(READERS) as pool:
+            tables = list(pool.map(read, [name for name in sorted(names) if name.endswith(PARQUET)]))
+        return pa.concat_tables([pa.schema([schema.field(name) for name in columns]).empty_table(), *tables])
+
+    def reconcile(self, manifest: pa.Table) -> dict[str, int]:
+        """Checks that there is exactly one row per manifest entry.
+
+        Returns:
+            Counts: listed, one per status that occurs, flagged.
+
+        Raises:
+            IncompleteRun: rows are missing, double, or of objects that were not listed.
+        """
+        table = self.scores(["image_key", "status", "is_anomalous"])
+        listed, scored = manifest.column("image_key"), table.column("image_key")
+        if not listed.combine_chunks().equals(scored.combine_chunks()):
+            distinct = pc.count_distinct(scored).as_py()
+            found = pc.sum(pc.is_in(listed, value_set=scored.combine_chunks())).as_py() or 0
+            raise IncompleteRun(
+                f"run {self.run_id}: {len(listed)} objects listed, {len(scored)} rows written, {distinct} of them "
+                f"distinct, {len(listed) - found} objects without a row: run the same command again"
+            )
+        counts = {"listed": len(listed)}
+        statuses = table.column("status").value_counts().to_pylist()
+        counts.update({entry["values"]: entry["counts"] for entry in sorted(statuses, key=lambda e: -e["counts"])})
+        counts["flagged"] = pc.sum(table.column("is_anomalous")).as_py() or 0
+        assert sum(counts[status] for status in Status if status in counts) == counts["listed"]
+        return counts
+
+    def finish(self, record: bytes) -> None:
+        """Marks the run as complete."""
+        self.location.write(RECORD_FILE, record)
+        (self.location / CHECKPOINT_DIR).delete_all()
+
+
+@dataclass(frozen=True)
+class Published:
+    """published.json: the run that counts, and those before it, newest first."""
+
+    run_ids: tuple[str, ...]
+    retired_ids: tuple[str, ...]
+    """Runs that counted once and have been retired since."""
+    etag: str | None
+    """Of the pointer that was read; None where there is none yet."""
+
+    @property
+    def current(self) -> str | None:
+        return self.run_ids[0] if self.run_ids else None
+
+
+def read_published(results_uri: str) -> Published:
+    """Which run counts now."""
+    location = Location(results_uri)
+    etag = location.etag(POINTER)
+    if etag is None:
+        return Published((), (), None)
+    pointer = json.loads(location.read(POINTER))
+    return Published(tuple(pointer["run_ids"]), tuple(pointer.get("retired_run_ids", ())), etag)
+
+
+def move_pointer(results_uri: str, before: Published, run_ids: Sequence[str], retired_ids: Sequence[str]) -> None:
+    """Replaces the pointer that was read. Raises `ObjectChanged` if somebody else has done so."""
+    body = {
+        "run_id": run_ids[0],
+        "run_ids": list(run_ids),
+        "retired_run_ids": [run_id for run_id in retired_ids if run_id not in run_ids],
+        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    Location(results_uri).write_if(POINTER, json.dumps(body, indent=2).encode(), before.etag)
+
+
+def publish(run: Run) -> bool:
+    """Makes a complete run the one that counts; False if it is that already.
+
+    Raises:
+        ObjectChanged: another run is published at the same time.
+    """
+    before = read_published(run.results_uri)
+    if before.current == run.run_id:
+        return False
+    earlier = [run_id for run_id in before.run_ids if run_id != run.run_id]
+    move_pointer(run.results_uri, before, [run.run_id, *earlier], before.retired_ids)
+    return True
+
+
+def roll_back(results_uri: str) -> str:
+    """Makes the run before the present one count again; returns its id. Raises `ConfigError` if there is none."""
+    before = read_published(results_uri)
+    if len(before.run_ids) < 2:
+        raise ConfigError(f"{results_uri}: there is no earlier published run to go back to")
+    move_pointer(results_uri, before, before.run_ids[1:], before.retired_ids)
+    return before.run_ids[1]
+
+
+def published_runs(results_uri: str) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Published runs with their records, newest first; those that have been retired are left out."""
+    for run_id in read_published(results_uri).run_ids:
+        run = Run(results_uri, run_id)
+        record = run.record()
+        if record is not None:
+            yield run, record

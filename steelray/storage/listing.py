@@ -1,0 +1,76 @@
+"""From an archive to its manifest: which objects there are, in one order, fixed before anything is scored."""
+
+import fnmatch
+import re
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from steelray.config import ArchiveConfig, ConfigError
+from steelray.schema import MANIFEST
+from steelray.storage.location import Location
+
+CHUNK_ROWS = 10_000
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def list_archive(config: ArchiveConfig) -> pa.Table:
+    """Lists an archive.
+
+    Returns:
+        A table of schema `MANIFEST`, sorted bytewise by key: the same archive gives the same table.
+
+    Raises:
+        ConfigError: it cannot be listed, or nothing in it matches.
+    """
+    location = Location(config.uri)
+    location.check_access()
+    matches = re.compile(fnmatch.translate(config.glob)).match
+    after, before = _utc(config.modified_after), _utc(config.modified_before)
+
+    # columns as Arrow arrays, chunk by chunk: a million keys stay well under a gigabyte
+    chunks: list[pa.Table] = []
+    keys: list[str] = []
+    etags: list[str] = []
+    sizes: list[int] = []
+    times: list[datetime] = []
+    schema = MANIFEST.remove(0)
+    seen = 0
+
+    def flush() -> None:
+        chunks.append(
+            pa.Table.from_arrays(
+                [pa.array(c, f.type) for c, f in zip((keys, etags, sizes, times), schema, strict=True)], schema=schema
+            )
+        )
+        for column in (keys, etags, sizes, times):
+            column.clear()
+
+    for stored in location.list():
+        seen += 1
+        if not matches(stored.key):
+            continue
+        if (after and stored.last_modified < after) or (before and stored.last_modified >= before):
+            continue
+        keys.append(stored.key)
+        etags.append(stored.etag)
+        sizes.append(stored.size_bytes)
+        times.append(stored.last_modified)
+        if len(keys) == CHUNK_ROWS:
+            flush()
+    flush()
+    table = pa.concat_tables(chunks).combine_chunks().sort_by("image_key")
+    if config.limit is not None:
+        table = table.slice(0, config.limit)
+    if table.num_rows == 0:
+        if seen:
+            raise ConfigError(
+                f"{config.uri}: none of its {seen} objects match glob {config.glob!r} and the cut-off times"
+            )
+        raise ConfigError(f"{config.uri}: the archive is empty; check the prefix")
+    return table.add_column(0, MANIFEST.field(0), pa.array(range(table.num_rows), pa.int64()))

@@ -1,1 +1,0 @@
-"""Why DRAEM does not converge on steel: diagnosis before training, controlled trials, verdicts by stated rules."""

@@ -1,0 +1,146 @@
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import ray
+
+from steelray.cluster.bank_builder import build_memory_bank
+from steelray.cluster.embedding_actors import RemoteShards, start_embedding_servers
+from steelray.config import ComputeConfig, ConfigError
+from steelray.imaging.decode import decode
+from steelray.models.calibration import read_calibration, read_calibration_rows, split_held_out
+from steelray.patchcore.bank import read_bank
+from steelray.patchcore.config import AugmentationConfig
+from steelray.patchcore.coreset import greedy_coreset, select
+from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
+from steelray.patchcore.fit import fit_memory_bank
+from steelray.storage.listing import list_archive
+from steelray.storage.location import Location
+from tests.cluster.conftest import EMBEDDER, World, build_config, silent
+
+
+def test_the_distributed_bank_is_the_one_of_a_single_process(world: World) -> None:
+    config = build_config(world.nominal_uri, world.bank_uri)
+    manifest = list_archive(config.nominal)
+    fit_rows, _ = split_held_out(manifest.num_rows, 0.4, 0)
+    nominal = Location(world.nominal_uri)
+    keys = manifest.take(fit_rows).column("image_key").to_pylist()
+    embedder = build_patch_embedder(EMBEDDER)
+    expected = fit_memory_bank(
+        keys,
+        [decode(nominal.read(key)) for key in keys],
+        compile_embedder(embedder, backend="openvino"),
+        embedder=EMBEDDER,
+        weights_digest=embedder.weights_digest,
+        coreset=config.coreset,
+        scoring=config.scoring,
+    )
+    bank = read_bank(Location(world.bank_uri).read, world.bank_uri)
+    assert bank.info.bank_id == expected.info.bank_id
+    assert bank.image_keys == tuple(keys)
+    np.testing.assert_array_equal(bank.vectors_ND, expected.vectors_ND)
+    np.testing.assert_array_equal(bank.origins_N3, expected.origins_N3)
+    assert bank.info.input_size_px == (64, 256)
+
+
+def test_a_bank_of_augmented_images_in_tiles_is_the_one_of_a_single_process(world: World, s3_uri: str) -> None:
+    augmentation = AugmentationConfig(flips="both", brightness_levels=10, jpeg_quality=60)
+    config = build_config(
+        world.nominal_uri,
+        f"{s3_uri}/bank",
+        augmentation=augmentation,
+        embedder=replace(EMBEDDER, tile_px=(64, 128), tile_overlap_px=32),
+        compute=ComputeConfig(bank_shards=2),
+    )
+    build_memory_bank(config, silent)
+    bank = read_bank(Location(config.bank_uri).read, config.bank_uri)
+    nominal = Location(world.nominal_uri)
+    embedder = build_patch_embedder(config.embedder)
+    expected = fit_memory_bank(
+        bank.image_keys,
+        [decode(nominal.read(key)) for key in bank.image_keys],
+        compile_embedder(embedder, backend="openvino"),
+        embedder=config.embedder,
+        weights_digest=embedder.weights_digest,
+        coreset=config.coreset,
+        scoring=config.scoring,
+        augmentation=augmentation,
+    )
+    assert bank.info.bank_id == expected.info.bank_id
+    np.testing.assert_array_equal(bank.origins_N3, expected.origins_N3)
+    assert bank.info.coreset["num_candidates"] == len(bank.image_keys) * 6 * 8 * 32
+    assert read_calibration_rows(config.bank_uri, 1).num_rows == 10, "held-out strips are scored as they are"
+    recorded = json.loads(Location(config.bank_uri).read("run.json"))["config"]["augmentation"]
+    assert recorded == asdict(augmentation)
+
+
+def test_the_bank_does_not_depend_on_the_number_of_embedding_shards(world: World, s3_uri: str) -> None:
+    compute = ComputeConfig(bank_shards=3)
+    build_memory_bank(build_config(world.nominal_uri, f"{s3_uri}/bank", compute=compute), silent)
+    one, several = (read_bank(Location(uri).read, uri) for uri in (world.bank_uri, f"{s3_uri}/bank"))
+    np.testing.assert_array_equal(one.vectors_ND, several.vectors_ND)
+    assert one.info.bank_id == several.info.bank_id
+    assert all(stored.key.startswith("bank/") for stored in Location(s3_uri).list()), "the scratch space is gone"
+
+
+def test_thresholds_rest_on_strips_that_the_bank_never_saw(world: World) -> None:
+    calibration, version = read_calibration(world.bank_uri)
+    rows = read_calibration_rows(world.bank_uri, version)
+    bank = read_bank(Location(world.bank_uri).read, world.bank_uri)
+    assert rows.num_rows == 10
+    assert not set(rows.column("image_key").to_pylist()) & set(bank.image_keys)
+    assert calibration.groups[""].review.value == pytest.approx(max(rows.column("anomaly_score").to_pylist()))
+
+
+def test_a_bank_is_not_replaced_unasked(world: World) -> None:
+    with pytest.raises(ConfigError, match="holds a memory bank already"):
+        build_memory_bank(build_config(world.nominal_uri, world.bank_uri), silent)
+
+
+def test_nominal_images_that_cannot_be_used_are_left_out(world: World, s3_uri: str) -> None:
+    nominal = Location(f"{s3_uri}/nominal")
+    source = Location(world.nominal_uri)
+    for index in range(6):
+        nominal.write(f"{index:02d}.jpg", source.read(f"{index:02d}.jpg"))
+    nominal.write("07.jpg", b"")
+    nominal.write("08.jpg", b"not an image")
+    summary = build_memory_bank(build_config(nominal.uri, f"{s3_uri}/bank"), silent)
+    bank = read_bank(Location(f"{s3_uri}/bank").read, "")
+    assert set(bank.image_keys) <= {f"{index:02d}.jpg" for index in range(6)}
+    assert len(bank.image_keys) + summary["held_out"] + sum(summary["skipped"].values()) <= 8
+
+
+def test_no_usable_nominal_image_is_an_error_with_the_reasons(cluster: dict[str, float], s3_uri: str) -> None:
+    for index in range(4):
+        Location(f"{s3_uri}/nominal").write(f"{index}.jpg", b"")
+    with pytest.raises(ConfigError, match=r"none of 2 images can be used: \{'empty': 2\}"):
+        build_memory_bank(build_config(f"{s3_uri}/nominal", f"{s3_uri}/bank"), silent)
+    assert not list(Location(f"{s3_uri}/bank").list())
+
+
+def test_a_lost_embedding_actor_is_restored_and_the_picks_stay_the_same(cluster: dict[str, float], s3_uri: str) -> None:
+    rng = np.random.default_rng(0)
+    images = {index: rng.standard_normal((150, 8)).astype(np.float32) for index in range(6)}
+    firsts = {index: 150 * index for index in images}
+    import torch
+
+    everything = torch.from_numpy(np.concatenate([images[index] for index in sorted(images)]))
+    servers = start_embedding_servers(f"{s3_uri}/scratch", 2, None, 1)
+    ray.get([servers[index % 2].add.remote(index, images[index]) for index in images])
+    shards = RemoteShards(servers, firsts, None)
+    rounds = 0
+
+    def gather(count: int, centers: torch.Tensor, picked: torch.Tensor) -> object:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 3:
+            ray.kill(servers[1], no_restart=False)
+        return shards.gather(count, centers, picked)
+
+    chosen = select([shards], 200, gather=gather, num_candidates=32)  # type: ignore[list-item,arg-type]
+    assert rounds > 4
+    assert chosen.indices_M.tolist() == greedy_coreset(everything, 200).tolist()
+    np.testing.assert_array_equal(shards.vectors(chosen.indices_M.numpy()), everything[chosen.indices_M].numpy())
+    for server in servers:
+        ray.kill(server)

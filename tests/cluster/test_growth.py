@@ -1,0 +1,161 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from steelray.cluster.archive_scorer import score_archive
+from steelray.cluster.bank_builder import build_memory_bank
+from steelray.cluster.bank_grower import grow_memory_bank
+from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError
+from steelray.demo.synthetic import make_strip
+from steelray.imaging.decode import decode
+from steelray.models.calibration import read_calibration, read_calibration_rows
+from steelray.models.model import nominal_uris
+from steelray.patchcore.bank import MemoryBank, read_bank
+from steelray.patchcore.config import GrowMemoryBankConfig, GrowthConfig
+from steelray.patchcore.embedder import EmbedFunction, build_patch_embedder, compile_embedder
+from steelray.patchcore.fit import grow_memory_bank as grow_here
+from steelray.runs.run import Run
+from steelray.storage.location import Location
+from tests.cluster.conftest import EMBEDDER, World, build_config, score_config, silent, strip_jpeg
+
+CALIBRATION = CalibrationConfig(held_out_fraction=0.4, false_alarm_rate=0.1, reject_rate=0.1)
+COVER = GrowthConfig(cover_radius=1.0)
+"""Less than the bank's own, so that something is added."""
+
+
+@pytest.fixture(scope="module")
+def embed() -> EmbedFunction:
+    return compile_embedder(build_patch_embedder(EMBEDDER), backend="openvino")
+
+
+def new_strips(uri: str, count: int = 10) -> str:
+    for index in range(count):
+        Location(uri).write(f"new/{index:02d}.jpg", strip_jpeg(index, seed=9))
+    return uri
+
+
+def settings(world: World, nominal_uri: str, grown_uri: str, **changes: object) -> GrowMemoryBankConfig:
+    values: dict[str, object] = {"calibration": CALIBRATION, "growth": COVER, **changes}
+    return GrowMemoryBankConfig(ArchiveConfig(nominal_uri), world.bank_uri, grown_uri, **values)  # type: ignore[arg-type]
+
+
+def stored(uri: str) -> MemoryBank:
+    return read_bank(Location(uri).read, uri)
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_the_grown_bank_is_the_one_of_a_single_process(
+    world: World, s3_uri: str, embed: EmbedFunction, num_shards: int
+) -> None:
+    nominal_uri = new_strips(f"{s3_uri}/nominal")
+    compute = ComputeConfig(bank_shards=num_shards)
+    summary = grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank", compute=compute), silent)
+    before, grown = stored(world.bank_uri), stored(f"{s3_uri}/bank")
+    keys = grown.image_keys[len(before.image_keys) :]
+    assert len(keys) == 6
+    images = [decode(Location(nominal_uri).read(key)) for key in keys]
+    expected = grow_here(before, keys, images, embed, COVER)
+    assert grown.info.bank_id == expected.info.bank_id == summary["bank_id"] != before.info.bank_id
+    np.testing.assert_array_equal(grown.vectors_ND, expected.vectors_ND)
+    np.testing.assert_array_equal(grown.origins_N3, expected.origins_N3)
+    assert summary["added"] == grown.info.num_vectors - before.info.num_vectors > 0
+    assert summary["grown_from"] == before.info.bank_id
+    assert all(key.startswith(("bank/", "nominal/")) for key in (o.key for o in Location(s3_uri).list()))
+
+
+def test_thresholds_rest_on_the_old_rows_and_on_new_strips_that_the_bank_never_saw(world: World, s3_uri: str) -> None:
+    nominal_uri = new_strips(f"{s3_uri}/nominal")
+    grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank", calibration=None), silent)
+    calibration, version = read_calibration(f"{s3_uri}/bank")
+    rows = read_calibration_rows(f"{s3_uri}/bank", version).to_pylist()
+    old_calibration, old_version = read_calibration(world.bank_uri)
+    old_rows = read_calibration_rows(world.bank_uri, old_version).to_pylist()
+    assert rows[: len(old_rows)] == old_rows
+    new_rows = rows[len(old_rows) :]
+    assert len(new_rows) == 3
+    assert {row["bank_id"] for row in new_rows} == {stored(f"{s3_uri}/bank").info.bank_id}
+    assert not {row["image_key"] for row in new_rows} & set(stored(f"{s3_uri}/bank").image_keys)
+    levels, old_levels = calibration.groups[""], old_calibration.groups[""]
+    assert levels.num_strips == len(rows)
+    assert levels.review.asked_rate == old_levels.review.asked_rate, "rates stay as they were"
+    assert nominal_uris(f"{s3_uri}/bank") == [world.nominal_uri, nominal_uri]
+
+
+def test_old_images_are_not_needed_and_known_keys_are_left_out(world: World, s3_uri: str) -> None:
+    source, nominal_uri = Location(world.nominal_uri), f"{s3_uri}/nominal"
+    for index in range(8):
+        Location(nominal_uri).write(f"{index:02d}.jpg", source.read(f"{index:02d}.jpg"))
+    build_memory_bank(build_config(nominal_uri, f"{s3_uri}/bank"), silent)
+    before = stored(f"{s3_uri}/bank")
+    for index in range(8):
+        Location(nominal_uri).write(f"{index:02d}.jpg", b"not an image any more")
+    new_strips(nominal_uri, 4)
+    config = GrowMemoryBankConfig(
+        ArchiveConfig(nominal_uri), f"{s3_uri}/bank", f"{s3_uri}/bank", growth=COVER, overwrite=True
+    )
+    summary = grow_memory_bank(config, silent)
+    assert (summary["known"], summary["skipped"]) == (8, {})
+    grown = stored(f"{s3_uri}/bank")
+    assert grown.info.bank_id == summary["bank_id"] != before.info.bank_id
+    assert grown.image_keys[:-3] == before.image_keys
+    results = score_archive(score_config(world, f"{s3_uri}/results", model_uri=f"{s3_uri}/bank"), silent)
+    assert results["counts"]["ok"] == 20
+    again = GrowMemoryBankConfig(ArchiveConfig(nominal_uri, glob="0*"), f"{s3_uri}/bank", f"{s3_uri}/other")
+    with pytest.raises(ConfigError, match="knows the keys of all 8 objects: nothing to learn"):
+        grow_memory_bank(again, silent)
+
+
+def test_no_score_rises_when_a_bank_grows(world: World, clean_run: Run, s3_uri: str) -> None:
+    nominal_uri = new_strips(f"{s3_uri}/nominal")
+    grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank"), silent)
+    run = score_archive(score_config(world, f"{s3_uri}/results", model_uri=f"{s3_uri}/bank"), silent)
+    after = Run(f"{s3_uri}/results", run["run_id"]).scores().column("anomaly_score").to_numpy()
+    before = clean_run.scores().column("anomaly_score").to_numpy()
+    assert (after <= before * (1 + 1e-5)).all()
+    assert (after < before * 0.999).any()
+
+
+def test_strips_of_another_size_or_none_at_all_are_left_out(world: World, s3_uri: str) -> None:
+    nominal_uri = new_strips(f"{s3_uri}/nominal", 5)
+    for index in range(3):
+        Location(nominal_uri).write(f"odd/{index}.jpg", make_strip(0, index, size_px=(64, 128)).jpeg())
+    Location(nominal_uri).write("empty.jpg", b"")
+    lines: list[str] = []
+    summary = grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank"), lines.append)
+    assert set(summary["skipped"]) <= {"wrong_shape", "empty"}
+    assert all(key.startswith(("new/", "0", "1", "2")) for key in stored(f"{s3_uri}/bank").image_keys)
+    assert stored(f"{s3_uri}/bank").info.input_size_px == (64, 256)
+
+
+def test_a_limit_that_is_too_low_is_said(world: World, s3_uri: str) -> None:
+    nominal_uri = new_strips(f"{s3_uri}/nominal")
+    lines: list[str] = []
+    growth = GrowthConfig(max_centers=2, cover_radius=0.5)
+    summary = grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank", growth=growth), lines.append)
+    assert summary["added"] == 2
+    assert any("2 new vectors were the most allowed" in line for line in lines)
+
+
+def test_a_dry_run_writes_nothing(world: World, s3_uri: str) -> None:
+    nominal_uri = new_strips(f"{s3_uri}/nominal")
+    answer = grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank", dry_run=True), silent)
+    assert answer["plan"]["objects"] == 10
+    assert answer["plan"]["grown_from"] == stored(world.bank_uri).info.bank_id
+    assert not list(Location(f"{s3_uri}/bank").list())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grown_uri": "s3://archive/world/bank"}, "holds a memory bank already: set overwrite"),
+        ({"bank_uri": "s3://archive/nothing-here"}, "no memory bank there"),
+        ({"nominal": ArchiveConfig("s3://archive/nothing-here")}, "the archive is empty"),
+        ({"nominal": ArchiveConfig("s3://archive/world/nominal", limit=1)}, "knows the keys of all 1 objects"),
+    ],
+)
+def test_mistakes_are_one_clear_line(world: World, s3_uri: str, changes: dict, message: str) -> None:
+    nominal_uri = new_strips(f"{s3_uri}/nominal", 2)
+    with pytest.raises(ConfigError, match=message) as caught:
+        grow_memory_bank(replace(settings(world, nominal_uri, f"{s3_uri}/bank"), **changes), silent)
+    assert "\n" not in str(caught.value)

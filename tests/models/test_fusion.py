@@ -1,0 +1,65 @@
+"""Several scorers as one: the sum is on the scale of nominal strips."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from steelray.models.ensemble import FusedScorer, NominalScale, fuse
+from steelray.patchcore.scorer import AnomalyMaps, Images
+
+
+class Brightness:
+    """A scorer that can be worked out by hand: grey levels times a gain, at a share of the size."""
+
+    def __init__(self, gain: float, step: int = 1) -> None:
+        self.min_size_px = step
+        self._gain, self._step = np.float32(gain), step
+
+    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
+        maps = [self._gain * image[:: self._step, :: self._step, 0].astype(np.float32) for image in images]
+        return maps, np.array([map_HW.max() for map_HW in maps], dtype=np.float32)
+
+
+def images(count: int, seed: int) -> list[NDArray[np.uint8]]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 16, 32, 1), dtype=np.uint8))
+
+
+def scale_from(maps: AnomalyMaps, scores_N: NDArray[np.float32]) -> NominalScale:
+    means, peaks = (np.array([function(map_HW) for map_HW in maps]) for function in (np.mean, np.max))
+    return NominalScale.of(means, peaks, scores_N)
+
+
+def test_a_scale_is_worked_out_from_what_score_rows_keep() -> None:
+    scale = NominalScale.of(*(np.array(values, np.float32) for values in ([1.0, 3.0], [5.0, 9.0], [10.0, 14.0])))
+    assert scale == NominalScale(map_offset=2.0, map_scale=5.0, score_offset=12.0, score_sd=2.0)
+
+
+def test_a_member_counts_by_its_weight_and_not_by_its_units() -> None:
+    nominal, tested = images(6, 0), images(3, 1)
+    small, large = Brightness(0.01), Brightness(1000.0)
+    scales = [scale_from(*member.score(nominal)) for member in (small, large)]
+    maps, scores = FusedScorer([small, large], scales, [1.0, 1.0]).score(tested)
+    [twice], double = fuse([small.score(tested[:1])], scales[:1], [2.0])
+    np.testing.assert_allclose(maps[0], twice, atol=1e-3)
+    assert scores[0] == pytest.approx(double[0], abs=1e-3)
+    nominal_maps, nominal_scores = FusedScorer([small, large], scales, [0.5, 0.5]).score(nominal)
+    assert np.concatenate(nominal_maps).mean() == pytest.approx(0, abs=1e-4)
+    assert np.mean([map_HW.max() for map_HW in nominal_maps]) == pytest.approx(1, abs=1e-4)
+    assert nominal_scores.std() == pytest.approx(1, abs=1e-4)
+    assert nominal_scores.mean() == pytest.approx(0, abs=1e-4)
+
+
+def test_maps_of_another_size_are_brought_to_the_first_ones() -> None:
+    scale = NominalScale(0.0, 1.0, 0.0, 1.0)
+    fused = FusedScorer([Brightness(1.0), Brightness(1.0, step=4)], [scale, scale], [1.0, 1.0])
+    assert fused.min_size_px == 4
+    grey = [np.full((16, 32, 1), 10, np.uint8)]
+    [map_HW], _ = fused.score(grey)
+    np.testing.assert_allclose(map_HW, np.full((16, 32), 20.0), rtol=1e-5)
+
+
+def test_a_member_that_says_the_same_of_every_strip_adds_nothing() -> None:
+    constant = scale_from([np.full((4, 4), 7.0, np.float32)], np.array([7.0], np.float32))
+    maps, scores = fuse([([np.full((4, 4), 7.0, np.float32)], np.array([7.0], np.float32))], [constant], [1.0])
+    assert not maps[0].any()
+    assert scores.tolist() == [0.0]

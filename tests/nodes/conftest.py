@@ -1,0 +1,211 @@
+"""A Ray cluster as an operator starts it (`ray start --head`, a token, a dashboard on loopback), and things to score.
+
+Everything runs in processes and folders of its own, so that no other Ray of this machine notices.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from steelray.demo.object_store import ObjectStore
+from steelray.demo.synthetic import DEFECTS, make_strip
+from steelray.runs.run import Run
+from steelray.storage.location import Location
+
+REPOSITORY = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+SIZE_PX = (64, 256)
+START_S = 90
+JOB_S = 300
+NUM_STRIPS = 40
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def last_json(text: str) -> dict[str, object]:
+    """The summary of a job: the last line of its output that is a JSON object."""
+    for line in reversed(text.splitlines()):
+        if line.startswith("{") and line.endswith("}"):
+            found: dict[str, object] = json.loads(line)
+            return found
+    raise AssertionError(f"no JSON line in:\n{text}")
+
+
+def scores_of(results_uri: str, run_id: object) -> dict[str, tuple[object, ...]]:
+    """Everything of a score table that must not depend on where it was made, by key."""
+    names = ["status", "anomaly_score", "verdict", "map_peak", "map_mean", "defect_area_fraction"]
+    rows = Run(results_uri, str(run_id)).scores().to_pylist()
+    assert len({row["image_key"] for row in rows}) == len(rows)
+    return {row["image_key"]: tuple(row[name] for name in names) for row in rows}
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A running head and the environment of its clients."""
+
+    job_server: str
+    metrics_port: int
+    temp_dir: Path
+    environment: dict[str, str]
+
+    def ray(self, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """One `ray` command of a client; stderr goes where stdout goes, as on a terminal."""
+        return subprocess.run(
+            [str(BIN / "ray"), *arguments],
+            cwd=cwd,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=JOB_S,
+            check=False,
+        )
+
+    def submit(
+        self, *arguments: str, cwd: Path, options: Sequence[str] = (), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` of one of the jobs, as docs/cluster.md says it."""
+        return self.ray(
+            "job",
+            "submit",
+            f"--working-dir={REPOSITORY}",
+            f"--runtime-env={REPOSITORY / 'deploy/runtime_env.yaml'}",
+            *options,
+            "--",
+            "python",
+            *arguments,
+            cwd=cwd,
+            **environment,
+        )
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """`ray start --head` with the options of cluster.yaml, but with CPUs. Workers reach the store, clients do not."""
+    home = tmp_path_factory.mktemp("home")
+    temp_dir = Path(tempfile.gettempdir()) / f"steelray-{os.getpid()}"  # short: a socket's path may have 107 characters
+    gcs, dashboard, client, metrics, agent, agent_grpc, env_agent = free_ports(7)
+    client_environment = {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    generated = subprocess.run(
+        [str(BIN / "ray"), "get-auth-token", "--generate"], env=client_environment, capture_output=True, check=False
+    )
+    assert generated.returncode == 0, generated.stderr
+    server_environment = {**client_environment, **object_store.environment, "OMP_NUM_THREADS": "1"}
+    del server_environment["RAY_ADDRESS"]
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        f"--metrics-export-port={metrics}", f"--dashboard-agent-listen-port={agent}",
+        f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={env_agent}",
+        f"--temp-dir={temp_dir}", "--object-store-memory=500000000", "--disable-usage-stats",
+    ]  # fmt: skip
+    log = (home / "ray-start.log").open("wb")
+    head = subprocess.Popen(command, env=server_environment, cwd=home, stdout=log, stderr=log, start_new_session=True)
+    cluster = RayCluster(f"http://127.0.0.1:{dashboard}", metrics, temp_dir, client_environment)
+    try:
+        deadline = time.monotonic() + START_S
+        while cluster.ray("job", "list", cwd=home).returncode != 0:
+            assert head.poll() is None, (home / "ray-start.log").read_text()
+            assert time.monotonic() < deadline, "the job server did not answer"
+            time.sleep(0.5)
+        yield cluster
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+        log.close()
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class World:
+    """Nominal strips and an archive in the store, and a bank of them."""
+
+    root: str
+    bank_uri: str
+    archive_uri: str
+    environment: dict[str, str] = field(repr=False)
+    """What a driver of this machine needs to reach the store."""
+
+    def local_job(self, job: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A job as a process here: with a Ray of its own, or that of RAY_ADDRESS."""
+        clean = {
+            name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "STEELRAY_LOG_FORMAT")
+        }
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), *arguments],
+            env={**clean, **self.environment, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=JOB_S,
+            check=False,
+        )
+
+    def score_arguments(self, results_uri: str, *more: str) -> list[str]:
+        """Of jobs/score_archive.py."""
+        uris = ["--archive.uri", self.archive_uri, "--model_uri", self.bank_uri, "--results_uri", results_uri]
+        return [*uris, *more]
+
+
+def build_arguments(root: str, bank_uri: str) -> list[str]:
+    return [
+        "--nominal.uri", f"{root}/nominal", "--bank_uri", bank_uri, "--embedder.levels", "[2]",
+        "--coreset.ratio", "0.05", "--calibration.held_out_fraction", "0.5",
+        "--calibration.false_alarm_rate", "0.2", "--calibration.reject_rate", "0.1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def world(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """16 nominal strips, an archive of 40 with ten defects and a broken file, and a bank built by a local process."""
+    root = "s3://archive/cluster-world"
+    nominal, archive = Location(f"{root}/nominal"), Location(f"{root}/archive")
+    for index in range(16):
+        nominal.write(f"{index:02d}.jpg", make_strip(0, index, size_px=SIZE_PX).jpeg())
+    for index in range(NUM_STRIPS):
+        defect = DEFECTS[index // 4 % len(DEFECTS)] if index % 4 == 3 else None
+        archive.write(
+            f"line{index % 2}/strip {index:02d}.jpg", make_strip(1, index, defect=defect, size_px=SIZE_PX).jpeg()
+        )
+    archive.write("line0/broken.jpg", b"not a picture")
+    made = World(root, f"{root}/bank", archive.uri, object_store.environment)
+    done = made.local_job("build_memory_bank", *build_arguments(root, made.bank_uri))
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.fixture(scope="session")
+def local_scores(world: World) -> dict[str, tuple[object, ...]]:
+    """The archive scored by a process of this machine with a Ray of its own."""
+    results_uri = f"{world.root}/results-local"
+    done = world.local_job("score_archive", *world.score_arguments(results_uri))
+    assert done.returncode == 0, done.stderr
+    return scores_of(results_uri, last_json(done.stdout)["run_id"])

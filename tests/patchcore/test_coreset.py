@@ -1,0 +1,283 @@
+"""The coreset against the textbook loop: the same picks, whatever the rounds and the shards."""
+
+import math
+
+import pytest
+import torch
+
+from steelray.patchcore.coreset import Coreset, CoresetShard, greedy_coreset, num_centers_of, select
+from steelray.patchcore.projection import project, projection_matrix
+
+
+def textbook(points_ND: torch.Tensor, num_centers: int, start_index: int = 0) -> list[int]:
+    """Gonzalez' loop, one pass over all points per pick, by direct differences; ties to the lowest index."""
+    picks = [start_index]
+    distances_N = (points_ND - points_ND[start_index]).square().sum(dim=1)
+    while len(picks) < num_centers:
+        distances_N[picks] = -1.0
+        picks.append(int(distances_N.argmax()))
+        distances_N = torch.minimum(distances_N, (points_ND - points_ND[picks[-1]]).square().sum(dim=1))
+    return picks
+
+
+def cover_radius(points_ND: torch.Tensor, centers_MD: torch.Tensor) -> float:
+    return float(torch.cdist(points_ND.double(), centers_MD.double()).min(dim=1).values.max())
+
+
+def gaussian(count: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def lattice(count: int, dim: int, seed: int, side: int) -> torch.Tensor:
+    """Points with small whole coordinates: exact arithmetic, and as many ties and duplicates as one could wish."""
+    return torch.randint(0, side, (count, dim), generator=torch.Generator().manual_seed(seed)).double()
+
+
+def split(points_ND: torch.Tensor, sizes: list[int]) -> list[CoresetShard]:
+    indices = torch.arange(len(points_ND)).split(sizes)
+    return [CoresetShard(points_ND[rows], rows) for rows in indices]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("count", "dim", "num_centers"), [(1, 3, 1), (2, 1, 2), (50, 2, 50), (300, 8, 40), (900, 64, 90)]
+)
+def test_picks_are_those_of_the_textbook(count: int, dim: int, num_centers: int, seed: int) -> None:
+    points = gaussian(count, dim, seed)
+    start = seed % count
+    assert greedy_coreset(points, num_centers, start_index=start).tolist() == textbook(points, num_centers, start)
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 5, 17, 64, 1000])
+@pytest.mark.parametrize("seed", range(4))
+def test_picks_do_not_depend_on_the_rounds(num_candidates: int, seed: int) -> None:
+    points = gaussian(400, 6, seed)
+    chosen = select([CoresetShard(points)], 120, num_candidates=num_candidates)
+    assert chosen.indices_M.tolist() == textbook(points, 120)
+    assert chosen.cover_radius == pytest.approx(cover_radius(points, points[chosen.indices_M]), rel=1e-9)
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 3, 10, 50, 1000])
+@pytest.mark.parametrize(("dim", "side"), [(1, 3), (2, 2), (2, 5), (3, 4), (6, 2)])
+@pytest.mark.parametrize("seed", range(4))
+def test_ties_and_duplicates_go_to_the_lowest_index(dim: int, side: int, num_candidates: int, seed: int) -> None:
+    points = lattice(120, dim, seed, side)
+    expected = textbook(points, 120, start_index=7)
+    assert (
+        select([CoresetShard(points)], 120, start_index=7, num_candidates=num_candidates).indices_M.tolist() == expected
+    )
+    shards = split(points, [1, 50, 0, 69])
+    assert select(shards, 120, start_index=7, num_candidates=num_candidates).indices_M.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "sizes", [[500], [250, 250], [166, 167, 167], [71] * 6 + [74], [3, 490, 7], [0, 499, 0, 1], [0, 500]]
+)
+@pytest.mark.parametrize("num_candidates", [4, 60, 8192])
+def test_picks_do_not_depend_on_the_shards(sizes: list[int], num_candidates: int) -> None:
+    points = gaussian(500, 12, 3)
+    chosen = select(split(points, sizes), 150, start_index=20, num_candidates=num_candidates)
+    assert chosen.indices_M.tolist() == textbook(points, 150, 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_may_lie_in_the_shards_in_any_order(dtype: torch.dtype) -> None:
+    points = gaussian(500, 12, 5, dtype)
+    expected = select([CoresetShard(points)], 100, num_candidates=50)
+    for count in (2, 3, 7):
+        rows = [torch.arange(number, 500, count) for number in range(count)]
+        shards = [CoresetShard(points[row], row) for row in rows]
+        chosen = select(shards, 100, num_candidates=50)
+        assert chosen.indices_M.tolist() == expected.indices_M.tolist()
+        assert chosen.cover_radius == pytest.approx(expected.cover_radius, rel=1e-6)
+
+
+def test_a_shard_without_points_need_not_know_their_dimension() -> None:
+    points = gaussian(60, 5, 0)
+    shards = [CoresetShard(torch.empty((0, 1))), CoresetShard(points)]
+    assert select(shards, 20).indices_M.tolist() == textbook(points, 20)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_float32_covers_as_well_as_float64(seed: int, offset: float) -> None:
+    points = gaussian(3000, 40, seed).relu() + offset
+    exact = cover_radius(points, points[textbook(points, 90)])
+    chosen = select([CoresetShard(points.float())], 90, num_candidates=256)
+    assert len(set(chosen.indices_M.tolist())) == 90
+    assert cover_radius(points, points[chosen.indices_M]) == pytest.approx(exact, rel=1e-4)
+    assert chosen.cover_radius == pytest.approx(exact, rel=1e-3 if offset else 1e-4)
+
+
+def test_more_picks_than_a_round_may_make() -> None:
+    points = gaussian(2600, 2, 0)
+    assert greedy_coreset(points, 2500).tolist() == textbook(points, 2500)
+
+
+class TestStop:
+    points = gaussian(400, 5, 1)
+
+    def test_by_count_ratio_or_whichever_is_first(self) -> None:
+        expected = textbook(self.points, 400)
+        assert greedy_coreset(self.points, 30).tolist() == expected[:30]
+        assert greedy_coreset(self.points, ratio=0.1).tolist() == expected[:40]
+        assert greedy_coreset(self.points, 30, ratio=0.1).tolist() == expected[:30]
+        assert greedy_coreset(self.points, 50, ratio=0.1).tolist() == expected[:40]
+        assert greedy_coreset(self.points, ratio=1e-9).tolist() == expected[:1]
+        assert greedy_coreset(self.points, ratio=1.0).tolist() == expected
+
+    @pytest.mark.parametrize("num_candidates", [3, 8192])
+    def test_by_cover_radius_at_the_first_pick_that_reaches_it(self, num_candidates: int) -> None:
+        expected = textbook(self.points, 400)
+        for radius in (0.4, 0.9, 2.5):
+            enough = next(m for m in range(1, 401) if cover_radius(self.points, self.points[expected[:m]]) <= radius)
+            shards = [CoresetShard(self.points)]
+            chosen = select(shards, 400, cover_radius=radius, num_candidates=num_candidates)
+            assert chosen.indices_M.tolist() == expected[:enough]
+            assert chosen.cover_radius <= radius
+        assert greedy_coreset(self.points, cover_radius=1e9).tolist() == [0]
+        assert len(greedy_coreset(self.points, 5, cover_radius=0.4)) == 5
+
+    def test_the_radius_reached_is_that_of_all_picks(self) -> None:
+        for count in (1, 7, 400):
+            chosen = select([CoresetShard(self.points)], count)
+            assert chosen.cover_radius == pytest.approx(
+                cover_radius(self.points, self.points[chosen.indices_M]), abs=1e-7
+            )
+
+
+class TestGrowing:
+    def test_continuing_gives_the_picks_of_one_run(self) -> None:
+        points = gaussian(500, 8, 2)
+        expected = textbook(points, 80)
+        rest = torch.tensor(sorted(set(range(500)) - set(expected[:30])))
+        shards = [CoresetShard(points[rest][:200], rest[:200]), CoresetShard(points[rest][200:], rest[200:])]
+        grown = select(shards, 50, centers_KD=points[expected[:30]], num_candidates=64)
+        assert grown.indices_M.tolist() == expected[30:]
+        assert grown.cover_radius == pytest.approx(cover_radius(points, points[expected]), rel=1e-9)
+
+    def test_many_existing_centres_are_taken_in_parts(self) -> None:
+        points = gaussian(3000, 3, 0)
+        expected = textbook(points, 2900)
+        rest = torch.tensor(sorted(set(range(3000)) - set(expected[:2850])))
+        grown = select([CoresetShard(points[rest], rest)], 50, centers_KD=points[expected[:2850]])
+        assert grown.indices_M.tolist() == expected[2850:]
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_new_strips_cost_at_most_a_tenth_of_the_radius(self, seed: int) -> None:
+        old, new = gaussian(2000, 24, seed).relu(), gaussian(1000, 24, 100 + seed).relu() * 1.1
+        bank = old[greedy_coreset(old, 100)]
+        grown = select([CoresetShard(new)], 50, centers_KD=bank)
+        both = torch.cat([old, new])
+        after_growing = cover_radius(both, torch.cat([bank, new[grown.indices_M]]))
+        assert after_growing <= 1.1 * cover_radius(both, both[greedy_coreset(both, 150)])
+
+    def test_points_that_are_covered_add_nothing(self) -> None:
+        points = gaussian(100, 4, 0)
+        grown = select([CoresetShard(points)], 50, centers_KD=points, cover_radius=0.01)
+        assert grown == Coreset(grown.indices_M, 0.0, 1)
+        assert grown.indices_M.tolist() == []
+
+
+class TestOddInput:
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
+    def test_a_value_that_is_not_finite_is_named(self, value: float) -> None:
+        points = gaussian(20_000, 3, 0, torch.float32)
+        points[12_345, 1] = value
+        with pytest.raises(ValueError, match="embedding 12345 is not finite"):
+            greedy_coreset(points, 5)
+        with pytest.raises(ValueError, match="embedding 32345 is not finite"):
+            CoresetShard(points, torch.arange(20_000, 40_000))
+
+    def test_fewer_points_than_centres(self) -> None:
+        with pytest.raises(ValueError, match="num_centers is 11 but there are 10 embeddings"):
+            greedy_coreset(gaussian(10, 3, 0), 11)
+
+    def test_no_points(self) -> None:
+        with pytest.raises(ValueError, match="there are 0 embeddings"):
+            greedy_coreset(torch.empty((0, 3)), 1)
+
+    def test_no_limit(self) -> None:
+        with pytest.raises(ValueError, match="give num_centers, ratio or cover_radius"):
+            greedy_coreset(gaussian(10, 3, 0))
+
+    def test_a_start_outside(self) -> None:
+        for start in (-1, 10):
+            with pytest.raises(ValueError, match=f"start_index {start} is outside the 10"):
+                greedy_coreset(gaussian(10, 3, 0), 2, start_index=start)
+        with pytest.raises(ValueError, match="start_index 10 names 0 points"):
+            select([CoresetShard(gaussian(10, 3, 0))], 2, start_index=10)
+
+    def test_not_a_matrix(self) -> None:
+        with pytest.raises(ValueError, match="two axes"):
+            CoresetShard(torch.zeros(3))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_duplicates_only(self, dtype: torch.dtype) -> None:
+        points = gaussian(1, 30, 0, dtype).expand(50, -1) * 17
+        chosen = select([CoresetShard(points)], 20, start_index=4, num_candidates=8)
+        assert chosen.indices_M.tolist() == [4, 0, 1, 2, 3, *range(5, 20)]
+        assert chosen.cover_radius == 0.0
+        assert greedy_coreset(points, cover_radius=1e-6).tolist() == [0]
+
+    def test_duplicates_are_picked_only_when_nothing_else_is_left(self) -> None:
+        points = gaussian(40, 16, 0, torch.float32)
+        twice = torch.cat([points, points])
+        assert sorted(greedy_coreset(twice, 40).tolist()) == list(range(40))
+        assert sorted(greedy_coreset(twice, 80).tolist()) == list(range(80))
+
+    def test_a_feature_without_variance(self) -> None:
+        points = gaussian(200, 8, 0)
+        points[:, 3] = 1e3
+        assert greedy_coreset(points, 40).tolist() == textbook(points, 40)
+        points[:] = points[:, :1]
+        assert greedy_coreset(points, 40).tolist() == textbook(points, 40)
+
+
+class TestProjection:
+    points = gaussian(300, 50, 0, torch.float32)
+
+    def test_picks_follow_from_the_seed(self) -> None:
+        picks = [
+            greedy_coreset(self.points, 30, projection_dim=10, projection_seed=seed).tolist() for seed in (1, 1, 2)
+        ]
+        assert picks[0] == picks[1] != picks[2]
+        assert picks[0] == greedy_coreset(project(self.points, 10, 1), 30).tolist()
+
+    def test_distances_are_kept_approximately(self) -> None:
+        wide = gaussian(60, 400, 1, torch.float32)
+        ratio = torch.pdist(project(wide, 200, 0)) / torch.pdist(wide)
+        assert abs(float(ratio.mean()) - 1) < 0.05
+        assert float(ratio.min()) > 0.75
+
+    def test_the_matrix_is_the_same_everywhere(self) -> None:
+        matrix = projection_matrix(5, 3, 42)
+        assert matrix.dtype == torch.float32
+        assert matrix[0].tolist() == pytest.approx([0.17592849, -0.60043510, 0.43327320], abs=1e-6)
+
+    def test_more_dimensions_than_there_are(self) -> None:
+        with pytest.raises(ValueError, match="projection_dim is 51 but the embeddings have 50 dimensions"):
+            greedy_coreset(self.points, 5, projection_dim=51)
+
+
+def test_progress_ends_with_what_was_reached() -> None:
+    calls: list[tuple[int, int, float]] = []
+    points = gaussian(300, 4, 0)
+    greedy_coreset(points, 50, progress=lambda *call: calls.append(call))
+    assert calls[-1][:2] == (50, 50)
+    assert calls[-1][2] == pytest.approx(cover_radius(points, points[greedy_coreset(points, 50)]), rel=1e-6)
+    assert [call[0] for call in calls] == sorted(call[0] for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((10, None, None), 10),
+        ((None, 0.25, None), 25),
+        ((10, 0.25, None), 10),
+        ((None, None, 0.5), 100),
+        ((99, 1.0, 1.0), 99),
+    ],
+)
+def test_the_number_of_centres(limits: tuple[int | None, float | None, float | None], expected: int) -> None:
+    assert num_centers_of(100, *limits) == expected

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from steelray.config import ConfigError
+from steelray.patchcore import bank as bank_format
+from steelray.patchcore.bank import MemoryBank, bank_files, make_bank, read_info
+from steelray.patchcore.config import EmbedderConfig, ScoringConfig
+from steelray.patchcore.index import IndexShard, LocalSearch
+from steelray.patchcore.stored_search import StoredSearch
+
+ROWS_PER_FILE = 40
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A bank of 100 vectors in three files."""
+    monkeypatch.setattr(bank_format, "SHARD_BYTES", 4 * 8 * ROWS_PER_FILE)
+    return dict(bank_files(a_bank()))
+
+
+def a_bank() -> MemoryBank:
+    vectors_ND = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+    return make_bank(
+        vectors_ND,
+        np.zeros((100, 3), np.int32),
+        ("a",),
+        embedder=EmbedderConfig(),
+        weights_digest="w",
+        scoring=ScoringConfig(),
+        input_size_px=None,
+        coreset={},
+    )
+
+
+def test_answers_are_those_of_one_index_and_every_file_is_read_once(files: dict[str, bytes]) -> None:
+    reads: list[str] = []
+
+    def read(name: str) -> bytes:
+        reads.append(name)
+        return files[name]
+
+    info = read_info(files.__getitem__, "here")
+    assert len(info.shards) == 3
+    search = StoredSearch(read, info)
+    rng = np.random.default_rng(1)
+    queries = [rng.standard_normal((count, 8)).astype(np.float32) for count in (5, 1, 9)]
+    waiting = [search.submit(queries_QD, 1 + place) for place, queries_QD in enumerate(queries)]
+    flat = LocalSearch([IndexShard(a_bank().vectors_ND)])
+    for place, (pending, queries_QD) in enumerate(zip(waiting, queries, strict=True)):
+        distances_QK, ids_QK = pending.result()
+        expected = flat.submit(queries_QD, 1 + place).result()
+        np.testing.assert_array_equal(ids_QK, expected[1])
+        np.testing.assert_allclose(distances_QK, expected[0], rtol=1e-5)
+    assert sorted(reads) == [file.name for file in info.shards]
+    later = search.submit(queries[0], 1).result()
+    np.testing.assert_array_equal(later[1], waiting[0].result()[1])
+
+
+def test_a_damaged_file_is_no_answer(files: dict[str, bytes]) -> None:
+    info = read_info(files.__getitem__, "here")
+    damaged = {**files, info.shards[1].name: files[info.shards[1].name][:-1] + b"?"}
+    with pytest.raises(ConfigError, match="digest"):
+        StoredSearch(damaged.__getitem__, info).submit(np.zeros((1, 8), np.float32), 1).result()

@@ -1,0 +1,129 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from steelray.config import CalibrationConfig, ConfigError
+from steelray.models.calibration import calibrate, read_calibration, read_calibration_rows
+from steelray.models.config import CalibrateConfig
+from steelray.runs.recalibration import recalibrate
+from steelray.runs.run import Run
+from tests.nights import Plant, fill_archive, strip
+
+
+def test_the_stated_interval_holds_in_every_group() -> None:
+    rng = np.random.default_rng(0)
+    scale = {"line0": 1.0, "line1": 3.0}
+    keys = [f"{line}/{index}" for line in scale for index in range(200)]
+    inside = []
+    for _ in range(300):
+        scores_N = np.concatenate([factor * rng.gamma(4.0, size=200) for factor in scale.values()])
+        config = CalibrationConfig(false_alarm_rate=0.05, group_pattern=r"^(line\d)/")
+        calibration = calibrate(keys, scores_N, scores_N, scores_N, config)
+        for line, factor in scale.items():
+            review = calibration.thresholds_of(line).review
+            inside.append(review.rate_low <= stats.gamma(4.0).sf(review.value / factor) <= review.rate_high)
+    assert 0.92 <= np.mean(inside) <= 0.98
+
+
+def test_fresh_nominal_strips_are_flagged_as_often_as_stated(plant: Plant) -> None:
+    """From generated images to flags: 60 strips set the threshold, 240 others are scored."""
+    recalibrate(CalibrateConfig(plant.bank_uri, false_alarm_rate=0.1, reject_rate=0.05, group_pattern=""))
+    calibration, _ = read_calibration(plant.bank_uri)
+    for index in range(240):
+        plant.place("archive").write(f"line{index % 2}/{index}.jpg", strip(index, seed=7))
+    rows = plant.written_run()[0].scores()
+    for level, flagged_N in (
+        (calibration.groups[""].review, rows["is_anomalous"].to_numpy(zero_copy_only=False)),
+        (calibration.groups[""].reject, np.array(rows["verdict"].to_pylist()) == "reject"),
+    ):
+        assert level.rate_low <= flagged_N.mean() <= level.rate_high
+
+
+def test_new_rates_and_groups_come_without_scoring(plant: Plant) -> None:
+    before, _ = read_calibration(plant.bank_uri)
+    rows = read_calibration_rows(plant.bank_uri, 1)
+    config = CalibrateConfig(plant.bank_uri, false_alarm_rate=0.2, reject_rate=0.1, group_pattern=r"(\d)\.")
+    summary = recalibrate(config)
+    assert summary["version"] == 2
+    after, version = read_calibration(plant.bank_uri)
+    assert version == 2
+    assert (after.groups[""].review.asked_rate, after.groups[""].reject.asked_rate) == (0.2, 0.1)
+    scores_N = np.sort(rows["anomaly_score"].to_numpy())
+    assert after.groups[""].review.value == scores_N[int(np.ceil(61 * 0.8)) - 1]
+    assert after.groups[""].review.value < before.groups[""].review.value
+    assert after.group_of("line1/007.jpg") == "7"
+    assert set(after.groups) == {"", *"0123456789"}
+    assert set(read_calibration_rows(plant.bank_uri, 2)["group"].to_pylist()) == set("0123456789")
+    assert read_calibration(plant.bank_uri, 1)[0] == before, "earlier versions stay"
+    assert summary["groups"][""]["review_before"] == before.groups[""].review.value
+
+
+def test_what_is_not_given_stays(plant: Plant) -> None:
+    before, _ = read_calibration(plant.bank_uri)
+    summary = recalibrate(CalibrateConfig(plant.bank_uri))
+    assert read_calibration(plant.bank_uri, summary["version"])[0] == before
+    assert read_calibration_rows(plant.bank_uri, 2).equals(read_calibration_rows(plant.bank_uri, 1))
+
+
+def test_a_dry_run_stores_nothing(plant: Plant) -> None:
+    summary = recalibrate(CalibrateConfig(plant.bank_uri, false_alarm_rate=0.5, dry_run=True))
+    assert summary["dry_run"] is True
+    assert read_calibration(plant.bank_uri)[1] == 1
+
+
+class TestOnWhatHasBeenScored:
+    def test_the_published_run_without_its_true_alarms(self, plant: Plant, tmp_path: Path) -> None:
+        defects = fill_archive(plant, 60)
+        plant.place("archive").write("line0/dead.jpg", b"")
+        run = Run(plant.results_uri, plant.run_night(max_quarantine_share=None)["run_id"])
+        lines = ["image_key,verdict", *(f"{key},true_alarm" for key in defects), "line0/strip 000.jpg,false_alarm"]
+        (tmp_path / "verdicts.csv").write_text("\n".join(lines))
+        config = CalibrateConfig(
+            plant.bank_uri, plant.results_uri, verdicts=str(tmp_path / "verdicts.csv"), false_alarm_rate=0.25
+        )
+        summary = recalibrate(config)
+        assert summary["num_strips"] == 60 - len(defects)
+        assert summary["true_alarms_left_out"] == len(defects)
+        nominal_N = np.sort(
+            [
+                row["anomaly_score"]
+                for row in run.scores().to_pylist()
+                if row["status"] == "ok" and row["image_key"] not in defects
+            ]
+        )
+        review = read_calibration(plant.bank_uri)[0].groups[""].review
+        assert review.value == nominal_N[int(np.ceil((len(nominal_N) + 1) * 0.75)) - 1]
+
+    def test_several_runs_count_each_object_once(self, plant: Plant) -> None:
+        fill_archive(plant, 30)
+        first = plant.run_night()["run_id"]
+        fill_archive(plant, 40, start=30)
+        second = plant.run_night()["run_id"]
+        config = CalibrateConfig(plant.bank_uri, plant.results_uri, run_ids=(second, first))
+        assert recalibrate(config)["num_strips"] == 40
+        assert recalibrate(replace(config, run_ids=(first,)))["num_strips"] == 30
+
+    def test_rows_of_another_model_are_refused(self, plant: Plant) -> None:
+        fill_archive(plant, 4)
+        run = Run(plant.results_uri, plant.run_night()["run_id"])
+        record = run.record()
+        assert record is not None
+        run.location.write("run.json", json.dumps({**record, "bank_id": "another"}).encode())
+        with pytest.raises(ConfigError, match="was scored with another model"):
+            recalibrate(CalibrateConfig(plant.bank_uri, plant.results_uri))
+
+    @pytest.mark.parametrize(("run_ids", "message"), [((), "no run is published"), (("nope",), "no complete run nope")])
+    def test_a_run_that_is_not_there(self, plant: Plant, run_ids: tuple[str, ...], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            recalibrate(CalibrateConfig(plant.bank_uri, plant.results_uri, run_ids=run_ids))
+
+
+def test_no_strips_no_thresholds(plant: Plant, tmp_path: Path) -> None:
+    keys = read_calibration_rows(plant.bank_uri, 1)["image_key"].to_pylist()
+    (tmp_path / "verdicts.csv").write_text("\n".join(["key,verdict", *(f"{key},true" for key in keys)]))
+    with pytest.raises(ConfigError, match="no threshold can be set on 0 held-out strips"):
+        recalibrate(CalibrateConfig(plant.bank_uri, verdicts=str(tmp_path / "verdicts.csv")))
