@@ -14,7 +14,6 @@ from steelray.research.ablation.settings import AblationConfig, AblationSetting
 
 ROWS_FILE = "results.jsonl"
 TABLE_FILE = "ablation.md"
-JSON_FILE = "ablation.json"
 SHARED = ("parts", "folds", "false_alarm_rates", "validation_fraction", "pixel_step")
 """Settings of the whole ablation that a row's figures depend on."""
 
@@ -95,7 +94,6 @@ def run_ablation(config: AblationConfig, run_rows: RunRows, report: Callable[[st
             figures = ", ".join(f"{name} {found['figures'][name]:.3f}" for name in list(COLUMNS)[:3])
             report(f"{number}/{len(to_do)} {row[0].name}, seed {row[1]}: {figures}")
     summaries = summarize(config)
-    (folder / JSON_FILE).write_text(json.dumps(summaries, indent=2) + "\n")
     (folder / TABLE_FILE).write_text(to_markdown(summaries))
     return summaries
 

@@ -1,6 +1,5 @@
 """Results that are kept: what a rerun skips, what the tables say, and the pictures."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from steelray.job import parse
 from steelray.research.ablation.pictures import draw_gallery, draw_summaries, worst_parts
 from steelray.research.ablation.results import (
     ROWS_FILE,
+    TABLE_FILE,
     Row,
     best_setting,
     read_rows,
@@ -26,7 +26,7 @@ from steelray.research.ablation.rows import local_rows, predict_split
 from steelray.research.ablation.settings import AblationConfig, AblationSetting
 from tests.research.ablation.conftest import ablation, member
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[3]
 SETTINGS = (AblationSetting("bank", members=(member(),)), AblationSetting("baseline", method="local_deviation"))
 
 
@@ -60,7 +60,8 @@ def test_a_stopped_ablation_goes_on_where_it_was(plain_strips: DatasetConfig, tm
     assert len(run(config)) == 3
     assert run(config) == []
     assert len(read_rows(tmp_path)) == 4
-    summaries = json.loads((tmp_path / "ablation.json").read_text())
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {ROWS_FILE, TABLE_FILE}
+    summaries = summarize(config)
     assert [summary["setting"] for summary in summaries] == ["bank", "baseline"]
     for summary in summaries:
         rows = [row for row in read_rows(tmp_path).values() if row["setting"] == summary["setting"]]
