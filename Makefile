@@ -68,7 +68,7 @@ check: lint types test  ## All three.
 clean:  ## Remove what the demo and the benchmarks left; the environment stays.
 	rm -rf .demo .bench
 
-readme: install  ## Write the README's file tree anew.
+readme: install  ## Write the README's map from the packages.
 	$(BIN)/python -m tests.test_readme
 
 docs: install  ## Write the tables of docs/formats.md anew from the schemas.

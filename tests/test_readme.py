@@ -1,4 +1,4 @@
-"""The README's file tree is made from the files themselves; `python -m tests.test_readme` writes it anew."""
+"""The README's map, commands and links are true; `python -m tests.test_readme` writes the map from the packages."""
 
 import ast
 import re
@@ -6,62 +6,59 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.test_architecture import floor_of
+
 REPOSITORY = Path(__file__).parent.parent
 README = REPOSITORY / "README.md"
-FOLDERS = ("jobs", "jobs/configs", "steelray", "benchmarks", "deploy", "docs", "tests")
 BLOCK = re.compile(r"(?<=<!-- tree -->\n```text\n).*?(?=```\n)", re.DOTALL)
+FOLDERS = {
+    "jobs": "Thin entry points, one per command; their settings files are in jobs/configs.",
+    "benchmarks": "Speed and memory, measured side by side with other implementations.",
+    "deploy": "Launchers, Kubernetes manifests, dashboards and alerts.",
+    "docs": "Pages for operators and for readers of the results.",
+    "results": "The figures behind the tables of this page and of docs/, as JSON and Markdown.",
+    "tests": "One folder per package, and tests of the jobs, of failures and of real clusters.",
+}
+"""Top-level folders beside steelray/, and what the map says of them."""
 
 
-def tracked_files() -> list[Path]:
-    """Files that belong to the project, also those not committed yet."""
+def folders() -> set[str]:
+    """Return every folder with files of the project in it, the files not yet committed included."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    return sorted(path for line in listed.splitlines() if (path := Path(line)) and (REPOSITORY / path).is_file())
+    files = [Path(line) for line in listed.splitlines() if (REPOSITORY / line).is_file()]
+    return {str(parent) for file in files for parent in file.parents}
 
 
-def describe(path: Path) -> str:
-    """What the file says of itself: the first sentence of its docstring, or its first comment."""
-    text = (REPOSITORY / path).read_text(errors="replace")
-    if path.suffix == ".py":
-        first = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-    elif path.suffix == ".md":
-        first = text.partition("\n")[0]
-    else:
-        first = text.partition("\n")[0] if text.startswith("#") and not text.startswith("#!") else ""
-    sentence = re.split(r"(?<=[a-z0-9)])\. |: ", first.lstrip("# "), maxsplit=1)[0]
-    return sentence.rstrip(".")
+def map_lines() -> Iterator[str]:
+    """Yield one line per package of steelray/, from the ground up, then one per other top-level folder."""
+    packages = [name.removeprefix("steelray/") for name in folders() if re.fullmatch(r"steelray/\w+", name)]
+    yield "steelray/"
+    for package in sorted(packages, key=lambda name: (floor_of(name) or 0, name)):
+        source = (REPOSITORY / "steelray" / package / "__init__.py").read_text()
+        first = (ast.get_docstring(ast.parse(source)) or "").split(".\n")[0]
+        yield f"  {package + '/':16} {first.rstrip('.')}"
+    for folder, content in FOLDERS.items():
+        yield f"{folder + '/':18} {content.rstrip('.')}"
 
 
-def tree_lines() -> Iterator[str]:
-    """One line per file of the code, one per folder of the tests."""
-    files = tracked_files()
-    for folder in FOLDERS:
-        inside = [path for path in files if str(path).startswith(f"{folder}/")]
-        if not inside:
-            continue
-        yield f"{folder}/"
-        if folder == "tests":
-            yield "  mirrors steelray/; cluster/ on real raylets, jobs/ as processes, report/ in a real browser"
-            continue
-        for path in inside:
-            name = str(path.relative_to(folder))
-            nested = folder == "jobs" and name.startswith("configs/")
-            if nested or path.name == "__init__.py" or path.suffix not in {".py", ".yaml", ".md"}:
-                continue
-            if folder == "deploy" and "/" in name:
-                continue
-            description = describe(path)
-            yield f"  {name:34} {description}".rstrip()
+def package_map() -> str:
+    return "\n".join(map_lines()) + "\n"
 
 
-def file_tree() -> str:
-    return "\n".join(tree_lines()) + "\n"
-
-
-def test_the_file_tree_is_true() -> None:
+def test_the_map_is_true() -> None:
     found = BLOCK.search(README.read_text())
     assert found is not None
-    assert found.group() == file_tree(), "run `make readme`"
+    assert found.group() == package_map(), "run `make readme`"
+
+
+def test_every_folder_is_on_the_map() -> None:
+    top_level = {name for name in folders() if "/" not in name and not name.startswith(".")}
+    assert top_level == {"steelray", *FOLDERS}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 160
 
 
 def test_every_command_of_the_readme_exists() -> None:
@@ -82,5 +79,11 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_every_figure_of_the_documents_is_shown_in_one() -> None:
+    documents = [README, *(REPOSITORY / "docs").glob("*.md")]
+    shown = {Path(name).name for page in documents for name in re.findall(r"figures/[\w.]+", page.read_text())}
+    assert {path.name for path in (REPOSITORY / "docs" / "figures").iterdir()} <= shown
+
+
 if __name__ == "__main__":
-    README.write_text(BLOCK.sub(lambda _: file_tree(), README.read_text()))
+    README.write_text(BLOCK.sub(lambda _: package_map(), README.read_text()))

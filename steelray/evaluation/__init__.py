@@ -1,0 +1,1 @@
+"""Labelled datasets, detection metrics, and the evaluation of any model."""

@@ -1,0 +1,1 @@
+"""Opening a stored model of any kind, ensembles, and calibration."""

@@ -1,0 +1,1 @@
+"""PatchCore: embedder, coreset, memory bank and its file format, index, growth, fitting and scoring."""

@@ -1,0 +1,1 @@
+"""DRAEM and the convolutional autoencoder: networks, anomaly synthesis, training, checkpoint and scoring."""

@@ -1,0 +1,1 @@
+"""A scoring run: batches, identity, publication, quarantine, incremental runs, retention and review."""

@@ -1,0 +1,1 @@
+"""Locations in S3 or a local folder, their clients, and the listing of an archive."""

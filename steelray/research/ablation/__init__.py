@@ -1,0 +1,1 @@
+"""The ablation: many settings of PatchCore side by side on one labelled dataset."""

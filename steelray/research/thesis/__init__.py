@@ -1,0 +1,1 @@
+"""Both result tables of the thesis, reproduced."""
