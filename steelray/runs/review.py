@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.special import betaincinv
+from scipy import stats
 
 from steelray.config import ConfigError
 from steelray.models.calibration import ALL_STRIPS, CONFIDENCE
@@ -115,7 +115,7 @@ def _level(said_N: NDArray[Any], flagged_N: NDArray[np.bool_]) -> dict[str, Any]
     """
     judged_N, defective_N = np.array([said is not None for said in said_N]), np.array([said is True for said in said_N])
     judged, found = int((flagged_N & judged_N).sum()), int((flagged_N & defective_N).sum())
-    low, high = _interval(found, judged) if judged else (None, None)
+    low, high = stats.binomtest(found, judged).proportion_ci(CONFIDENCE) if judged else (None, None)
     looked_below = bool((judged_N & ~flagged_N).any())
     defective = int(defective_N.sum())
     return {
@@ -128,10 +128,3 @@ def _level(said_N: NDArray[Any], flagged_N: NDArray[np.bool_]) -> dict[str, Any]
         "precision_high": high,
         "recall": found / defective if looked_below and defective else None,
     }
-
-
-def _interval(hits: int, total: int) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    low = float(betaincinv(hits, total - hits + 1, tail)) if hits else 0.0
-    high = float(betaincinv(hits + 1, total - hits, 1 - tail)) if hits < total else 1.0
-    return low, high

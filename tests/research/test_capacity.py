@@ -18,7 +18,7 @@ from steelray.research.capacity import (
     predict,
 )
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 COSTS = StageCosts(
     measured_on="a test",
     read_cpu_s=0.002,

@@ -2,7 +2,6 @@
 
 import io
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from steelray.research.study.space import Axis
 from steelray.research.study.verdicts import FIGURES, interval, values_by_seed
@@ -121,8 +121,9 @@ def axis_importance(rows: Sequence[Row], axes_searched: Sequence[Axis], figure: 
         if len(pairs) < 4:
             return 0.0
         places, values = np.array(pairs).T
-        ranks = [np.argsort(np.argsort(numbers)) for numbers in (places, values)]
-        return abs(float(np.corrcoef(ranks[0], ranks[1])[0, 1]))
+        if np.ptp(places) == 0 or np.ptp(values) == 0:
+            return 0.0
+        return abs(float(stats.spearmanr(places, values).statistic))
 
     ordered = sorted(axes_searched, key=strength)
 
@@ -151,11 +152,6 @@ def parallel_coordinates(rows: Sequence[Row], axes_searched: Sequence[Axis], fig
         axes[0].set_yticks([])
 
     return draw(plot, 1, (max(5.0, 0.8 * (len(axes_searched) + 1)), 3.4))
-
-
-def means_by_arm(rows: Sequence[Row], arm: str, figure: str) -> float:
-    values = values_by_seed(rows, arm, figure).values()
-    return statistics.fmean(values) if values else math.nan
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray[Any, Any]:

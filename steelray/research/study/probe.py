@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
 
 from steelray.config import ConfigError
 from steelray.reconstruction.batch import Batch, collate
@@ -195,16 +196,11 @@ def ambiguous_share(images: Sequence[Pixels], config: TrainConfig, textures: Ano
 
 
 def average_precision(labels: torch.Tensor, scores: torch.Tensor) -> float:
-    """Area under the precision-recall curve as a sum over distinct thresholds; NaN without a positive."""
+    """Return the average precision over all pixels; NaN without a positive, or where a score is not finite."""
     labels_N, scores_N = labels.flatten().numpy(), scores.flatten().numpy()
     if not labels_N.any() or not np.isfinite(scores_N).all():
         return float("nan")
-    order = np.argsort(-scores_N, kind="stable")
-    hits_N = np.cumsum(labels_N[order])
-    last_of_tie = np.append(np.flatnonzero(np.diff(scores_N[order])), len(order) - 1)
-    hits_K = hits_N[last_of_tie]
-    precision_K = hits_K / (last_of_tie + 1)
-    return float(np.sum(np.diff(hits_K, prepend=0) * precision_K) / hits_N[-1])
+    return float(average_precision_score(labels_N, scores_N))
 
 
 def blur(images_NCHW: torch.Tensor, sigma_px: float) -> torch.Tensor:

@@ -3,15 +3,15 @@
 Needs torch, numpy and torchvision only; images come as arrays.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from steelray.reconstruction.batch import Batch, collate
 from steelray.reconstruction.config import TrainConfig
@@ -34,6 +34,7 @@ from steelray.research.study.probe import (
 )
 
 Pixels = NDArray[np.uint8]
+OnProbe = Callable[[dict[str, float]], None]
 STEP_NAMES = ("l2", "ssim", "focal", "total", "grad_norm", "grad_norm_reconstructive", "grad_norm_discriminative")
 NUM_GRADIENT_REPORTS = 3
 
@@ -53,11 +54,19 @@ class TrialImages:
 
 @dataclass
 class _Log:
-    """What a trial collects while it runs."""
+    """Records of one training run.
 
+    Attributes:
+        steps, probes, gradients: one row per step, per look at the probe, and per report on gradients.
+        tile_losses_N: 1 - SSIM of every probe tile at the last look, float32; NaN before the first.
+        failure: step and term of a loss that was not finite.
+    """
+
+    tile_losses_N: NDArray[np.float32]
     steps: list[dict[str, float]] = field(default_factory=list)
     probes: list[dict[str, float]] = field(default_factory=list)
     gradients: list[dict[str, float]] = field(default_factory=list)
+    failure: dict[str, Any] | None = None
 
     def column(self, name: str) -> list[float]:
         return [row[name] for row in self.steps]
@@ -70,50 +79,32 @@ def run_trial(
     textures: AnomalySource | None,
     *,
     device: torch.device | str = "cpu",
-    on_probe: Callable[[dict[str, float]], None] | None = None,
+    on_probe: OnProbe | None = None,
     on_end: Callable[[TrainingSession], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains and judges one trial.
+    """Train and judge one trial.
 
     Args:
-        on_probe: gets the probe's figures with `step`, as they come; it may raise to stop the trial.
-        on_end: gets what was trained, unless it went NaN.
+        on_probe: receives the probe's figures with `step` as they come; it may raise to stop the trial.
+        on_end: receives the trained session, unless a loss was not finite.
 
     Returns:
         One row for trials.jsonl: settings, `status` (`ok`, or `nan` with the step), `figures`, `criteria`, `curves`.
     """
+    start_s = time.perf_counter()
     config = trial.config(study)
     assert config.num_steps is not None
-    start_s = time.perf_counter()
     fit = images.fit[: _num_strips(config, len(images.fit))]
     probe = make_probe(images.held_out, study.train, textures)
     session = TrainingSession(config, config.num_steps, device)
-    batches = _batches(config, fit, textures)
-    log, failure = _Log(), None
-    probe_steps = _evenly(config.num_steps, study.num_probes)
-    gradient_steps = {1, *_evenly(config.num_steps, NUM_GRADIENT_REPORTS)}
-    network = session.eval_model
-    assert isinstance(network, Draem)
-    tile_losses_N: NDArray[np.float32] = np.full(len(probe), np.nan, dtype=np.float32)
-    try:
-        for step, batch in enumerate(batches, start=1):
-            if step in gradient_steps:
-                log.gradients.append({"step": step, **session.gradient_report(batch)})
-            metrics = session.train_step(batch)
-            log.steps.append({name: metrics[name] for name in STEP_NAMES})
-            if step in probe_steps:
-                figures, tile_losses_N = measure(network, probe, session.device)
-                log.probes.append({"step": step, **figures})
-                if on_probe is not None:
-                    on_probe({**log.probes[-1], "floor_loss": probe.floor_loss})
-    except NonFiniteLoss as error:
-        failure = {"step": error.step, "term": error.term}
+    log = _train(session, _batches(config, fit, textures), probe, study.num_probes, on_probe)
     row: dict[str, Any] = {
         "trial_id": trial.trial_id, "arm": trial.arm, "hypothesis": trial.hypothesis, "condition": trial.condition,
-        "settings": trial.settings, "seed": trial.seed, "status": "nan" if failure else "ok", "failure": failure,
-        "num_steps": config.num_steps, "batch_size": config.batch_size,
+        "settings": trial.settings, "seed": trial.seed, "status": "nan" if log.failure else "ok",
+        "failure": log.failure, "num_steps": config.num_steps, "batch_size": config.batch_size,
     }  # fmt: skip
-    if failure is None:
+    if log.failure is None:
+        network = _network(session)
         row["figures"] = {
             **log.probes[-1],
             **_mode_losses(session, probe),
@@ -122,7 +113,7 @@ def run_trial(
             **_on_unseen_strips(network, images.unseen, study, textures, session.device),
             "pixel_ap_desaturated": desaturated_ap(network, probe, session.device),
             "turned_over_unturned": turned_loss(network, probe, session.device),
-            "floor_rank_correlation": rank_correlation(probe.floors_N.numpy(), tile_losses_N),
+            "floor_rank_correlation": _rank_correlation(probe.floors_N.numpy(), log.tile_losses_N),
         }
         if on_end is not None:
             on_end(session)
@@ -130,10 +121,45 @@ def run_trial(
     row["criteria"] = judge(row, log.probes, log.column("total"), log.column("grad_norm"), study.steps_per_epoch)
     row["curves"] = {
         "train": _block_means(log.steps, study.steps_per_epoch), "probe": log.probes, "gradients": log.gradients,
-        "tile_floor": _rounded(probe.floors_N.tolist()), "tile_ssim_loss": _rounded(tile_losses_N.tolist()),
+        "tile_floor": _rounded(probe.floors_N.tolist()), "tile_ssim_loss": _rounded(log.tile_losses_N.tolist()),
     }  # fmt: skip
     row["duration_s"] = round(time.perf_counter() - start_s, 2)
     return row
+
+
+def _train(
+    session: TrainingSession, batches: Iterable[Batch], probe: Probe, num_probes: int, on_probe: OnProbe | None
+) -> _Log:
+    """Train until the batches or the finite losses end."""
+    network = _network(session)
+    log = _Log(np.full(len(probe), np.nan, dtype=np.float32))
+    probe_steps = _evenly(session.num_steps, num_probes)
+    gradient_steps = {1, *_evenly(session.num_steps, NUM_GRADIENT_REPORTS)}
+    try:
+        for step, batch in enumerate(batches, start=1):
+            if step in gradient_steps:
+                log.gradients.append({"step": step, **session.gradient_report(batch)})
+            metrics = session.train_step(batch)
+            log.steps.append({name: metrics[name] for name in STEP_NAMES})
+            if step in probe_steps:
+                figures, log.tile_losses_N = measure(network, probe, session.device)
+                log.probes.append({"step": step, **figures})
+                if on_probe is not None:
+                    on_probe({**log.probes[-1], "floor_loss": probe.floor_loss})
+    except NonFiniteLoss as error:
+        log.failure = {"step": error.step, "term": error.term}
+    return log
+
+
+def _rank_correlation(first_N: NDArray[Any], second_N: NDArray[Any]) -> float:
+    """Return Spearman's coefficient over the pairs in which both values are finite."""
+    return float(spearmanr(first_N, second_N, nan_policy="omit").statistic)
+
+
+def _network(session: TrainingSession) -> Draem:
+    network = session.eval_model
+    assert isinstance(network, Draem)
+    return network
 
 
 def judge(
@@ -165,15 +191,6 @@ def judge(
         "max_over_median": steadiness.max_over_median,
         "norm_p99_over_p50": steadiness.norm_p99_over_p50,
     }
-
-
-def rank_correlation(first_N: NDArray[Any], second_N: NDArray[Any]) -> float:
-    """Spearman's, over the pairs in which both are finite."""
-    both = np.isfinite(first_N) & np.isfinite(second_N)
-    if both.sum() < 3:
-        return math.nan
-    first_ranks_N, second_ranks_N = (np.argsort(np.argsort(values[both])) for values in (first_N, second_N))
-    return float(np.corrcoef(first_ranks_N, second_ranks_N)[0, 1])
 
 
 def _batches(config: TrainConfig, fit: Sequence[Pixels], textures: AnomalySource | None) -> Iterator[Batch]:

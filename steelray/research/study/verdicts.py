@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from scipy import stats
+
 Row = dict[str, Any]
 Verdict = Literal["supported", "refuted", "undecided"]
 MIN_SEEDS = 3
-T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Student's t at 97.5 % by degrees of freedom, from 0; beyond the last, 1.96 and a bit is close enough: 2.2."""
 
 SYMPTOMS = {"S1": "a high plateau", "S2": "fluctuation", "S3": "chance-level detection"}
 HYPOTHESES = {
@@ -226,9 +226,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.nan, math.nan
-    degrees = len(values) - 1
-    t = T_95[degrees] if degrees < len(T_95) else 2.2
-    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 

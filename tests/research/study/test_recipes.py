@@ -11,7 +11,7 @@ from steelray.job import parse
 from steelray.research.study.config import StudyConfig
 from steelray.research.study.space import check_points
 
-CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
 
 
 def read(name: str) -> dict[str, Any]:

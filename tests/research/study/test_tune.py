@@ -23,7 +23,7 @@ from steelray.research.study.space import Axis
 from steelray.research.study.tune import run_study, with_absolute_folders
 from tests.research.study.study import small_study
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[3]
 HALF = ResourcesConfig(cpus_per_trial=0.5)
 
 

@@ -1,7 +1,9 @@
 """Verdicts follow their rules: supported, refuted and undecided, each from data that say so."""
 
+import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 
 from steelray.research.study.verdicts import (
@@ -77,8 +79,12 @@ def test_predictions_that_contradict_each_other_decide_nothing() -> None:
 
 
 def test_the_interval_is_student_s() -> None:
-    mean, low, high = interval([1.0, 2.0, 3.0])
-    assert (mean, low, high) == pytest.approx((2.0, 2.0 - 4.303 / 3**0.5, 2.0 + 4.303 / 3**0.5))
+    for num_seeds, t in ((3, 4.30265), (20, 2.09302)):  # of a printed table
+        values = [float(number) for number in range(num_seeds)]
+        mean, low, high = interval(values)
+        half = t * statistics.stdev(values) / num_seeds**0.5
+        assert (mean, low, high) == pytest.approx(((num_seeds - 1) / 2, mean - half, mean + half), rel=1e-5)
+    assert np.isnan([*interval([]), *interval([1.0])[1:]]).all()
 
 
 def test_every_hypothesis_has_predictions_on_known_figures() -> None:
