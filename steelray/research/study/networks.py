@@ -4,14 +4,13 @@ At which scale a strip is looked at, and how far its map is smoothed, is chosen 
 choosing; the test strips are only judged.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-import torch
+import safetensors.torch
 
 from steelray.evaluation.datasets import Sample
 from steelray.patchcore.scorer import Scorer
@@ -29,16 +28,14 @@ Row = dict[str, Any]
 
 def keep_network(results_dir: str, trial_id: str, session: TrainingSession) -> None:
     """Stores the weights that scoring needs, beside the trials' results."""
-    body = io.BytesIO()
-    torch.save(session.state_dict()["weights"], body)
-    Location(results_dir).write(_key(trial_id), body.getvalue())
+    Location(results_dir).write(_key(trial_id), safetensors.torch.save(session.state_dict()["weights"]))
 
 
 def read_network(study: StudyConfig, trial: Trial) -> Draem:
     """The network that a trial ended with. Raises `ObjectMissing` where none is kept."""
     body = Location(study.results_dir).read(_key(trial.trial_id))
     model = Draem(replace(trial.config(study).draem, map_sigma_px=0.0))
-    model.load_state_dict(torch.load(io.BytesIO(body), weights_only=True))
+    model.load_state_dict(safetensors.torch.load(body))
     return model.eval()
 
 
@@ -101,4 +98,4 @@ def _scorer(study: StudyConfig, trial: Trial, model: Draem, scale: float) -> Sco
 
 
 def _key(trial_id: str) -> str:
-    return f"{FOLDER}/{trial_id}.pt"
+    return f"{FOLDER}/{trial_id}.safetensors"
