@@ -174,6 +174,10 @@ def test_the_core_loads_no_ray() -> None:
     assert "ray" not in loaded_after(core_modules())
 
 
+def test_scoring_actors_load_no_matplotlib() -> None:
+    assert "matplotlib" not in loaded_after(["steelray.cluster.scoring_actors", "steelray.runs.batch"])
+
+
 def test_a_loaded_package_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "ray.py").touch()
     (tmp_path / "steelray").mkdir()

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -220,5 +219,7 @@ def _shortened(text: str, width_px: float) -> str:
 
 @cache
 def _font(size_px: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: keys are not always ASCII."""
+    """Load DejaVu Sans, which matplotlib brings along: keys are not always ASCII."""
+    import matplotlib  # not at the top: scoring actors draw heatmaps and no text
+
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size_px)
