@@ -68,8 +68,12 @@ class _Worker:
         return DistributedDataParallel(network, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def run(self) -> None:
-        with ThreadPoolExecutor(1, "batches") as ahead:
-            self._run(ahead)
+        try:
+            with ThreadPoolExecutor(1, "batches") as ahead:
+                self._run(ahead)
+        finally:
+            if self.journal is not None:
+                self.journal.close()
 
     def _run(self, ahead: ThreadPoolExecutor) -> None:
         session, config = self.session, self.config
@@ -170,8 +174,8 @@ class Journal:
 
         self.rows = folder.metrics(step)
         self._folder, self._config = folder, config
-        self._events = Path(tempfile.mkdtemp(prefix="steelray-tensorboard-"))
-        self._writer = SummaryWriter(str(self._events), purge_step=step + 1 if step else None)
+        self._events = tempfile.TemporaryDirectory(prefix="steelray-tensorboard-")
+        self._writer = SummaryWriter(self._events.name, purge_step=step + 1 if step else None)
         self._num_steps, self._said_s = num_steps, 0.0
         self._mlflow: Any = None
         if config.mlflow_uri is not None:
@@ -198,11 +202,16 @@ class Journal:
     def store(self) -> None:
         """Brings the curves and TensorBoard's files into the run's folder."""
         self._writer.flush()
-        for file in self._events.iterdir():
+        for file in Path(self._events.name).iterdir():
             self._folder.location.write(f"{TENSORBOARD}/{file.name}", file.read_bytes())
         if self.rows:
             body = loss_curves_png(self.rows, f"{self._config.run_name} ({self._config.model})")
             self._folder.location.write(CURVES_FILE, body)
+
+    def close(self) -> None:
+        """Remove TensorBoard's local folder; what `store` has copied stays."""
+        self._writer.close()
+        self._events.cleanup()
 
 
 def _peak_memory_bytes(device: torch.device) -> float:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from steelray.cluster.archive_scorer import score_archive
+from steelray.cluster.train_worker import Journal
 from steelray.cluster.trainer import train_model
 from steelray.cluster.training_images import list_nominal
 from steelray.config import ArchiveConfig, CalibrationConfig, ConfigError
@@ -234,3 +236,14 @@ def test_what_cannot_be_is_said_at_once(
 def test_mlflow_that_is_asked_for_and_not_installed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pip install mlflow"):
         train_model(config_of(tmp_path, mlflow_uri="file:///nowhere"), silent)
+
+
+def test_tensorboard_s_local_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "local").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "local"))
+    journal = Journal(TrainRun(str(tmp_path / "out"), "run"), config_of(tmp_path / "out"), 0, 1)
+    journal.add({"step": 1, "epoch": 1, "total": 0.5, "learning_rate": 1e-3, "images_per_s": 2.0})
+    journal.store()
+    journal.close()
+    assert list((tmp_path / "local").iterdir()) == []
+    assert len(list((tmp_path / "out").rglob("events.*"))) == 1
