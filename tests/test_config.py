@@ -1,21 +1,17 @@
 """Settings that make no sense are refused where they are made, in one line that names them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, DatasetConfig, DecodeConfig
-from steelray.evaluation.config import EvaluateConfig
-from steelray.patchcore.config import AugmentationConfig, CoresetConfig, EmbedderConfig, ScoringConfig, identity
-
-DATA = DatasetConfig("folder", "x")
-BY_ROW = ScoringConfig(normalization="row")
+from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig, identity
 
 
 @pytest.mark.parametrize(
     "section",
     [
-        AugmentationConfig,
         CalibrationConfig,
         ComputeConfig,
         CoresetConfig,
@@ -51,24 +47,17 @@ def test_defaults_are_valid_and_frozen(section: Callable[[], object]) -> None:
         (EmbedderConfig, {"tile_px": (64, 512)}, "tile_overlap_px must lie in 0..63"),
         (EmbedderConfig, {"tile_px": (256, 256), "tile_overlap_px": -32}, "tile_overlap_px"),
         (EmbedderConfig, {"tile_px": (0, 256), "tile_overlap_px": 0}, "tile_px"),
-        (AugmentationConfig, {"brightness_levels": -1.0}, "brightness_levels"),
-        (AugmentationConfig, {"brightness_levels": float("nan")}, "brightness_levels"),
-        (AugmentationConfig, {"jpeg_quality": 0}, "jpeg_quality"),
-        (AugmentationConfig, {"jpeg_quality": 101}, "jpeg_quality"),
         (CoresetConfig, {"ratio": 0.0}, "ratio"),
         (CoresetConfig, {"ratio": 1.1}, "ratio"),
         (CoresetConfig, {"ratio": float("nan")}, "ratio"),
         (CoresetConfig, {"max_centers": 0}, "max_centers"),
         (CoresetConfig, {"cover_radius": -0.1}, "cover_radius"),
-        (CoresetConfig, {"projection_dim": 0}, "projection_dim"),
         (ScoringConfig, {"num_neighbors": 0}, "num_neighbors"),
         (ScoringConfig, {"sigma_px": -1.0}, "sigma_px"),
         (ScoringConfig, {"sigma_px": float("nan")}, "sigma_px"),
         (ScoringConfig, {"top_fraction": 0.0}, "top_fraction"),
         (ScoringConfig, {"own_strip_fraction": 1.0}, "own_strip_fraction"),
         (ScoringConfig, {"own_strip_margin_cells": -1}, "own_strip_margin_cells"),
-        (ScoringConfig, {"background_level": 256}, "background_level"),
-        (EvaluateConfig, {"data": DATA, "scoring": BY_ROW}, "'row' needs held-out nominal images"),
         (CalibrationConfig, {"held_out_fraction": 1.0}, "held_out_fraction"),
         (CalibrationConfig, {"false_alarm_rate": 0.0}, "false_alarm_rate"),
         (CalibrationConfig, {"reject_rate": 0.5}, "reject_rate"),
@@ -96,5 +85,16 @@ def test_later_options_are_part_of_an_identity_only_where_they_are_on() -> None:
     assert not {"tile_px", "tile_overlap_px"} & set(plain)
     assert identity(EmbedderConfig(tile_overlap_px=32)) == plain
     tiled = identity(EmbedderConfig(tile_px=(256, 512)))
-    assert (tiled["tile_px"], tiled["tile_overlap_px"]) == ((256, 512), 64)
+    assert (tiled["tile_px"], tiled["tile_overlap_px"]) == ([256, 512], 64)
     assert {name: value for name, value in tiled.items() if not name.startswith("tile_")} == plain
+
+
+def test_an_option_is_left_out_of_an_identity_in_its_own_section_only() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        tile_px: None = None
+        normalization: str = "none"
+        sections: tuple[EmbedderConfig, ...] = (EmbedderConfig(),)
+
+    found = identity(Other())
+    assert found == {"tile_px": None, "normalization": "none", "sections": [identity(EmbedderConfig())]}

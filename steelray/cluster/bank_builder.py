@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +10,6 @@ import ray
 
 from steelray.cluster.connect import connected, plan_compute
 from steelray.cluster.held_out import HeldOutStrips, calibrate_model, threshold_facts
-from steelray.cluster.nominal_distances import measure_bank
 from steelray.cluster.patch_selection import NominalImages, Selection, select_patches
 from steelray.cluster.placement import plan_on_cluster
 from steelray.config import ConfigError
@@ -73,19 +72,15 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
         report(f"embedding {len(fit_rows)} of {manifest.num_rows} nominal images in {config.nominal.uri}")
         start_s = time.perf_counter()
         selection = select_patches(
-            replace(images, augmentation=config.augmentation),
+            images,
             plan,
             lambda total: (num_centers(settings, total), settings.cover_radius or 0.0),
             report,
             scratch_uri=config.bank_uri,
-            projection=(settings.projection_dim, settings.projection_seed) if settings.projection_dim else None,
             num_cpus=resources.get("CPU", 1),
         )
         bank = _make_bank(config, embedder.weights_digest, selection)
         write_bank(location, bank, config.overwrite)
-        if config.scoring.normalization != "none":
-            report(f"measuring {len(held_out_rows)} held-out images for the normalisation of scores")
-            bank = measure_bank(bank, location, replace(images, manifest=manifest.take(held_out_rows)), resources)
         report(
             f"bank {bank.info.bank_id}: {bank.info.num_vectors} vectors; scoring {len(held_out_rows)} held-out images"
         )
@@ -144,7 +139,7 @@ def _make_bank(config: BuildMemoryBankConfig, weights_digest: str, selection: Se
         scoring=config.scoring,
         input_size_px=common_size(selection.sizes_px, config.embedder),
         coreset=coreset_statistics(
-            config.coreset, selection.num_candidates, chosen.cover_radius, chosen.num_rounds, selection.selection_s
+            selection.num_candidates, chosen.cover_radius, chosen.num_rounds, selection.selection_s
         ),
     )
     return index_bank(bank, config.index, selection.queries_QD)

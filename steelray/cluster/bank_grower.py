@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,11 +18,11 @@ from steelray.cluster.placement import plan_on_cluster
 from steelray.config import CalibrationConfig, ConfigError
 from steelray.job import num_cores
 from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration, read_calibration_rows, split_held_out
-from steelray.models.model import load_profile, nominal_uris, open_model, portable_embedder, read_weights
+from steelray.models.model import nominal_uris, portable_embedder, read_weights
 from steelray.patchcore.bank import read_bank
 from steelray.patchcore.config import GrowMemoryBankConfig
 from steelray.patchcore.embedder import build_patch_embedder
-from steelray.patchcore.growth import centers_of, grown_bank, growth_limits, selection_space
+from steelray.patchcore.growth import centers_of, grown_bank, growth_limits
 from steelray.provenance import run_record
 from steelray.storage.listing import list_archive
 from steelray.storage.location import Location
@@ -34,8 +34,7 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
     """Adds to a bank what further nominal strips show that it does not cover yet; sets its thresholds anew.
 
     The strips that the old thresholds rest on count with their old scores. A larger bank could only bring these down,
-    so the false-alarm rate is kept, if anything, with some to spare. (Not where scores are normalised by
-    `neighborhood`: at a new vector the mean of all is expected, which may be less than at the old one beside it.)
+    so the false-alarm rate is kept, if anything, with some to spare.
 
     Returns:
         The summary: bank id, what was added, cover radius, thresholds, places.
@@ -48,7 +47,6 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
     source.check_access()
     target.check_access(create=not config.dry_run)
     bank = read_bank(source.read, config.bank_uri)
-    load_profile(open_model(config.bank_uri))  # a bank that lacks what it needs is said before the work
     check_free(target, config.overwrite)
     before, version = read_calibration(config.bank_uri)
     earlier = read_calibration_rows(config.bank_uri, version)
@@ -82,12 +80,11 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
         report(f"embedding {len(fit_rows)} new nominal images in {config.nominal.uri}; {num_known} are known already")
         start_s = time.perf_counter()
         selection = select_patches(
-            replace(images, augmentation=config.augmentation),
+            images,
             plan,
             lambda total: growth_limits(info, config.growth, total),
             report,
             scratch_uri=config.grown_uri,
-            projection=selection_space(info),
             centers_KD=centers_of(bank),
             num_cpus=resources.get("CPU", 1),
         )

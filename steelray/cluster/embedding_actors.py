@@ -16,7 +16,6 @@ from ray.exceptions import RayTaskError
 from steelray.cluster.connect import RESTARTS, SHARD_CPUS
 from steelray.patchcore.coreset import Candidates, CoresetShard
 from steelray.patchcore.index import BankUnavailable
-from steelray.patchcore.projection import project
 from steelray.storage.location import Location
 
 
@@ -27,9 +26,8 @@ class EmbeddingServer:
     and is told the rounds that it missed.
     """
 
-    def __init__(self, scratch_uri: str, number: int, projection: tuple[int, int] | None, num_threads: int) -> None:
+    def __init__(self, scratch_uri: str, number: int, num_threads: int) -> None:
         self._scratch = Location(f"{scratch_uri}/{number}")
-        self._projection = projection
         self._num_threads = num_threads
         self._images: dict[int, NDArray[np.float32]] = {}
         self._shard: CoresetShard | None = None
@@ -49,7 +47,7 @@ class EmbeddingServer:
     def points(
         self, first_index_of: dict[int, int], indices_B: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Which of the global indices lie here, and their embeddings before projection."""
+        """Which of the global indices lie here, and their embeddings."""
         firsts = sorted((first_index_of[image], image) for image in self._images)
         starts = np.array([first for first, _ in firsts], dtype=np.int64)
         places = np.searchsorted(starts, indices_B, side="right") - 1
@@ -89,8 +87,6 @@ class EmbeddingServer:
             self._images[image] = matrix[row : row + rows]
             row += rows
         points_ND = torch.from_numpy(matrix)
-        if self._projection is not None:
-            points_ND = project(points_ND, *self._projection)
         if torch.cuda.is_available():
             points_ND = points_ND.cuda()
         return CoresetShard(points_ND, torch.from_numpy(np.concatenate(indices)))
@@ -99,16 +95,13 @@ class EmbeddingServer:
 class RemoteShards:
     """All embedding actors together, as `select` asks them: one gather per round, lost rounds replayed."""
 
-    def __init__(
-        self, servers: Sequence[Any], first_index_of: dict[int, int], projection: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, servers: Sequence[Any], first_index_of: dict[int, int]) -> None:
         self._servers = list(servers)
         self._first_index_of = ray.put(first_index_of)
-        self._projection = projection
         self._rounds: list[tuple[int, Any]] = []
 
     def vectors(self, indices_M: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embeddings of global indices, in the order given, before projection."""
+        """Return embeddings_MD of global indices, in the order given."""
         answers = ray.get([server.points.remote(self._first_index_of, indices_M) for server in self._servers])
         found = np.concatenate([indices for indices, _ in answers])
         vectors = np.concatenate([part for indices, part in answers if len(indices)])
@@ -116,9 +109,8 @@ class RemoteShards:
         return vectors[order[np.searchsorted(found[order], indices_M)]]
 
     def points(self, indices_B: torch.Tensor) -> torch.Tensor:
-        """Embeddings of global indices as the selection sees them."""
-        vectors = torch.from_numpy(self.vectors(indices_B.numpy()))
-        return vectors if self._projection is None else project(vectors, *self._projection)
+        """Return `vectors` as a tensor."""
+        return torch.from_numpy(self.vectors(indices_B.numpy()))
 
     def gather(self, count: int, centers_BD: torch.Tensor, picked_B: torch.Tensor) -> list[Candidates]:
         """One round over all shards."""
@@ -143,11 +135,9 @@ class RemoteShards:
             raise
 
 
-def start_embedding_servers(
-    scratch_uri: str, num_servers: int, projection: tuple[int, int] | None, num_threads: int
-) -> list[Any]:
+def start_embedding_servers(scratch_uri: str, num_servers: int, num_threads: int) -> list[Any]:
     """One actor per embedding shard, spread over the nodes."""
     actor = ray.remote(EmbeddingServer).options(
         num_cpus=SHARD_CPUS, max_restarts=RESTARTS, max_task_retries=RESTARTS, scheduling_strategy="SPREAD"
     )
-    return [actor.remote(scratch_uri, number, projection, num_threads) for number in range(num_servers)]
+    return [actor.remote(scratch_uri, number, num_threads) for number in range(num_servers)]

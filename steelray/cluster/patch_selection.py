@@ -7,7 +7,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from steelray.cluster.embedding_actors import RemoteShards, start_embedding_serv
 from steelray.cluster.image_source import map_images
 from steelray.config import ComputeConfig, ConfigError, DecodeConfig
 from steelray.models.model import load_embed
-from steelray.patchcore.config import AugmentationConfig, EmbedderConfig
+from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.coreset import Coreset, select
-from steelray.patchcore.fit import embed_nominal, patch_origins
+from steelray.patchcore.fit import embed_images, patch_origins
 from steelray.patchcore.portable_embedder import PortableEmbedder
 from steelray.patchcore.quantised import recall_queries
 from steelray.runs.batch import images_of
@@ -39,7 +39,6 @@ EMBEDDED = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("height_px", pa.int32()),
         pa.field("width_px", pa.int32()),
-        pa.field("num_variants", pa.int32()),
         pa.field("grid_rows", pa.int32()),
         pa.field("grid_columns", pa.int32()),
     ]
@@ -53,7 +52,6 @@ class NominalImages:
     Attributes:
         manifest: those of them to embed, schema `MANIFEST`.
         input_size_px: height and width that they must have; None takes any.
-        augmentation: what else is made of each and learned from.
     """
 
     uri: str
@@ -64,7 +62,6 @@ class NominalImages:
     portable: PortableEmbedder | None
     compute: ComputeConfig
     input_size_px: tuple[int, int] | None = None
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Selection:
     Attributes:
         vectors_MD, origins_M3: image indices count within `image_keys`.
         image_keys, sizes_px: of all images that could be used.
-        num_candidates: patches of these and of what was made of them.
+        num_candidates: patches of these.
         queries_QD: patches that were not picked, to measure a recall on.
         skipped: images that could not be used, by status.
     """
@@ -97,7 +94,6 @@ class EmbeddingActor:
     def __init__(
         self,
         embedder: EmbedderConfig,
-        augmentation: AugmentationConfig,
         digest: str,
         compute: ComputeConfig,
         plan: ComputePlan,
@@ -108,7 +104,7 @@ class EmbeddingActor:
         self._embed, self._min_size_px = load_embed(
             embedder, digest, compute, plan.scorer_threads, ray.get(portable[0])
         )
-        self._embedder, self._augmentation = embedder, augmentation
+        self._embedder = embedder
         self._input_size_px = input_size_px
         self._servers = servers
 
@@ -124,10 +120,10 @@ class EmbeddingActor:
             if min(self._embedder.resize_px or image.shape[:2]) < self._min_size_px:
                 row["status"] = Status.TOO_SMALL
                 continue
-            embeddings_KhwD = embed_nominal(self._embed, image, self._embedder, self._augmentation)
-            row["num_variants"], row["grid_rows"], row["grid_columns"], dim = embeddings_KhwD.shape
+            [embeddings_hwD] = embed_images(self._embed, [image], self._embedder)
+            row["grid_rows"], row["grid_columns"], dim = embeddings_hwD.shape
             server = self._servers[row["image_index"] % len(self._servers)]
-            acknowledgements.append(server.add.remote(row["image_index"], embeddings_KhwD.reshape(-1, dim)))
+            acknowledgements.append(server.add.remote(row["image_index"], embeddings_hwD.reshape(-1, dim)))
         ray.get(acknowledgements)
         return pa.Table.from_pylist([{name: row.get(name) for name in EMBEDDED.names} for row in rows], EMBEDDED)
 
@@ -139,7 +135,6 @@ def select_patches(
     report: Report,
     *,
     scratch_uri: str,
-    projection: tuple[int, int] | None = None,
     centers_KD: torch.Tensor | None = None,
     num_cpus: float = 1,
 ) -> Selection:
@@ -149,17 +144,14 @@ def select_patches(
         limits: from the number of patches to the picks at most and the cover radius that ends the selection (0: none).
             May raise `ValueError`.
         scratch_uri: the embeddings wait below a new name beside this place, for actors that have to be restarted.
-        projection: dimensions and seed of the space to select in; None: exactly.
-        centers_KD: existing centres, in that space, that the selection goes on from.
+        centers_KD: existing centres that the selection goes on from.
         num_cpus: of the cluster, which the shards share once everything is embedded.
 
     Raises:
         ConfigError: no image can be used, embeddings are not finite, or a limit is wrong.
     """
     scratch_uri = f"{scratch_uri.rstrip('/')}-scratch-{uuid.uuid4().hex[:8]}"
-    servers = start_embedding_servers(
-        scratch_uri, plan.num_shards, projection, max(1, int(num_cpus // plan.num_shards))
-    )
+    servers = start_embedding_servers(scratch_uri, plan.num_shards, max(1, int(num_cpus // plan.num_shards)))
     try:
         start_s = time.perf_counter()
         table = _embed(images, plan, servers)
@@ -171,10 +163,10 @@ def select_patches(
             raise ConfigError(f"{images.uri}: none of {len(table)} images can be used: {skipped}")
         if skipped:
             report(f"left out of the bank: {skipped}")
-        grids = [(row["num_variants"], row["grid_rows"], row["grid_columns"]) for row in usable]
+        grids = [(row["grid_rows"], row["grid_columns"]) for row in usable]
         starts = np.cumsum([0, *map(math.prod, grids)])
         first_index_of = {row["image_index"]: int(start) for row, start in zip(usable, starts[:-1], strict=True)}
-        shards = RemoteShards(servers, first_index_of, projection)
+        shards = RemoteShards(servers, first_index_of)
         start_s = time.perf_counter()
         try:
             limit, cover_radius = limits(int(starts[-1]))
@@ -214,7 +206,6 @@ def _embed(images: NominalImages, plan: ComputePlan, servers: list[Any]) -> pa.T
     portable = [ray.put(images.portable)]
     arguments = (
         images.embedder,
-        images.augmentation,
         images.weights_digest,
         images.compute,
         plan,

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from steelray.config import CalibrationConfig, ComputeConfig, DatasetConfig, require
-from steelray.patchcore.config import AugmentationConfig, CoresetConfig, EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.config import CalibrationConfig, ComputeConfig, DatasetConfig
+from steelray.patchcore.config import CoresetConfig, EmbedderConfig, IndexConfig, ScoringConfig
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,6 @@ class EvaluateConfig:
 
     data: DatasetConfig
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -31,11 +30,3 @@ class EvaluateConfig:
     """Write the table here as evaluation.json and evaluation.md."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
-
-    def __post_init__(self) -> None:
-        normalization = self.scoring.normalization
-        require(
-            normalization == "none" or self.model_uri is not None or self.calibration is not None,
-            f"scoring.normalization {normalization!r} needs held-out nominal images but calibration is null: set "
-            "calibration, or normalization to none",
-        )

@@ -21,7 +21,6 @@ from steelray.patchcore.bank import BankInfo
 from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
 from steelray.patchcore.fit import fit_memory_bank
 from steelray.patchcore.index import LocalSearch, shard_of
-from steelray.patchcore.meter import measure_profile
 from steelray.patchcore.scorer import PatchCoreScorer, Scorer
 from steelray.reconstruction.scorer import resize_map
 
@@ -204,13 +203,9 @@ class _Fitting:
             coreset=self._config.coreset,
             scoring=self._config.scoring,
             index=self._config.index,
-            augmentation=self._config.augmentation,
         )
         info, search = bank.info, LocalSearch([shard_of(bank, num_threads=self._num_threads)])
-        nominal = (_pixels(sample) for sample in held_out)
-        profile = measure_profile(self._embed, search, info.embedder, info.scoring, info.num_vectors, nominal)
-        stride_px = self._embedder.stride_px
-        scorer = PatchCoreScorer(self._embed, search, info.embedder, info.scoring, stride_px, profile)
+        scorer = PatchCoreScorer(self._embed, search, info.embedder, info.scoring, self._embedder.stride_px)
         threshold = None
         if settings is not None:
             threshold = conformal_threshold(predict(scorer, held_out).scores_N, settings.false_alarm_rate).value

@@ -15,11 +15,10 @@ from steelray.config import ComputeConfig, ConfigError
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.models.ensemble import EnsembleInfo, FusedScorer, check_identity
 from steelray.models.ensemble import read_info as read_ensemble
-from steelray.patchcore.bank import INFO_FILE, BankInfo, read_info, read_profile
+from steelray.patchcore.bank import INFO_FILE, BankInfo, read_info
 from steelray.patchcore.config import EmbedderConfig, ScoringConfig
 from steelray.patchcore.index import BankSearch, LocalSearch, load_shard
 from steelray.patchcore.portable_embedder import EmbedFunction, PortableEmbedder
-from steelray.patchcore.profile import NominalProfile
 from steelray.patchcore.scorer import PatchCoreScorer, Scorer
 from steelray.patchcore.tiles import tiled_embedding
 from steelray.patchcore.timing import Observe, TimedSearch, timed_embed, unobserved
@@ -188,24 +187,6 @@ def load_embed(
     return compile_embedder(module, backend=compute.backend, num_threads=num_threads), module.stride_px
 
 
-def load_profile(model: Model) -> NominalProfile | None:
-    """What held-out nominal strips show of distances to a model's bank; None where scores are not normalised.
-
-    Raises:
-        ConfigError: it was never measured, is missing, is damaged, or is of another bank.
-    """
-    info = model.bank
-    if info is None or info.scoring.normalization == "none":
-        return None
-    if info.profile is None:
-        raise ConfigError(
-            f"{model.uri}: scoring.normalization is {info.scoring.normalization!r} but {INFO_FILE} names no profile of "
-            "held-out strips: its build was interrupted, build the bank anew"
-        )
-    body = read_profile(Location(model.uri).read, info)
-    return NominalProfile.from_bytes(body, info.scoring.normalization, info.num_vectors)
-
-
 def load_scorer(
     model: Model,
     compute: ComputeConfig,
@@ -242,7 +223,7 @@ def load_scorer(
         search = LocalSearch([load_shard(location.read, info, num_threads=num_threads, use_gpu=use_gpu)])
     if observe is not unobserved:
         embed, search = timed_embed(embed, observe), TimedSearch(search, observe)
-    return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px, load_profile(model))
+    return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px)
 
 
 def _load_network(uri: str, info: "CheckpointInfo", num_threads: int, use_gpu: bool) -> Scorer:

@@ -4,9 +4,8 @@
     shard-00000.arrow   Arrow IPC: vector fixed_size_list<float32 or float16>[D], image_index, grid_row, grid_column
     images.arrow        Arrow IPC: image_key of every nominal image, by image_index
     index.faiss         where the index is not exact: it, trained and empty; every slice of the bank fills its own copy
-    profile.npz         where distances are normalised: what nominal strips show (steelray.patchcore.profile)
 
-`bank_id` is a digest of vectors, embedder, scoring, index and profile. Calibrations lie beside it and are versioned on
+`bank_id` is a digest of vectors, embedder, scoring and index. Calibrations lie beside it and are versioned on
 their own.
 """
 
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 from steelray.config import ConfigError
 from steelray.description import Read, read_description
 from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig, identity
-from steelray.patchcore.profile import PROFILE_FILE
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class BankInfo:
     num_vectors: int
     dim: int
     coreset: dict[str, Any]
-    """Statistics of the selection: num_candidates, cover_radius, num_rounds, duration_s, projection."""
+    """Statistics of the selection: num_candidates, cover_radius, num_rounds, duration_s."""
     bytes_per_vector: int
     """What one vector takes in memory."""
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -101,7 +99,6 @@ class BankInfo:
     shards: tuple[BankFile, ...] = ()
     images: BankFile | None = None
     trained: BankFile | None = None
-    profile: BankFile | None = None
     created_at: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -124,7 +121,6 @@ class MemoryBank:
         origins_N3: int32; image index, patch grid row and column of each vector.
         image_keys: of all nominal images, by image index.
         trained: bytes of the trained, empty FAISS index; none where search is exact.
-        profile: bytes of the `NominalProfile`; none where distances are not normalised, or before it is measured.
     """
 
     info: BankInfo
@@ -132,7 +128,6 @@ class MemoryBank:
     origins_N3: NDArray[np.int32] = field(repr=False)
     image_keys: tuple[str, ...] = field(repr=False)
     trained: bytes = field(default=b"", repr=False)
-    profile: bytes = field(default=b"", repr=False)
 
 
 def make_bank(
@@ -151,11 +146,12 @@ def make_bank(
     Raises:
         ConfigError: the scoring asks for more than the bank has.
     """
+    scoring.check_bank(len(vectors_ND))
     info = BankInfo(
         bank_id="",
         embedder=embedder,
         weights_digest=weights_digest,
-        scoring=scoring.for_bank(len(vectors_ND), coreset.get("cover_radius", 0.0)),
+        scoring=scoring,
         input_size_px=input_size_px,
         num_vectors=len(vectors_ND),
         dim=vectors_ND.shape[1],
@@ -171,7 +167,6 @@ def identified(bank: MemoryBank) -> MemoryBank:
     digest = settings_digest(bank.info)
     digest.update(np.ascontiguousarray(bank.vectors_ND).data)
     digest.update(bank.trained)
-    digest.update(bank.profile)
     return replace(bank, info=replace(bank.info, bank_id=digest.hexdigest()[:16]))
 
 
@@ -203,15 +198,40 @@ def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:
     body = to_ipc(pa.table({"image_key": pa.array(bank.image_keys, pa.string())}))
     images = BankFile.of(IMAGES_FILE, len(bank.image_keys), body)
     yield IMAGES_FILE, body
-    trained = profile = None
+    trained = None
     if bank.trained:
         trained = BankFile.of(INDEX_FILE, 0, bank.trained)
         yield INDEX_FILE, bank.trained
-    if bank.profile:
-        profile = BankFile.of(PROFILE_FILE, 0, bank.profile)
-        yield PROFILE_FILE, bank.profile
-    info = replace(bank.info, shards=tuple(shards), images=images, trained=trained, profile=profile)
+    info = replace(bank.info, shards=tuple(shards), images=images, trained=trained)
     yield INFO_FILE, info.to_json()
+
+
+REMOVED_OPTIONS: dict[str, dict[str, Any]] = {
+    "embedder": {"position": "none"},
+    "scoring": {"area_distance": None, "strip_median_weight": 0.0, "normalization": "none", "background_level": None},
+    "coreset": {"projection_dim": None},
+}
+"""Options by section of bank.json that earlier versions knew, with their value when off."""
+NO_LONGER_READ = {"embedder": ("position_weight",), "coreset": ("projection_seed",)}
+"""Settings that had an effect only with such an option on."""
+
+
+def without_removed_options(raw: dict[str, Any]) -> None:
+    """Drop removed options from the parsed bank.json, in place.
+
+    Raises:
+        ConfigError: one of them is on, so that this version would score otherwise than the bank was built to.
+    """
+    raw.pop("profile", None)
+    for section, options in REMOVED_OPTIONS.items():
+        settings = raw[section]
+        for name, off in options.items():
+            if (value := settings.pop(name, off)) != off:
+                raise ConfigError(f"{section}.{name} is {value!r}, but this option was removed")
+        for name in NO_LONGER_READ.get(section, ()):
+            settings.pop(name, None)
+    if raw["scoring"].get("image_score") == "area":
+        raise ConfigError("scoring.image_score is 'area', but this option was removed")
 
 
 def read_info(read: Read, where: str) -> BankInfo:
@@ -221,10 +241,11 @@ def read_info(read: Read, where: str) -> BankInfo:
         where: the bank's URI, for messages.
 
     Raises:
-        ConfigError: no bank, or one of another format version.
+        ConfigError: no bank, one of another format version, or one built with an option that was removed.
     """
     raw = read_description(read, INFO_FILE, where, "memory bank", FORMAT_VERSION, "rebuild the bank")
     try:
+        without_removed_options(raw)
         embedder = raw["embedder"]
         embedder["levels"] = tuple(embedder["levels"])
         embedder["resize_px"] = _pair(embedder["resize_px"])
@@ -239,11 +260,12 @@ def read_info(read: Read, where: str) -> BankInfo:
                 "shards": tuple(BankFile(**shard) for shard in raw["shards"]),
                 "images": BankFile(**raw["images"]),
                 "trained": BankFile(**raw["trained"]) if raw["trained"] else None,
-                "profile": BankFile(**raw["profile"]) if raw.get("profile") else None,
             }
         )
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{where}/{INFO_FILE}: incomplete ({error}); rebuild the bank") from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}/{INFO_FILE}: {error}; rebuild the bank") from None
 
 
 def read_vectors(read: Read, info: BankInfo, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -260,11 +282,6 @@ def read_trained(read: Read, info: BankInfo) -> bytes:
     return b"" if info.trained is None else info.trained.verified(read)
 
 
-def read_profile(read: Read, info: BankInfo) -> bytes:
-    """The profile of nominal distances; none where the bank has none. Raises `ConfigError` as `read_vectors`."""
-    return b"" if info.profile is None else info.profile.verified(read)
-
-
 def read_origins(read: Read, info: BankInfo) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     """Where every vector came from: origins_N3 and the image keys. Raises `ConfigError` as `read_vectors`."""
     return np.stack(_read_columns(read, info, ORIGIN, 0, info.num_vectors), axis=1), _read_keys(read, info)
@@ -274,8 +291,8 @@ def read_bank(read: Read, where: str) -> MemoryBank:
     """The whole bank. Raises `ConfigError` as `read_info` and `read_vectors`."""
     info = read_info(read, where)
     vectors_ND, *origins = _read_columns(read, info, ["vector", *ORIGIN], 0, info.num_vectors)
-    origins_N3, extras = np.stack(origins, axis=1), (read_trained(read, info), read_profile(read, info))
-    return MemoryBank(info, vectors_ND, origins_N3, _read_keys(read, info), *extras)
+    origins_N3 = np.stack(origins, axis=1)
+    return MemoryBank(info, vectors_ND, origins_N3, _read_keys(read, info), read_trained(read, info))
 
 
 def _read_columns(read: Read, info: BankInfo, names: Sequence[str], start: int, stop: int) -> list[NDArray[Any]]:

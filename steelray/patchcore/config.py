@@ -3,17 +3,14 @@
 Typed and validated; imports neither torch nor ray. A field's docstring is its help text.
 """
 
-from dataclasses import asdict, dataclass, replace
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from steelray.config import ConfigError, require
+from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, DecodeConfig, require
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-from dataclasses import field
-
-from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, DecodeConfig
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,6 @@ class EmbedderConfig:
     border: Literal["zeros", "inside"] = "zeros"
     """Averages at the image's border: `zeros` fills up with zeros (the official code), which makes patches there count
     less; `inside` takes the cells that there are, which finds more of a defect at the border, and more false alarms."""
-    position: Literal["none", "row", "edge"] = "none"
-    """Search prefers patches from the same place across the strip: `row`, the height in the image; `edge`, the distance
-    to its nearer long edge. It becomes one more dimension of the embedding."""
-    position_weight: float = 10.0
-    """What the whole height counts, in units of distance; larger keeps the search to nearer rows."""
     resize_px: tuple[int, int] | None = None
     """Resize every image to this height and width before embedding; null keeps the native size."""
     tile_px: tuple[int, int] | None = None
@@ -56,7 +48,6 @@ class EmbedderConfig:
             self.neighborhood >= 1 and self.neighborhood % 2 == 1,
             f"neighborhood must be odd and >= 1, not {self.neighborhood}",
         )
-        require(self.position_weight > 0, f"position_weight must be > 0, not {self.position_weight}")
         if self.resize_px is not None:
             require(min(self.resize_px) >= 32, f"resize_px must be at least 32x32, not {list(self.resize_px)}")
         if self.tile_px is not None:
@@ -65,27 +56,6 @@ class EmbedderConfig:
                 f"tile_overlap_px must lie in 0..{min(self.tile_px) - 1}, below tile_px {list(self.tile_px)}, "
                 f"not {self.tile_overlap_px}",
             )
-
-
-@dataclass(frozen=True)
-class AugmentationConfig:
-    """Further images made of every nominal image that a bank learns from, for when clean strips are few; off."""
-
-    flips: Literal["none", "vertical", "horizontal", "both"] = "none"
-    """Also learn from mirrored images; `both`: from one upside down and from one with left and right exchanged."""
-    brightness_levels: float = 0.0
-    """Also learn from a darker and a brighter image, by this many of 255 grey levels; 0: off."""
-    jpeg_quality: int | None = None
-    """Also learn from an image compressed as JPEG of this quality (1 to 100); null: off."""
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.brightness_levels <= 255, f"brightness_levels must lie in [0, 255], not {self.brightness_levels}"
-        )
-        require(
-            self.jpeg_quality is None or 1 <= self.jpeg_quality <= 100,
-            f"jpeg_quality must lie in 1..100, not {self.jpeg_quality}",
-        )
 
 
 @dataclass(frozen=True)
@@ -98,20 +68,12 @@ class CoresetConfig:
     """At most this many centres."""
     cover_radius: float | None = None
     """Stop as soon as every nominal patch lies within this distance of a centre."""
-    projection_dim: int | None = None
-    """Select in a random projection of this many dimensions (Johnson-Lindenstrauss); null selects exactly."""
-    projection_seed: int = 0
-    """Seed of that projection."""
 
     def __post_init__(self) -> None:
         require(0 < self.ratio <= 1, f"coreset ratio must lie in (0, 1], not {self.ratio}")
         require(self.max_centers is None or self.max_centers > 0, f"max_centers must be > 0, not {self.max_centers}")
         require(
             self.cover_radius is None or self.cover_radius >= 0, f"cover_radius must be >= 0, not {self.cover_radius}"
-        )
-        require(
-            self.projection_dim is None or self.projection_dim > 0,
-            f"projection_dim must be > 0, not {self.projection_dim}",
         )
 
 
@@ -141,13 +103,16 @@ class IndexConfig:
     storage: Literal["fp32", "fp16"] = "fp32"
     """Values of the vectors, in files and in memory. fp16 takes half the space and rounds each to 11 bits."""
     factory: str | None = None
-    """A FAISS index factory string, such as `IVF256,Flat` or `PQ19`; null searches every vector exactly. The share of
-    patches for which it finds the true nearest vector is measured when the bank is built. Graphs (HNSW) are refused."""
+    """Search an inverted file, such as `IVF256,Flat`; null, the default, searches every vector exactly. The share of
+    patches for which it finds the true nearest vector is measured when the bank is built."""
     num_probes: int = 16
     """Cells of an inverted file (IVF) that a query looks into."""
 
     def __post_init__(self) -> None:
-        require(self.factory != "", "index factory is empty: give a FAISS factory string, or null for exact search")
+        require(
+            self.factory is None or re.fullmatch(r"IVF[1-9]\d*,Flat", self.factory) is not None,
+            f"index.factory must be like IVF256,Flat, or null for exact search: not {self.factory!r}",
+        )
         require(self.num_probes >= 1, f"num_probes must be >= 1, not {self.num_probes}")
 
     @property
@@ -164,67 +129,37 @@ class ScoringConfig:
     """Nearest bank vectors per patch; the patch's distance is the mean over them."""
     sigma_px: float = 4.0
     """Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the network's input."""
-    image_score: Literal["max", "top_mean", "area", "extreme_value", "reweighted"] = "max"
-    """`max`: largest patch distance. `top_mean`: mean of the largest distances. `area`: how many patches lie beyond
-    `area_distance`, and where none does, the largest distance. `extreme_value`: the maximum that a Gumbel distribution
-    fitted to the maxima of blocks of the strip expects. `reweighted`: the largest distance, less where the vectors
-    around its nearest one are as near (the paper, equation 7)."""
+    image_score: Literal["max", "top_mean", "extreme_value", "reweighted"] = "max"
+    """`max`: largest patch distance. `top_mean`: mean of the largest distances. `extreme_value`: the maximum that a
+    Gumbel distribution fitted to the maxima of blocks of the strip expects. `reweighted`: the largest distance, less
+    where the vectors around its nearest one are as near (the paper, equation 7)."""
     top_fraction: float = 0.004
     """Share of the patches that `top_mean` averages."""
-    area_distance: float | None = None
-    """Of `area`; null: the bank's cover radius, beyond which no patch lies that the bank was made of."""
     reweight_neighbors: int = 9
-    """Of `reweighted`: nearest vectors that are compared."""
-    strip_median_weight: float = 0.0
-    """Share of the strip's median distance that is taken off every distance; 0: off."""
+    """Compare this many nearest vectors in `reweighted`; not used otherwise."""
     own_strip_fraction: float = 0.0
     """A patch that resembles this share of its own strip is no farther from normal than from those patches; 0: off."""
     own_strip_margin_cells: int = 2
     """Patches that near to a patch, in both directions, are not counted among those that it resembles."""
     test_flips: Literal["none", "vertical", "horizontal", "both"] = "none"
     """Also score the mirrored image and average; `both`: either way. Costs one more pass per mirrored image."""
-    normalization: Literal["none", "row", "position", "neighborhood"] = "none"
-    """Divide a patch's distance by what held-out nominal strips show at its height of the strip (`row`), at its place
-    (`position`) or where the same bank vector is the nearest (`neighborhood`), and multiply it by their mean.
-    Thresholds rest on the same strips, so stated false-alarm rates are not exact then."""
-    background_level: int | None = None
-    """Patches with no pixel brighter than this, in them or beside them, are no steel and get distance 0; null: off."""
 
     def __post_init__(self) -> None:
         require(
             0 <= self.own_strip_fraction < 1, f"own_strip_fraction must lie in [0, 1), not {self.own_strip_fraction}"
         )
         require(self.own_strip_margin_cells >= 0, f"own_strip_margin_cells is negative: {self.own_strip_margin_cells}")
-        require(
-            self.background_level is None or 0 <= self.background_level <= 255,
-            f"background_level must lie in 0..255, not {self.background_level}",
-        )
         require(self.num_neighbors >= 1, f"num_neighbors must be >= 1, not {self.num_neighbors}")
         require(self.sigma_px >= 0, f"sigma_px must be >= 0, not {self.sigma_px}")
         require(0 < self.top_fraction <= 1, f"top_fraction must lie in (0, 1], not {self.top_fraction}")
         require(self.reweight_neighbors >= 2, f"reweight_neighbors must be >= 2, not {self.reweight_neighbors}")
-        require(
-            self.area_distance is None or self.area_distance > 0, f"area_distance must be > 0, not {self.area_distance}"
-        )
-        require(
-            0 <= self.strip_median_weight <= 1,
-            f"strip_median_weight must lie in [0, 1], not {self.strip_median_weight}",
-        )
 
-    def for_bank(self, num_vectors: int, cover_radius: float) -> "ScoringConfig":
-        """The same with what is left to the bank filled in. Raises `ConfigError` if it asks for more than it has."""
+    def check_bank(self, num_vectors: int) -> None:
+        """Raise `ConfigError` if a search asks for more vectors than the bank has."""
         if self.num_searched > num_vectors:
             raise ConfigError(
                 f"{self.says_num_searched} but the bank has {num_vectors} vectors: lower it, or raise coreset.ratio"
             )
-        if self.image_score != "area" or self.area_distance is not None:
-            return self
-        require(
-            cover_radius > 0,
-            "scoring.image_score is area, but a bank of all patches has no cover radius to compare distances with: "
-            "lower coreset.ratio, or set scoring.area_distance",
-        )
-        return replace(self, area_distance=float(cover_radius))
 
     @property
     def num_searched(self) -> int:
@@ -238,31 +173,35 @@ class ScoringConfig:
         return f"scoring.{name} is {self.num_searched}"
 
 
-LATER_OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "tile_px": (None, ("tile_overlap_px",)),
-    "position": ("none", ("position_weight",)),
-    "area_distance": (None, ()),
-    "reweight_neighbors": (9, ()),
-    "strip_median_weight": (0.0, ()),
-    "normalization": ("none", ()),
-    "augmentation": ({"flips": "none", "brightness_levels": 0.0, "jpeg_quality": None}, ()),
+LATER_OPTIONS: dict[type, dict[str, tuple[Any, tuple[str, ...]]]] = {
+    EmbedderConfig: {"tile_px": (None, ("tile_overlap_px",))},
+    ScoringConfig: {"reweight_neighbors": (9, ())},
 }
-"""Options that came after the first banks and results: their value that is off, and what then counts no more."""
+"""Options added after the first banks: their value when off, and the options that have no effect then. While off they
+stay out of the digest, so that old ids remain valid."""
+
+REMOVED_FROM_DIGEST: dict[type, dict[str, Any]] = {
+    CoresetConfig: {"projection_dim": None, "projection_seed": 0},
+    ScoringConfig: {"background_level": None},
+}
+"""Removed options that the first banks had, with their value when off. They stay in the digest, so that old ids remain
+valid."""
 
 
 def identity(settings: "DataclassInstance") -> dict[str, Any]:
-    """Settings as JSON takes them, to make a digest of. `LATER_OPTIONS` count only where they are on: digests made
-    before there were such options stay valid."""
-    return asdict(settings, dict_factory=_without_later_options_that_are_off)
-
-
-def _without_later_options_that_are_off(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(fields)
-    for name, (off, with_it) in LATER_OPTIONS.items():
-        if name in values and values[name] == off:
+    """Return settings as JSON-ready values to make a digest of, without the `LATER_OPTIONS` that are off."""
+    values = {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
+    for name, (off, with_it) in LATER_OPTIONS.get(type(settings), {}).items():
+        if values[name] == off:
             for dropped in (name, *with_it):
-                values.pop(dropped, None)
-    return values
+                del values[dropped]
+    return values | REMOVED_FROM_DIGEST.get(type(settings), {})
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return identity(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 @dataclass(frozen=True)
@@ -274,7 +213,6 @@ class BuildMemoryBankConfig:
     bank_uri: str
     """Where the bank goes: s3://bucket/prefix or a local folder."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -297,7 +235,6 @@ class GrowMemoryBankConfig:
     """The bank that learns them. It stays as it is, unless grown_uri is the same place."""
     grown_uri: str
     """Where the grown bank goes: it has a new id, and thresholds of its own."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     calibration: CalibrationConfig | None = None
     """How thresholds are set, on new strips held out of the bank and on the strips that the old thresholds rest on;

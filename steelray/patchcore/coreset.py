@@ -22,8 +22,6 @@ from typing import Protocol
 
 import torch
 
-from steelray.patchcore.projection import project
-
 CANDIDATES = 8192
 """T. Larger means fewer passes over all points, but more work per pick."""
 CHUNK_ROWS = 8192
@@ -52,7 +50,7 @@ class Coreset:
     indices_M: torch.Tensor
     """int64, in the order of the picks."""
     cover_radius: float
-    """Largest distance of any point to its nearest centre, in the space of the selection."""
+    """Largest distance of any point to its nearest centre."""
     num_rounds: int
 
 
@@ -257,8 +255,6 @@ def greedy_coreset(
     start_index: int = 0,
     ratio: float | None = None,
     cover_radius: float = 0.0,
-    projection_dim: int | None = None,
-    projection_seed: int = 0,
     progress: Progress | None = None,
 ) -> torch.Tensor:
     """Indices of the greedy k-center selection, in the order of the picks, int64, on the CPU.
@@ -274,8 +270,6 @@ def greedy_coreset(
     limit = num_centers_of(count, num_centers, ratio, cover_radius)
     if not 0 <= start_index < count:
         raise ValueError(f"start_index {start_index} is outside the {count} embeddings")
-    if projection_dim is not None:
-        embeddings_ND = project(embeddings_ND, projection_dim, projection_seed)
     shard = CoresetShard(embeddings_ND)
     return select([shard], limit, start_index=start_index, cover_radius=cover_radius, progress=progress).indices_M
 

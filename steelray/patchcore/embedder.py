@@ -57,7 +57,7 @@ class PatchEmbedder(nn.Module):
         self.backbone = backbone
         self.config = config
         info: Any = backbone.feature_info
-        self.dim: int = sum(info.channels()) + (config.position != "none")
+        self.dim: int = sum(info.channels())
         self.stride_px: int = max(info.reduction())
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
@@ -79,15 +79,7 @@ class PatchEmbedder(nn.Module):
             if level_BDhw.shape[-2:] != grid:
                 level_BDhw = functional.interpolate(level_BDhw, size=grid, mode="bilinear", align_corners=False)
             pooled.append(level_BDhw)
-        if self.config.position != "none":
-            pooled.append(self.config.position_weight * self._position(pooled[0]))
         return torch.cat(pooled, dim=1).permute(0, 2, 3, 1)
-
-    def _position(self, level_BDhw: torch.Tensor) -> torch.Tensor:
-        """Where each cell lies across the strip, position_B1hw: 0 to 1 from top to bottom, or from edge to middle."""
-        counted_B1hw = torch.ones_like(level_BDhw[:, :1]).cumsum(dim=2)  # sizes are not known where this is traced
-        height_B1hw = (counted_B1hw - 0.5) / counted_B1hw[:, :, -1:]
-        return height_B1hw if self.config.position == "row" else 2 * torch.minimum(height_B1hw, 1 - height_B1hw)
 
 
 def build_patch_embedder(

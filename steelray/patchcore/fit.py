@@ -10,20 +10,11 @@ from numpy.typing import NDArray
 
 from steelray.config import ConfigError
 from steelray.imaging.decode import resize
-from steelray.patchcore.augmentation import variants
 from steelray.patchcore.bank import MemoryBank, make_bank
-from steelray.patchcore.config import (
-    AugmentationConfig,
-    CoresetConfig,
-    EmbedderConfig,
-    GrowthConfig,
-    IndexConfig,
-    ScoringConfig,
-)
+from steelray.patchcore.config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.coreset import CoresetShard, Progress, num_centers_of, select
-from steelray.patchcore.growth import centers_of, grown_bank, growth_limits, selection_space
+from steelray.patchcore.growth import centers_of, grown_bank, growth_limits
 from steelray.patchcore.portable_embedder import EmbedFunction
-from steelray.patchcore.projection import project
 from steelray.patchcore.quantised import index_bank, recall_queries
 
 
@@ -35,30 +26,11 @@ def embed_images(
     return [embed(image[None])[0] for image in resized]
 
 
-def embed_nominal(
-    embed: EmbedFunction,
-    image_HWC: NDArray[np.uint8],
-    config: EmbedderConfig,
-    augmentation: AugmentationConfig | None = None,
-) -> NDArray[np.float32]:
-    """embeddings_KhwD of an image and of what is made of it, itself first, after the configured resize.
-
-    Row and column mean the same place of the image in each of the K grids.
-    """
-    images = list(variants(image_HWC, augmentation or AugmentationConfig()))
-    grids = embed_images(embed, [image.pixels_HWC for image in images], config)
-    return np.stack([image.upright(grid_hwD) for image, grid_hwD in zip(images, grids, strict=True)])
-
-
-def patch_origins(grids: Sequence[tuple[int, ...]]) -> NDArray[np.int32]:
-    """origins_N3 of all patches of images with these grids: image index, row, column, in row-major order.
-
-    Args:
-        grids: rows and columns; before them, where an image was embedded in several variants, how many.
-    """
+def patch_origins(grids: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
+    """Return origins_N3 of all patches of images with these grids: image index, row, column, in row-major order."""
     parts = []
     for image_index, grid in enumerate(grids):
-        places_2N = np.indices(grid).reshape(len(grid), -1)[-2:]
+        places_2N = np.indices(grid).reshape(2, -1)
         parts.append(np.stack([np.full(places_2N.shape[1], image_index), *places_2N], axis=1))
     return np.concatenate(parts).astype(np.int32)
 
@@ -74,17 +46,13 @@ def num_centers(config: CoresetConfig, num_candidates: int) -> int:
     return num_centers_of(num_candidates, most, config.ratio, config.cover_radius)
 
 
-def coreset_statistics(
-    config: CoresetConfig, num_candidates: int, cover_radius: float, num_rounds: int, duration_s: float
-) -> dict[str, Any]:
+def coreset_statistics(num_candidates: int, cover_radius: float, num_rounds: int, duration_s: float) -> dict[str, Any]:
     """What bank.json says of the selection."""
     return {
         "num_candidates": num_candidates,
         "cover_radius": cover_radius,
         "num_rounds": num_rounds,
         "duration_s": round(duration_s, 3),
-        "projection_dim": config.projection_dim,
-        "projection_seed": config.projection_seed if config.projection_dim else None,
     }
 
 
@@ -98,29 +66,25 @@ def fit_memory_bank(
     coreset: CoresetConfig,
     scoring: ScoringConfig,
     index: IndexConfig | None = None,
-    augmentation: AugmentationConfig | None = None,
     progress: Progress | None = None,
 ) -> MemoryBank:
     """Embeds nominal images and keeps a greedy coreset of their patches.
 
     Args:
         index: how the bank is kept and searched; None: exactly.
-        augmentation: what else is made of every image and learned from; None: nothing.
 
     Raises:
         ConfigError: no images, embeddings that are not finite, or an index that does not suit the bank.
     """
     if not images:
         raise ConfigError("no nominal images: nothing to learn from")
-    embeddings = [embed_nominal(embed, image, embedder, augmentation) for image in images]
-    vectors_ND = np.concatenate([e.reshape(-1, e.shape[3]) for e in embeddings])
+    embeddings = embed_images(embed, images, embedder)
+    vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
     start_s = time.perf_counter()
     points_ND = torch.from_numpy(vectors_ND)
     if torch.cuda.is_available():
         points_ND = points_ND.cuda()
     try:
-        if coreset.projection_dim is not None:
-            points_ND = project(points_ND, coreset.projection_dim, coreset.projection_seed)
         limit = num_centers(coreset, len(vectors_ND))
         chosen = select([CoresetShard(points_ND)], limit, cover_radius=coreset.cover_radius or 0.0, progress=progress)
     except ValueError as error:
@@ -129,13 +93,13 @@ def fit_memory_bank(
     duration_s = time.perf_counter() - start_s
     bank = make_bank(
         vectors_ND[rows],
-        patch_origins([e.shape[:3] for e in embeddings])[rows],
+        patch_origins([(e.shape[0], e.shape[1]) for e in embeddings])[rows],
         tuple(keys),
         embedder=embedder,
         weights_digest=weights_digest,
         scoring=scoring,
         input_size_px=common_size([(i.shape[0], i.shape[1]) for i in images], embedder),
-        coreset=coreset_statistics(coreset, len(vectors_ND), chosen.cover_radius, chosen.num_rounds, duration_s),
+        coreset=coreset_statistics(len(vectors_ND), chosen.cover_radius, chosen.num_rounds, duration_s),
     )
     return index_bank(bank, index or IndexConfig(), vectors_ND[recall_queries(len(vectors_ND), rows)])
 
@@ -147,25 +111,20 @@ def grow_memory_bank(
     embed: EmbedFunction,
     growth: GrowthConfig,
     progress: Progress | None = None,
-    augmentation: AugmentationConfig | None = None,
 ) -> MemoryBank:
     """Embeds further nominal images and adds what the bank does not cover yet.
-
-    Args:
-        augmentation: what else is made of every image and learned from; None: nothing.
 
     Raises:
         ConfigError: no images, embeddings that are not finite, or an index that does not suit the grown bank.
     """
-    embeddings = [embed_nominal(embed, image, bank.info.embedder, augmentation) for image in images]
+    embeddings = embed_images(embed, images, bank.info.embedder)
     vectors_ND = np.concatenate(
-        [np.empty((0, bank.info.dim), np.float32), *(e.reshape(-1, e.shape[3]) for e in embeddings)]
+        [np.empty((0, bank.info.dim), np.float32), *(e.reshape(-1, e.shape[2]) for e in embeddings)]
     )
     start_s = time.perf_counter()
-    space = selection_space(bank.info)
     try:
         limit, radius = growth_limits(bank.info, growth, len(vectors_ND))
-        points_ND = torch.from_numpy(vectors_ND) if space is None else project(torch.from_numpy(vectors_ND), *space)
+        points_ND = torch.from_numpy(vectors_ND)
         shard = CoresetShard(points_ND.cuda() if torch.cuda.is_available() else points_ND)
         chosen = select([shard], limit, centers_KD=centers_of(bank), cover_radius=radius, progress=progress)
     except ValueError as error:
@@ -175,7 +134,7 @@ def grow_memory_bank(
         bank,
         chosen,
         vectors_ND[rows],
-        patch_origins([e.shape[:3] for e in embeddings])[rows],
+        patch_origins([(e.shape[0], e.shape[1]) for e in embeddings])[rows],
         tuple(keys),
         num_candidates=len(vectors_ND),
         duration_s=time.perf_counter() - start_s,

@@ -7,17 +7,13 @@ of the whole is the old one, and a bank rebuilt from everything at the same size
 Shapes: K vectors of the bank, B new ones, D dimensions, Q queries.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steelray.patchcore.bank import BankInfo, MemoryBank, identified, make_bank
+from steelray.patchcore.bank import BankInfo, MemoryBank, make_bank
 from steelray.patchcore.config import GrowthConfig
 from steelray.patchcore.coreset import Coreset
-from steelray.patchcore.profile import NominalProfile
-from steelray.patchcore.projection import project
 from steelray.patchcore.quantised import index_bank
 
 COVERED = 1e-12
@@ -39,16 +35,9 @@ def growth_limits(info: BankInfo, config: GrowthConfig, num_candidates: int) -> 
     return min(limits), max(radius, COVERED)
 
 
-def selection_space(info: BankInfo) -> tuple[int, int] | None:
-    """Dimensions and seed of the projection that the bank was selected in; None: it was selected exactly."""
-    return (info.coreset["projection_dim"], info.coreset["projection_seed"]) if info.coreset["projection_dim"] else None
-
-
 def centers_of(bank: MemoryBank) -> torch.Tensor:
-    """centers_KD in the space of the selection, for `coreset.select` to go on from."""
-    centers_KD = torch.from_numpy(bank.vectors_ND.astype(np.float32))
-    space = selection_space(bank.info)
-    return centers_KD if space is None else project(centers_KD, *space)
+    """Return centers_KD, float32, for `coreset.select` to go on from."""
+    return torch.from_numpy(bank.vectors_ND.astype(np.float32))
 
 
 def grown_bank(
@@ -72,7 +61,7 @@ def grown_bank(
         queries_QD: new patches to measure the recall on, where the index is not exact.
 
     Raises:
-        ConfigError: the index does not suit the grown bank, or its profile of nominal distances is not its own.
+        ConfigError: the index does not suit the grown bank.
     """
     info = bank.info
     shifted_B3 = origins_B3 + np.array([len(bank.image_keys), 0, 0], dtype=np.int32)
@@ -95,7 +84,4 @@ def grown_bank(
         input_size_px=info.input_size_px,
         coreset=statistics,
     )
-    if bank.profile:
-        profile = NominalProfile.from_bytes(bank.profile, info.scoring.normalization, info.num_vectors)
-        exact = identified(replace(exact, profile=profile.grown(exact.info.num_vectors).to_bytes()))
     return index_bank(exact, info.index, queries_QD)

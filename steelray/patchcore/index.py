@@ -1,6 +1,6 @@
 """One slice of the bank as a FAISS index: the only user of faiss.
 
-Exact by default. An index that is not (IVF, PQ and the like) is trained once on the whole bank and kept, empty, with
+Exact by default. An inverted file (IVF) is trained once on the whole bank and kept, empty, with
 it; every slice fills a copy of that, so that answers do not depend on how the bank is cut.
 
 Shapes: N bank vectors, D dimensions, Q queries, K neighbours.
@@ -19,17 +19,10 @@ from steelray.description import Read
 from steelray.patchcore.bank import BankInfo, MemoryBank, read_trained, read_vectors
 from steelray.patchcore.merge import Neighbors, merge_neighbors
 
+ID_BYTES = 8
+"""An inverted file keeps the id of every vector."""
 BLOCK_ROWS = 16_384
 """float16 vectors that are widened at a time."""
-TRAINABLE = (
-    faiss.IndexFlat,
-    faiss.IndexScalarQuantizer,
-    faiss.IndexPQ,
-    faiss.IndexIVFFlat,
-    faiss.IndexIVFScalarQuantizer,
-    faiss.IndexIVFPQ,
-)
-"""Kinds of index (after any transform) that answer over slices as over the whole: no graphs, no refining."""
 
 
 class IndexShard:
@@ -119,8 +112,6 @@ class _HalfFlat:
 
 
 def _to_gpu(index: Any, half: bool) -> Any:
-    if isinstance(index, faiss.IndexPQ | faiss.IndexScalarQuantizer | faiss.IndexPreTransform):
-        return index  # no GPU form: the answer is the same on the CPU
     options = faiss.GpuClonerOptions()
     options.useFloat16 = half
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
@@ -130,29 +121,17 @@ def train_index(vectors_ND: NDArray[np.float32], factory: str) -> tuple[bytes, i
     """An index trained on a whole bank, empty; and the bytes that it will take per vector.
 
     Raises:
-        ValueError: FAISS does not know the factory string, cannot train it on these vectors, or its answers would
-            depend on how the bank is cut.
+        ValueError: FAISS cannot train it on these vectors.
     """
     try:
         index: Any = faiss.index_factory(vectors_ND.shape[1], factory)
-        inner: Any = index
-        while isinstance(inner, faiss.IndexPreTransform):
-            inner = faiss.downcast_index(inner.index)
-        if not isinstance(inner, TRAINABLE):
-            raise ValueError(f"{type(inner).__name__} cannot be cut into slices: use IVF, PQ or SQ")
-        parts: list[Any] = [inner, getattr(inner, "pq", None)]
-        for part in parts:
-            if hasattr(part, "cp"):
-                part.cp.min_points_per_centroid = 1  # what few points are worth is measured, not warned of on stderr
-        if hasattr(inner, "do_polysemous_training"):
-            inner.do_polysemous_training = False  # takes a thousand times longer and serves Hamming codes only
+        index.cp.min_points_per_centroid = 1  # what few points are worth is measured, not warned of on stderr
         faiss.omp_set_num_threads(1)  # sums in one order: the same bank gives the same index
         index.train(np.ascontiguousarray(vectors_ND))
     except RuntimeError as error:
         reason = re.sub(r"^Error in .*?\.cpp:\d+: (Error: )?", "", " ".join(str(error).split()))
         raise ValueError(f"{reason} ({len(vectors_ND)} vectors of {vectors_ND.shape[1]} dimensions)") from None
-    ids_bytes = 0 if faiss.try_extract_index_ivf(index) is None else 8
-    return faiss.serialize_index(index).tobytes(), index.sa_code_size() + ids_bytes
+    return faiss.serialize_index(index).tobytes(), index.sa_code_size() + ID_BYTES
 
 
 def shard_of(bank: MemoryBank, *, num_threads: int = 1) -> IndexShard:

@@ -13,15 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from steelray.config import ConfigError
 from steelray.imaging.decode import resize
-from steelray.imaging.foreground import foreground_cells
 from steelray.patchcore.config import EmbedderConfig, ScoringConfig
 from steelray.patchcore.index import BankSearch, PendingSearch
-from steelray.patchcore.merge import Neighbors
 from steelray.patchcore.own_strip import own_strip_distances
 from steelray.patchcore.portable_embedder import EmbedFunction
-from steelray.patchcore.profile import NominalProfile
 
 Images = Sequence[NDArray[np.uint8]]
 """pixels_HWC uint8, C = 1 or 3; sizes may differ."""
@@ -55,14 +51,8 @@ class PatchCoreScorer:
 
     Differs from the paper: the image score is re-weighted only where that is asked for. Distances are Euclidean, not
     squared. An image whose embedding is not finite gets NaN for map and score. The options of `ScoringConfig` beyond
-    the paper's (the strip as its own reference, mirrored passes, normalisation, background) act on the distances,
-    before map and score are made of them.
-
-    Args:
-        profile: what nominal strips show, where `scoring.normalization` asks for it.
-
-    Raises:
-        ConfigError: the profile is not the one that `scoring.normalization` asks for.
+    the paper's (the strip as its own reference, mirrored passes) act on the distances, before map and score are made of
+    them.
     """
 
     def __init__(
@@ -72,15 +62,7 @@ class PatchCoreScorer:
         embedder: EmbedderConfig,
         scoring: ScoringConfig,
         stride_px: int,
-        profile: NominalProfile | None = None,
     ) -> None:
-        if scoring.normalization != (profile.kind if profile is not None else "none"):
-            raise ConfigError(
-                f"scoring.normalization is {scoring.normalization!r} but the scorer has "
-                f"{'no profile' if profile is None else f'a profile by {profile.kind}'} of held-out nominal strips: "
-                "set it to none, or build the bank with jobs/build_memory_bank.py"
-            )
-        self._profile = profile
         self.min_size_px = stride_px
         self._embed = embed
         self._search = search
@@ -99,11 +81,6 @@ class PatchCoreScorer:
         for image, of_image in pending:
             answers = [self._distances(view) for view in of_image]
             distances_hw: NDArray[np.float32] = np.stack([own_hw for own_hw, _ in answers]).mean(axis=0)
-            if self._scoring.strip_median_weight > 0:
-                distances_hw = distances_hw - np.float32(self._scoring.strip_median_weight * np.median(distances_hw))
-            if self._scoring.background_level is not None:
-                grid = (distances_hw.shape[0], distances_hw.shape[1])
-                distances_hw = distances_hw * foreground_cells(image, grid, self._scoring.background_level)
             weights = [weights_hw for _, weights_hw in answers if weights_hw is not None]
             scores.append(image_score(distances_hw, np.mean(weights, axis=0) if weights else None, self._scoring))
             maps.append(upsample(distances_hw, image.shape[:2], self._scoring.sigma_px))
@@ -128,12 +105,9 @@ class PatchCoreScorer:
     def _distances(self, view: "_View") -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """distances_hw of a view and, where the score needs them, weights_hw; turned back to the image as it is."""
         axes = tuple(axis - 1 for axis in view.axes)
-        squared_QK, ids_QK = view.search.result()
-        kept = slice(self._scoring.num_neighbors)
-        distances_hw, nearest_hw = patch_distances((squared_QK[:, kept], ids_QK[:, kept]), view.grid)
-        distances_hw = np.flip(distances_hw, axes)
-        if self._profile is not None:
-            distances_hw = self._profile.normalized(distances_hw, np.flip(nearest_hw, axes))
+        squared_QK, _ = view.search.result()
+        distances_Q = np.sqrt(squared_QK[:, : self._scoring.num_neighbors]).mean(axis=1)
+        distances_hw: NDArray[np.float32] = np.flip(distances_Q.reshape(view.grid), axes)
         if view.own_hw is not None:
             distances_hw = np.minimum(distances_hw, np.flip(view.own_hw, axes))
         if not view.finite:
@@ -155,13 +129,6 @@ class _View:
     finite: bool
     axes: tuple[int, ...]
     own_hw: NDArray[np.float32] | None
-
-
-def patch_distances(found: Neighbors, grid: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """distances_hw of an image's patches to the bank, and nearest_hw, the ids of the vectors nearest to them."""
-    squared_QK, ids_QK = found
-    distances_Q: NDArray[np.float32] = np.sqrt(squared_QK).mean(axis=1)
-    return distances_Q.reshape(grid), ids_QK[:, 0].reshape(grid)
 
 
 def _same_shape(images: Any) -> Any:
@@ -251,9 +218,6 @@ def image_score(distances_hw: Floats, weights_hw: Floats | None, scoring: Scorin
     if scoring.image_score == "top_mean":
         count = max(1, round(scoring.top_fraction * distances_hw.size))
         return float(np.partition(distances_hw, -count, axis=None)[-count:].mean())
-    if scoring.image_score == "area":
-        assert scoring.area_distance is not None, "a bank fills it in"
-        return _area(distances_hw, scoring.area_distance)
     if scoring.image_score == "extreme_value":
         return _extreme_value(distances_hw)
     if scoring.image_score == "reweighted":
@@ -274,14 +238,6 @@ def neighbor_weights(squared_QK: Floats) -> Floats:
     shares_QK = np.exp(distances_QK - distances_QK.max(axis=1, keepdims=True))
     weights_Q: Floats = 1 - shares_QK[:, 0] / shares_QK.sum(axis=1)
     return weights_Q
-
-
-def _area(distances_hw: Floats, limit: float) -> float:
-    """Up to `limit` the largest distance; beyond, that limit times one plus the share of patches that exceed it."""
-    if not np.isfinite(distances_hw).all():
-        return math.nan
-    share = float((distances_hw > limit).mean())
-    return limit * (1 + share) if share else float(distances_hw.max())
 
 
 def _extreme_value(distances_hw: Floats) -> float:

@@ -140,28 +140,68 @@ def test_tiles_are_stored_with_the_bank_and_part_of_its_identity() -> None:
     assert_same(read_bank(dict(bank_files(tiled)).__getitem__, "memory"), tiled)
 
 
-def test_a_bank_from_before_scores_could_be_normalised_loads_under_its_ids() -> None:
+@pytest.mark.parametrize(
+    ("embedder", "scoring", "ids"),
+    [
+        (EmbedderConfig(), ScoringConfig(), ("f55ae246b783db6a", "6a1fc75d9da7da1b")),
+        (
+            EmbedderConfig(
+                "tf_efficientnet_lite1", levels=(4,), border="inside", tile_px=(256, 512), tile_overlap_px=128
+            ),
+            ScoringConfig(
+                2, image_score="reweighted", reweight_neighbors=3, own_strip_fraction=0.1, test_flips="vertical"
+            ),
+            ("fd91cf340dbe6adf", "6d267c719df7c4bb"),
+        ),
+        (EMBEDDER, ScoringConfig(image_score="top_mean", top_fraction=0.01), ("1e8c6b7f5dfd8bbf", "3786f7e982e64dbe")),
+    ],
+)
+def test_a_bank_from_before_options_were_removed_loads_under_its_ids(
+    embedder: EmbedderConfig, scoring: ScoringConfig, ids: tuple[str, str]
+) -> None:
     bank = make_bank(
         np.eye(4, dtype=np.float32),
         np.zeros((4, 3), np.int32),
         ("a",),
-        embedder=EmbedderConfig(),
+        embedder=embedder,
         weights_digest="w",
-        scoring=ScoringConfig(),
+        scoring=scoring,
         input_size_px=None,
         coreset={},
     )
-    assert (bank.info.bank_id, bank.info.model_id) == ("f55ae246b783db6a", "6a1fc75d9da7da1b")  # as they were then
+    assert (bank.info.bank_id, bank.info.model_id) == ids  # as the version before gave them
     files = dict(bank_files(bank))
     raw = json.loads(files[INFO_FILE])
-    del raw["scoring"]["normalization"], raw["profile"]
+    raw["embedder"] |= {"position": "none", "position_weight": 10.0}
+    raw["scoring"] |= {"area_distance": None, "strip_median_weight": 0.0, "normalization": "none"}
+    raw["scoring"]["background_level"] = None
+    raw["coreset"] |= {"projection_dim": None, "projection_seed": None}
+    raw["profile"] = None
     files[INFO_FILE] = json.dumps(raw).encode()
     loaded = read_bank(files.__getitem__, "memory")
     assert_same(loaded, bank)
-    assert (loaded.info.scoring.normalization, loaded.profile) == ("none", b"")
-    assert loaded.info.model_id == bank.info.model_id
-    by_row = replace(bank.info, scoring=ScoringConfig(normalization="row"))
-    assert by_row.model_id != bank.info.model_id
+    assert (loaded.info.bank_id, loaded.info.model_id) == ids
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value"),
+    [
+        ("embedder", "position", "row"),
+        ("scoring", "image_score", "area"),
+        ("scoring", "area_distance", 2.0),
+        ("scoring", "strip_median_weight", 0.5),
+        ("scoring", "normalization", "neighborhood"),
+        ("scoring", "background_level", 0),
+        ("coreset", "projection_dim", 8),
+        ("index", "factory", "PQ19"),
+        ("index", "factory", "SQ8"),
+    ],
+)
+def test_a_bank_with_a_removed_option_on_is_refused_in_one_line(section: str, option: str, value: object) -> None:
+    raw = json.loads(dict(bank_files(some_bank()))[INFO_FILE])
+    raw[section][option] = value
+    with pytest.raises(ConfigError, match=rf"^here/bank\.json: {section}\.{option} .*{value}.*; rebuild the bank$"):
+        read_info({INFO_FILE: json.dumps(raw).encode()}.__getitem__, "here")
 
 
 def test_more_neighbours_than_vectors_are_refused() -> None:

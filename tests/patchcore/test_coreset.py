@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from steelray.patchcore.coreset import Coreset, CoresetShard, greedy_coreset, num_centers_of, select
-from steelray.patchcore.projection import project, projection_matrix
 
 
 def textbook(points_ND: torch.Tensor, num_centers: int, start_index: int = 0) -> list[int]:
@@ -232,32 +231,6 @@ class TestOddInput:
         assert greedy_coreset(points, 40).tolist() == textbook(points, 40)
         points[:] = points[:, :1]
         assert greedy_coreset(points, 40).tolist() == textbook(points, 40)
-
-
-class TestProjection:
-    points = gaussian(300, 50, 0, torch.float32)
-
-    def test_picks_follow_from_the_seed(self) -> None:
-        picks = [
-            greedy_coreset(self.points, 30, projection_dim=10, projection_seed=seed).tolist() for seed in (1, 1, 2)
-        ]
-        assert picks[0] == picks[1] != picks[2]
-        assert picks[0] == greedy_coreset(project(self.points, 10, 1), 30).tolist()
-
-    def test_distances_are_kept_approximately(self) -> None:
-        wide = gaussian(60, 400, 1, torch.float32)
-        ratio = torch.pdist(project(wide, 200, 0)) / torch.pdist(wide)
-        assert abs(float(ratio.mean()) - 1) < 0.05
-        assert float(ratio.min()) > 0.75
-
-    def test_the_matrix_is_the_same_everywhere(self) -> None:
-        matrix = projection_matrix(5, 3, 42)
-        assert matrix.dtype == torch.float32
-        assert matrix[0].tolist() == pytest.approx([0.17592849, -0.60043510, 0.43327320], abs=1e-6)
-
-    def test_more_dimensions_than_there_are(self) -> None:
-        with pytest.raises(ValueError, match="projection_dim is 51 but the embeddings have 50 dimensions"):
-            greedy_coreset(self.points, 5, projection_dim=51)
 
 
 def test_progress_ends_with_what_was_reached() -> None:

@@ -289,23 +289,6 @@ def test_at_the_border_the_average_is_filled_up_with_zeros_or_taken_of_what_ther
     np.testing.assert_allclose(zeros[0, 0], inside[0, 0] * 4 / 9, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", ["eager", "openvino"])
-@pytest.mark.parametrize("size_px", [(64, 96), (160, 96)])
-def test_the_place_across_the_strip_is_one_more_dimension(backend: str, size_px: tuple[int, int]) -> None:
-    picture = strip(*size_px)[None]
-    plain = build_patch_embedder(EmbedderConfig(levels=(2,)))
-    [without_hwD] = compile_embedder(plain, backend=backend)(picture)  # type: ignore[arg-type]
-    rows = without_hwD.shape[0]
-    height_h = (np.arange(rows) + 0.5) / rows
-    for position, expected_h in (("row", height_h), ("edge", 2 * np.minimum(height_h, 1 - height_h))):
-        config = EmbedderConfig(levels=(2,), position=position, position_weight=3.0)  # type: ignore[arg-type]
-        embedder = build_patch_embedder(config)
-        assert embedder.dim == plain.dim + 1
-        [with_hwD] = compile_embedder(embedder, backend=backend)(picture)  # type: ignore[arg-type]
-        np.testing.assert_allclose(with_hwD[..., :-1], without_hwD, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(with_hwD[..., -1], np.tile(3 * expected_h[:, None], without_hwD.shape[1]), rtol=1e-4)
-
-
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
 def test_a_vision_transformer_by_local_weights_takes_images_of_any_size(name: str, tmp_path: Path) -> None:
     weights = tmp_path / "vit.safetensors"

@@ -8,11 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
-from steelray.patchcore.bank import MemoryBank, bank_files, identified, read_bank
+from steelray.patchcore.bank import MemoryBank, bank_files, read_bank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.coreset import CoresetShard, select
 from steelray.patchcore.fit import fit_memory_bank, grow_memory_bank
-from steelray.patchcore.profile import NominalProfile
 
 DIM = 8
 EMBEDDER = EmbedderConfig(neighborhood=1)
@@ -104,22 +103,6 @@ def test_it_keeps_what_it_had_and_says_where_the_rest_came_from() -> None:
     assert read_bank(files.__getitem__, "").image_keys == again.image_keys
 
 
-def test_a_profile_of_nominal_distances_grows_with_the_bank() -> None:
-    bank = build(images(3, "steel"), scoring=ScoringConfig(normalization="neighborhood"))
-    expected = np.linspace(1, 2, bank.info.num_vectors, dtype=np.float32)
-    profile = NominalProfile("neighborhood", expected, 1.5)
-    measured = identified(replace(bank, profile=profile.to_bytes()))
-    grown = grow(measured, images(2, "far away", first=50))
-    assert grown.info.num_vectors > len(expected)
-    found = NominalProfile.from_bytes(grown.profile, "neighborhood", grown.info.num_vectors)
-    np.testing.assert_array_equal(found.expected[: len(expected)], expected)
-    assert set(found.expected[len(expected) :].tolist()) == {1.5}
-    files = dict(bank_files(grown))
-    assert read_bank(files.__getitem__, "").profile == grown.profile
-    with pytest.raises(ConfigError, match="it is of another bank"):
-        grow(replace(grown, profile=profile.to_bytes()), images(1, "steel", first=70))
-
-
 def test_the_picks_are_those_of_the_textbook_that_goes_on() -> None:
     bank, new = build(images(2, "steel")), images(2, "far away", first=50)
     grown = grow(bank, new, max_centers=40, cover_radius=0.0)
@@ -155,16 +138,6 @@ def test_limits_hold_and_the_radius_tells(limits: dict[str, float], added: int) 
     assert grown.info.num_vectors - bank.info.num_vectors == added
     assert grown.info.coreset["cover_radius"] > bank.info.coreset["cover_radius"]
     assert cover_radius(points(new), grown.vectors_ND) == pytest.approx(grown.info.coreset["cover_radius"], rel=1e-3)
-
-
-def test_it_goes_on_in_the_projection_that_the_bank_was_selected_in() -> None:
-    coreset = CoresetConfig(ratio=0.02, projection_dim=5, projection_seed=3)
-    bank = build(images(3, "steel"), coreset=coreset)
-    grown = grow(bank, images(2, "far away", first=50))
-    assert grown.info.coreset["projection_dim"] == 5
-    assert grown.info.coreset["cover_radius"] == bank.info.coreset["cover_radius"]
-    exact = grow(build(images(3, "steel")), images(2, "far away", first=50))
-    assert exact.info.num_vectors != grown.info.num_vectors
 
 
 @pytest.mark.parametrize("index", [IndexConfig("fp16"), IndexConfig(factory="IVF4,Flat", num_probes=2)])

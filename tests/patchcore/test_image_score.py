@@ -10,30 +10,12 @@ from steelray.patchcore.config import ScoringConfig
 from steelray.patchcore.scorer import image_score, neighbor_weights
 
 
-def test_the_area_decides_only_where_something_exceeds_the_limit() -> None:
-    scoring = ScoringConfig(image_score="area", area_distance=5.0)
-
-    def score(*distances: float) -> float:
-        return image_score(np.array([distances], dtype=np.float32), None, scoring)
-
-    assert score(1, 2, 3, 4) == 4
-    assert score(1, 2, 3, 9) == pytest.approx(5 * 1.25)
-    assert score(1, 2, 6, 6) == pytest.approx(5 * 1.5)  # more of the strip, though no patch is as far
-    assert score(5, 5, 5, 5) < score(1, 1, 1, 5.1)
-    assert math.isnan(score(math.nan, 1, 2, 9))
-
-
-def test_the_bank_says_what_is_beyond_it() -> None:
-    asked = ScoringConfig(image_score="area")
-    assert asked.for_bank(10, 7.5).area_distance == 7.5
-    assert ScoringConfig(image_score="area", area_distance=2.0).for_bank(10, 7.5).area_distance == 2.0
-    assert ScoringConfig().for_bank(10, 7.5) == ScoringConfig()
-    with pytest.raises(ConfigError, match=r"no cover radius .* lower coreset\.ratio"):
-        asked.for_bank(10, 0.0)
+def test_a_bank_must_hold_as_many_vectors_as_a_search_asks_for() -> None:
+    ScoringConfig(image_score="reweighted").check_bank(9)
     with pytest.raises(ConfigError, match=r"scoring\.reweight_neighbors is 9 but the bank has 8 vectors"):
-        ScoringConfig(image_score="reweighted").for_bank(8, 1.0)
+        ScoringConfig(image_score="reweighted").check_bank(8)
     with pytest.raises(ConfigError, match=r"scoring\.num_neighbors is 9 but the bank has 8 vectors"):
-        ScoringConfig(num_neighbors=9).for_bank(8, 1.0)
+        ScoringConfig(num_neighbors=9).check_bank(8)
 
 
 def test_the_extreme_value_is_that_of_the_fitted_gumbel_distribution() -> None:

@@ -19,7 +19,8 @@ from steelray.patchcore.planner import plan_bank, shard_bounds
 from steelray.patchcore.quantised import index_bank, measure_recall, recall_queries
 
 DIM = 24
-FACTORIES = ["IVF16,Flat", "SQ8", "PQ12x6", "IVF8,PQ12x6", "PCA12,PQ6x6"]
+FACTORIES = ["IVF16,Flat", "IVF8,Flat"]
+REFUSED = ["", "nonsense", "Flat", "IVF0,Flat", "HNSW16", "PQ12", "SQ8", "IVF8,PQ12x6", "IVF8,SQ8", "PCA12,Flat"]
 
 
 def gaussian(count: int, seed: int) -> NDArray[np.float32]:
@@ -78,8 +79,7 @@ def test_answers_do_not_depend_on_the_cut(config: IndexConfig, num_shards: int) 
     distances, ids = cut.submit(queries, 3).result()
     whole_distances, whole_ids = shard_of(bank).search(queries, 3)
     np.testing.assert_allclose(distances, whole_distances, rtol=1e-5, atol=1e-4)
-    if config.factory is None or "PQ" not in config.factory:  # codes tie, and tied ids may come in any order
-        assert np.array_equal(ids, whole_ids)
+    assert np.array_equal(ids, whole_ids)
 
 
 def test_float16_is_searched_exactly_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +115,14 @@ def test_float16_halves_the_files_and_the_plan() -> None:
 
 def test_recall_is_what_counting_by_hand_gives() -> None:
     vectors, queries = clustered(600, 0), clustered(300, 1)
-    bank = index_bank(exact_bank(vectors), IndexConfig(factory="PQ4x4"), queries)
+    bank = index_bank(exact_bank(vectors), IndexConfig(factory="IVF16,Flat", num_probes=1), queries)
     squared_QN = np.square(queries[:, None].astype(np.float64) - vectors[None]).sum(axis=2)
     found = shard_of(bank).search(queries, 1)[1][:, 0]
     recall = bank.info.recall
     assert recall is not None
     assert recall["recall_at_1"] == pytest.approx((found == squared_QN.argmin(axis=1)).mean(), abs=1e-6)
-    assert 0.0 < recall["recall_at_1"] < 0.9, "four bytes cannot tell 600 vectors apart"
-    assert recall["distance_error"] > 0.01
+    assert 0.0 < recall["recall_at_1"] < 0.99, "one of 16 cells does not hold every neighbour"
+    assert recall["distance_error"] > 0
     assert recall["num_queries"] == 300
     assert json.loads(dict(bank_files(bank))["bank.json"])["recall"] == recall
 
@@ -152,7 +152,7 @@ def test_every_setting_gives_the_bank_another_id() -> None:
         IndexConfig(factory="IVF4,Flat"),
         IndexConfig(factory="IVF4,Flat", num_probes=2),
         IndexConfig("fp16", "IVF4,Flat"),
-        IndexConfig(factory="SQ8"),
+        IndexConfig(factory="IVF5,Flat"),
     ]
     banks = [index_bank(bank, config, queries) for config in settings]
     assert len({b.info.bank_id for b in banks}) == len(settings)
@@ -160,20 +160,10 @@ def test_every_setting_gives_the_bank_another_id() -> None:
     assert again == [b.info.bank_id for b in banks], "the same settings give the same bank"
 
 
-@pytest.mark.parametrize(
-    ("config", "complaint"),
-    [
-        (IndexConfig(factory="nonsense"), "index.factory 'nonsense': could not parse"),
-        (IndexConfig(factory="IVF256,Flat"), r"points \(100\) should be at least .* \(256\)"),
-        (IndexConfig(factory="PQ5"), r"\(100 vectors of 24 dimensions\)"),
-        (IndexConfig(factory="HNSW16"), "IndexHNSWFlat cannot be cut into slices"),
-        (IndexConfig(factory="IVF4,PQ4x4,RFlat"), "IndexRefineFlat cannot be cut into slices"),
-        (IndexConfig(factory="IDMap,Flat"), "IndexIDMap cannot be cut into slices"),
-    ],
-)
-def test_an_index_that_does_not_suit_is_one_clear_line(config: IndexConfig, complaint: str) -> None:
+def test_an_index_that_does_not_suit_the_bank_is_one_clear_line() -> None:
+    complaint = r"index\.factory 'IVF256,Flat': .*points \(100\) should be at least .* \(256\)"
     with pytest.raises(ConfigError, match=complaint) as caught:
-        index_bank(exact_bank(gaussian(100, 0)), config, gaussian(5, 1))
+        index_bank(exact_bank(gaussian(100, 0)), IndexConfig(factory="IVF256,Flat"), gaussian(5, 1))
     assert "\n" not in str(caught.value)
 
 
@@ -192,7 +182,7 @@ def test_cells_that_may_hold_too_few_neighbors_are_refused() -> None:
 
 
 def test_a_damaged_index_is_refused() -> None:
-    bank = index_bank(exact_bank(gaussian(300, 0)), IndexConfig(factory="SQ8"), gaussian(5, 1))
+    bank = index_bank(exact_bank(gaussian(300, 0)), IndexConfig(factory="IVF4,Flat"), gaussian(5, 1))
     files = dict(bank_files(bank))
     info = read_info(files.__getitem__, "here")
     files[INDEX_FILE] = files[INDEX_FILE][:-1] + b"?"
@@ -204,7 +194,11 @@ def test_a_damaged_index_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"), [({"factory": ""}, "factory is empty"), ({"num_probes": 0}, "num_probes must be >= 1")]
+    ("changes", "complaint"),
+    [
+        *(({"factory": name}, "factory must be like IVF256,Flat") for name in REFUSED),
+        ({"num_probes": 0}, "num_probes must be >= 1"),
+    ],
 )
 def test_settings_are_checked(changes: dict, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
@@ -243,7 +237,7 @@ def test_fitting_keeps_the_bank_as_asked(embed: EmbedFunction, embedder_config: 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("storage", ["fp32", "fp16"])
-@pytest.mark.parametrize("factory", [None, "IVF16,Flat", "SQ8"])
+@pytest.mark.parametrize("factory", [None, "IVF16,Flat"])
 def test_a_gpu_gives_the_answers_of_the_cpu(storage: str, factory: str | None) -> None:
     bank = index_bank(exact_bank(clustered(800, 0)), IndexConfig(storage, factory), clustered(50, 1))  # type: ignore[arg-type]
     files = dict(bank_files(bank))

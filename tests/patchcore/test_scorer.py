@@ -87,19 +87,6 @@ def test_mirrored_passes_are_turned_back_and_averaged(flips: str, axes: list[int
     assert scores[0] == pytest.approx(map_HW.max(), rel=1e-4)
 
 
-def test_background_is_never_anomalous_and_its_border_is() -> None:
-    cells = [[0, 0, 0, 0, 60, 50]] * 3
-    [plain_HW], _ = scorer(50, sigma_px=0).score([image(cells)])
-    [map_HW], scores = scorer(50, sigma_px=0, background_level=10).score([image(cells)])
-    assert plain_HW[0, 0] == pytest.approx(50 * np.sqrt(2))
-    assert map_HW[0, 0] == 0
-    assert map_HW[0, 3 * CELL_PX + CELL_PX // 2] > 0  # beside the steel
-    assert scores.tolist() == pytest.approx([50 * np.sqrt(2)])
-    black, black_scores = scorer(50, background_level=10, own_strip_fraction=0.1).score([image([[0] * 6] * 3)])
-    assert not black[0].any()
-    assert black_scores.tolist() == [0]
-
-
 def test_several_neighbours_count_by_the_mean_of_their_distances() -> None:
     _, scores = scorer(10, 20, 40, num_neighbors=2).score([image([[10, 12]])])
     assert scores.tolist() == pytest.approx([np.sqrt(2) * 5])
@@ -125,13 +112,6 @@ def test_a_reweighted_score_uses_the_vectors_around_the_nearest() -> None:
         [image([[10, 20]])]
     )
     assert mirrored.tolist() == pytest.approx(dense.tolist())
-
-
-def test_the_strips_own_level_can_be_taken_off() -> None:
-    [plain_HW], _ = scorer(10, sigma_px=0).score([image([[20, 20, 50]])])
-    [map_HW], scores = scorer(10, sigma_px=0, strip_median_weight=0.5).score([image([[20, 20, 50]])])
-    np.testing.assert_allclose(map_HW, plain_HW - 5 * np.sqrt(2), rtol=1e-5)
-    assert scores.tolist() == pytest.approx([35 * np.sqrt(2)])
 
 
 def test_images_of_several_sizes_keep_their_order() -> None:

@@ -27,9 +27,8 @@ from steelray.models.ensemble import FusedScorer, NominalScale, fuse
 from steelray.models.model import read_weights
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig
 from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
-from steelray.patchcore.fit import embed_nominal, fit_memory_bank
+from steelray.patchcore.fit import embed_images, fit_memory_bank
 from steelray.patchcore.index import IndexShard, LocalSearch
-from steelray.patchcore.meter import measure_profile
 from steelray.patchcore.portable_embedder import EmbedFunction
 from steelray.patchcore.scorer import PatchCoreScorer, Scorer
 from steelray.research.ablation.embedding_cache import CachedEmbedding
@@ -38,8 +37,6 @@ from steelray.research.ablation.results import Row
 from steelray.research.ablation.settings import AblationConfig, AblationMember, AblationSetting
 
 TIMED_STRIPS = 3
-BANK_SHARE = 0.75
-"""Of the nominal strips, where the others are those that `scoring.normalization` compares with."""
 
 
 @dataclass(frozen=True)
@@ -195,47 +192,26 @@ class _Member:
         self._cached = CachedEmbedding(self._embed, member.embedder, self._digest, folder)
 
     def fit(self, samples: Sequence[Sample]) -> tuple[Scorer, Scorer]:
-        """A scorer that knows these samples as normal, and the same without the cache (to time it).
-
-        Where distances are normalised, the last quarter of the samples is not in the bank: they are what a patch is
-        compared with.
-
-        Raises:
-            ConfigError: too few samples for that.
-        """
-        normalization = self._member.scoring.normalization
-        held_out: Sequence[Sample] = ()
-        if normalization != "none":
-            if len(samples) < 2:
-                raise ConfigError(
-                    f"scoring.normalization {normalization!r}: a bank of {len(samples)} nominal strip leaves none to "
-                    "compare with: raise num_fit or folds"
-                )
-            count = min(len(samples) - 1, round(len(samples) * BANK_SHARE))
-            samples, held_out = samples[:count], samples[count:]
+        """Return a scorer that knows these samples as normal, and the same without the cache (to time it)."""
+        embedder, scoring = self._member.embedder, self._member.scoring
         images = [_pixels(sample) for sample in samples]
         if self._member.coreset == CoresetConfig(ratio=1.0):  # every patch: there is nothing to select
-            embedder, augmentation = self._member.embedder, self._member.augmentation
-            embeddings = [embed_nominal(self._cached, image, embedder, augmentation) for image in images]
-            vectors_ND = np.concatenate([e.reshape(-1, e.shape[3]) for e in embeddings])
-            scoring = self._member.scoring.for_bank(len(vectors_ND), 0.0)
+            embeddings = embed_images(self._cached, images, embedder)
+            vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
+            scoring.check_bank(len(vectors_ND))
         else:
             bank = fit_memory_bank(
                 [sample.key for sample in samples],
                 images,
                 self._cached,
-                embedder=self._member.embedder,
+                embedder=embedder,
                 weights_digest=self._digest,
                 coreset=self._member.coreset,
-                scoring=self._member.scoring,
-                augmentation=self._member.augmentation,
+                scoring=scoring,
             )
-            vectors_ND, scoring = bank.vectors_ND, bank.info.scoring
+            vectors_ND = bank.vectors_ND
         search = LocalSearch([IndexShard(vectors_ND, num_threads=self._num_threads)])
-        nominal = (_pixels(sample) for sample in held_out)
-        embedder = self._member.embedder
-        profile = measure_profile(self._cached, search, embedder, scoring, len(vectors_ND), nominal)
-        settings = (search, embedder, scoring, self._stride_px, profile)
+        settings = (search, embedder, scoring, self._stride_px)
         return PatchCoreScorer(self._cached, *settings), PatchCoreScorer(self._embed, *settings)
 
 

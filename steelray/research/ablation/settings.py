@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steelray.config import DatasetConfig, require
-from steelray.patchcore.config import AugmentationConfig, CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,6 @@ class AblationMember:
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     weight: float = 1.0
     """Share of this bank in the sum, where there are several; each is first scaled by what nominal strips show."""
 

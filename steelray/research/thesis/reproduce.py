@@ -28,7 +28,6 @@ from steelray.patchcore.config import identity
 from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
 from steelray.patchcore.fit import fit_memory_bank
 from steelray.patchcore.index import IndexShard, LocalSearch
-from steelray.patchcore.meter import measure_profile
 from steelray.patchcore.scorer import PatchCoreScorer, Scorer
 from steelray.provenance import git_commit, hardware, package_versions
 from steelray.reconstruction.config import TrainConfig
@@ -219,10 +218,7 @@ def _patchcore(config: ThesisConfig, dataset: Dataset, num_threads: int) -> tupl
     )
     seconds = time.perf_counter() - start_s
     search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
-    nominal = (sample.load() for sample in held_out)
-    info = bank.info  # its scoring has what is left to the bank filled in
-    profile = measure_profile(embed, search, info.embedder, info.scoring, info.num_vectors, nominal)
-    scorer = PatchCoreScorer(embed, search, info.embedder, info.scoring, embedder.stride_px, profile)
+    scorer = PatchCoreScorer(embed, search, recipe.embedder, recipe.scoring, embedder.stride_px)
     threshold = conformal_threshold(predict(scorer, held_out).scores_N, config.calibration.false_alarm_rate).value
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (

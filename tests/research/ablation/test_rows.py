@@ -8,8 +8,7 @@ import pytest
 
 from steelray.config import ConfigError, DatasetConfig
 from steelray.demo.synthetic import encode, make_strip
-from steelray.patchcore.config import AugmentationConfig, CoresetConfig
-from steelray.research.ablation.rows import _Member, evaluate_row, local_rows, predict_split, split_strips
+from steelray.research.ablation.rows import evaluate_row, local_rows, predict_split, split_strips
 from steelray.research.ablation.settings import AblationSetting
 from tests.research.ablation.conftest import NUM_ANOMALOUS, NUM_NOMINAL, SIZE_PX, ablation, member
 
@@ -90,27 +89,6 @@ def test_a_strip_is_scored_by_banks_that_have_not_seen_it(plain_strips: DatasetC
     assert len(predictions.scores_N) == 3 + NUM_ANOMALOUS
 
 
-@pytest.mark.parametrize("kind", ["row", "position", "neighborhood"])
-@pytest.mark.parametrize("ratio", [0.1, 1.0])
-def test_the_last_quarter_of_the_nominal_strips_is_what_patches_are_compared_with(
-    plain_strips: DatasetConfig, tmp_path: Path, kind: str, ratio: float
-) -> None:
-    one = replace(member(normalization=kind), coreset=CoresetConfig(ratio=ratio))
-    setting = AblationSetting(kind, members=(one,))
-    config = ablation(plain_strips, tmp_path, setting)
-    samples = split_strips(config, setting, 0).fit
-    pixels = [sample.load() for sample in samples]
-    scorer, uncached = _Member(config, one, 1).fit(samples)
-    _, scores = scorer.score(pixels)
-    np.testing.assert_array_equal(uncached.score(pixels)[1], scores)
-    if ratio == 1.0:  # what is in the bank is at distance 0 from it
-        assert scores[:4] == pytest.approx([0] * 4, abs=1e-2)
-    assert scores[4] > 0.5
-    with pytest.raises(ConfigError, match="a bank of 1 nominal strip leaves none to compare with"):
-        _Member(config, one, 1).fit(samples[:1])
-    assert evaluate_row(config, setting, 0, 1)["figures"]["pixel_auroc"] > 0.95
-
-
 @pytest.mark.parametrize("grey", [0, 255])
 def test_a_strip_of_one_grey_is_named(tmp_path: Path, grey: int) -> None:
     data = replace(nominal_strips(tmp_path / "data", 4), num_fit=2)
@@ -163,17 +141,3 @@ def test_strips_of_other_sizes_and_depths_are_judged_beside_the_others(tmp_path:
     scores = {sample.path.stem: score for sample, score in zip(samples, predictions.scores_N, strict=True)}
     assert scores["c"] == pytest.approx(scores["a"], rel=1e-3)  # 16 bits of the same picture
     assert evaluate_row(config, BANK, 0, 1)["figures"]["pixel_auroc"] > 0.8
-
-
-@pytest.mark.parametrize("ratio", [0.1, 1.0])
-def test_a_bank_that_learns_from_mirrored_strips_too(plain_strips: DatasetConfig, tmp_path: Path, ratio: float) -> None:
-    plain = replace(member(), coreset=CoresetConfig(ratio=ratio))
-    settings = [
-        AblationSetting(name, members=(replace(plain, augmentation=augmentation),))
-        for name, augmentation in (("plain", AugmentationConfig()), ("augmented", AugmentationConfig("both", 10, 50)))
-    ]
-    config = ablation(plain_strips, tmp_path, *settings)
-    [(_, plain_predictions, _), (_, augmented, _)] = [predict_split(config, setting, 0, 1) for setting in settings]
-    assert not np.array_equal(augmented.scores_N, plain_predictions.scores_N)
-    if ratio == 1.0:  # more vectors, none lost: no patch can be farther away
-        assert (augmented.scores_N <= plain_predictions.scores_N + 1e-4).all()
