@@ -114,7 +114,7 @@ def test_float16_halves_the_files_and_the_plan() -> None:
 
 
 def test_recall_is_what_counting_by_hand_gives() -> None:
-    vectors, queries = clustered(600, 0), clustered(300, 1)
+    vectors, queries = gaussian(600, 0), gaussian(300, 1)
     bank = index_bank(exact_bank(vectors), IndexConfig(factory="IVF16,Flat", num_probes=1), queries)
     squared_QN = np.square(queries[:, None].astype(np.float64) - vectors[None]).sum(axis=2)
     found = shard_of(bank).search(queries, 1)[1][:, 0]
