@@ -1,4 +1,4 @@
-"""The study's page, HTML and Markdown, written from its results alone: a larger run updates it."""
+"""The Markdown page of a study, written from its results alone."""
 
 import math
 import statistics
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from steelray.config import ConfigError
 from steelray.research.study import criteria, figures
 from steelray.research.study.plan import BASELINE, FIX
-from steelray.research.study.results import read_comparison, read_study, read_trials, write_table
+from steelray.research.study.results import read_comparison, read_study, read_trials
 from steelray.research.study.space import Axis
 from steelray.research.study.verdicts import (
     FIGURES,
@@ -48,7 +47,7 @@ class Picture:
     name: str
     title: str
     caption: str
-    svg: Markup
+    svg: str
 
     @property
     def file(self) -> str:
@@ -56,7 +55,7 @@ class Picture:
 
 
 def write_report(results_dir: str, output_dir: str) -> dict[str, Any]:
-    """Writes study.html, study.md, figures/*.svg and trials.parquet; returns the verdicts and counts.
+    """Write study.md and figures/*.svg; return the verdicts and the number of trials.
 
     Raises:
         ConfigError: no results there, or those of another study version.
@@ -81,9 +80,7 @@ def write_report(results_dir: str, output_dir: str) -> dict[str, Any]:
     output.check_access(create=True)
     for picture in pictures:
         output.write(picture.file, f"{picture.svg}\n".encode())
-    for name in ("study.html", "study.md"):
-        output.write(name, f"{_environment(name).get_template(f'{name}.j2').render(values)}\n".encode())
-    write_table(rows, output_dir)
+    output.write("study.md", f"{_environment().get_template('study.md.j2').render(values)}\n".encode())
     return {"num_trials": len(rows), "verdicts": {line["hypothesis"]: line for line in verdicts}}
 
 
@@ -226,7 +223,7 @@ def _pictures(study: Row, rows: Sequence[Row], confirmed: Sequence[Row]) -> list
             ("parallel", "The search, all axes at once", "A line per trial, from its settings to its result.",
              figures.parallel_coordinates(rows, axes, "pixel_ap")),
         ]  # fmt: skip
-    return [Picture(name, title, caption, Markup(svg)) for name, title, caption, svg in made]  # noqa: S704 (our own)
+    return [Picture(*one) for one in made]
 
 
 def _facts(study: Row, rows: Sequence[Row]) -> Row:
@@ -253,10 +250,10 @@ def _facts(study: Row, rows: Sequence[Row]) -> Row:
     }
 
 
-def _environment(name: str) -> jinja2.Environment:
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("steelray.research.study"),
-        autoescape=name.endswith(".html"),
+        autoescape=False,  # noqa: S701 (Markdown)
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -6,7 +6,6 @@ so that a killed run loses no finished trial.
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +16,7 @@ from steelray.research.study.config import STUDY_VERSION, StudyConfig
 from steelray.research.study.plan import study_digest
 from steelray.storage.location import Location, ObjectChanged, ObjectMissing
 
-TRIALS_FILE, TABLE_FILE, STUDY_FILE = "trials.jsonl", "trials.parquet", "study.json"
-COMPARISON_FILE = "detection.json"
+TRIALS_FILE, STUDY_FILE, COMPARISON_FILE = "trials.jsonl", "study.json", "detection.json"
 Row = dict[str, Any]
 
 
@@ -86,26 +84,6 @@ def read_comparison(results_dir: str) -> Row:
     except ObjectMissing:
         return {}
     return found
-
-
-def write_table(rows: Sequence[Row], output_dir: str) -> None:
-    """trials.parquet, one row per trial: settings, figures and criteria as columns, curves left out."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def flat(row: Row) -> Row:
-        kept = ("trial_id", "arm", "hypothesis", "condition", "seed", "status", "num_steps", "duration_s")
-        result: Row = {name: row.get(name) for name in kept}
-        result["settings"] = json.dumps(row["settings"], sort_keys=True)
-        for group in ("figures", "criteria"):
-            result.update({f"{group}.{name}": value for name, value in (row.get(group) or {}).items()})
-        return result
-
-    table = [flat(row) for row in rows]
-    names = list(dict.fromkeys(name for row in table for name in row))
-    body = pa.BufferOutputStream()
-    pq.write_table(pa.table({name: [row.get(name) for row in table] for name in names}), body)
-    Location(output_dir).write(TABLE_FILE, body.getvalue().to_pybytes())
 
 
 def _finite(value: Any) -> Any:

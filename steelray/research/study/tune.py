@@ -23,7 +23,7 @@ from steelray.config import ConfigError, DatasetConfig
 from steelray.research.study.config import StudyConfig
 from steelray.research.study.data import StudyImages
 from steelray.research.study.plan import Trial
-from steelray.research.study.results import StudyResults, read_trials, write_table
+from steelray.research.study.results import StudyResults, read_trials
 from steelray.research.study.runner import describe, execute, provenance
 from steelray.research.study.space import Axis, check_points
 from steelray.storage.location import Location
@@ -68,9 +68,6 @@ def run_study(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str
                 counts["ran"] = _run(
                     study, results, report, {"number": numbers}, lambda space: pending[space["number"]], {}
                 )
-    rows = read_trials(study.results_dir)
-    if rows:
-        write_table(rows, study.results_dir)
     return counts
 
 
