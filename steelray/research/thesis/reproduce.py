@@ -72,7 +72,6 @@ def reproduce(config: ThesisConfig, num_threads: int, train: Train, report: Repo
         if found is not None:
             cells[cell] = found
     result = {"label": config.label, "cells": cells, "missing": [cell for cell in CELLS if cell not in cells]}
-    (folder / "thesis.json").write_text(json.dumps(result, indent=2) + "\n")
     (folder / "thesis.md").write_text(to_markdown(result))
     summary = {cell: {name: found["figures"][name] for name in ("classification", "pixel_auroc", "image_auroc")}
                for cell, found in cells.items()}  # fmt: skip
