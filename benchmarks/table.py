@@ -1,4 +1,4 @@
-"""The table of benchmarks/README.md, from the result files."""
+"""Write the tables of benchmarks/README.md from the result files."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 
 def write_readme(readme: Path, results: Path) -> None:
-    """Replaces what stands between the markers."""
+    """Replace the text between the markers."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     before, _, rest = readme.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
@@ -17,7 +17,7 @@ def write_readme(readme: Path, results: Path) -> None:
 
 
 def lines(records: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Markdown, one table per benchmark."""
+    """Yield Markdown lines, one table per benchmark."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
         grouped.setdefault(record["benchmark"], []).append(record)
@@ -29,7 +29,7 @@ def lines(records: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _where(records: list[dict[str, Any]]) -> str:
-    """Dates, hardware and versions that the records share, and the load that they met."""
+    """Name dates, hardware and versions of the records, and the load before their cases."""
     first, versions = records[0], records[0]["versions"]
     dates = sorted({record["date"][:10] for record in records})
     loads = [record["load_average_before"] for record in records if record["load_average_before"] is not None]
@@ -50,8 +50,8 @@ def _by_size(records: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 def coreset_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield "### Coreset"
     yield ""
-    yield "Seconds, median of three. Whole selections, except where the picks that were timed are given: there the"
-    yield "price of a pick is multiplied. Cover radius in all dimensions."
+    yield "Seconds per selection, median of three. Where a number of picks is given, only these were timed, and their"
+    yield "time was scaled up to the whole selection. Cover radii are measured in all dimensions."
     yield ""
     yield (
         "| points x dim | picks | steelray s | radius | textbook s | ratio | matrix-vector loop s | ratio "
@@ -81,8 +81,8 @@ def _seconds(entry: dict[str, Any], picks: int, whole: bool = False) -> str:
 def search_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield "### Search"
     yield ""
-    yield "Queries per second, one nearest neighbour, batches of 6,400, two in flight. The difference is that of a"
-    yield "squared distance to the replicated bank's, as a share of the largest."
+    yield "Queries per second for one nearest neighbour, in batches of 6,400, two of them in flight. The difference is"
+    yield "between squared distances from the shards and from the replicated bank, as a share of the largest distance."
     yield ""
     yield "| vectors x dim | replicated | 1 shard | 2 shards | 4 shards | largest difference |"
     yield "|---" * 6 + "|"
@@ -115,7 +115,7 @@ OTHER_WAYS = {
 def pipeline_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield "### Pipeline"
     yield ""
-    yield "Strips of 1600x256 per second once under way; same images, weights and bank."
+    yield "Strips of 1600x256 per second, without start-up; same images, weights and bank."
     yield ""
     yield "| bank | Ray job | " + " | ".join(OTHER_WAYS.values()) + " |"
     yield "|---" * (2 + len(OTHER_WAYS)) + "|"
@@ -131,9 +131,9 @@ def pipeline_table(records: list[dict[str, Any]]) -> Iterator[str]:
     for row in _by_size(records, "vectors"):
         other = row.get("anomalib_predict")
         yield (
-            f"With {row['vectors']:,} vectors the whole job of {row['strips']} strips, from listing to publishing, "
-            f"runs at {row['ray_job']['whole_job_strips_per_s']:.2f} strips/s"
-            + (f"; scores differ from anomalib's by at most {other['largest_score_difference']:.2g}." if other else ".")
+            f"With {row['vectors']:,} vectors and {row['strips']} strips, the whole job from listing to publishing "
+            f"runs at {row['ray_job']['whole_job_strips_per_s']:.2f} strips/s."
+            + (f" Scores differ from anomalib's by at most {other['largest_score_difference']:.2g}." if other else "")
         )
     yield ""
 
@@ -152,18 +152,18 @@ def growth_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     for row in _by_size(records, "keys"):
         yield (
-            f"Planning {row['keys']:,} keys: {row['seconds']:.1f} s (listing {row['last_run']['list_s']:.1f}, "
-            f"reading tasks {row['last_run']['tasks_s']:.1f}), {_mib(row['memory_bytes'])} beyond the "
-            f"program, {_mib(row['peak_memory_bytes'])} in all; {row['tasks']:,} reading tasks."
+            f"Planning {row['keys']:,} keys takes {row['seconds']:.1f} s (listing {row['last_run']['list_s']:.1f} s, "
+            f"{row['tasks']:,} reading tasks {row['last_run']['tasks_s']:.1f} s) and {_mib(row['memory_bytes'])} more "
+            f"than the idle program, {_mib(row['peak_memory_bytes'])} in all."
         )
         yield ""
     for row in _by_size(records, "old_patches"):
         yield (
             f"A bank of {row['vectors_before']:,} vectors from {row['old_patches']:,} patches learns "
-            f"{row['new_patches']:,} more in {row['grow_s']:.2f} s ({row['vectors_added']:,} vectors added); rebuilt "
-            f"from everything at that size it takes {row['rebuild_s']:.2f} s. "
-            f"Cover radius {row['cover_radius_grown']:.3f} against {row['cover_radius_rebuilt']:.3f}: "
-            f"{row['cover_radius_ratio']:.3f}x."
+            f"{row['new_patches']:,} more patches in {row['grow_s']:.2f} s and grows by {row['vectors_added']:,} "
+            f"vectors. To build a bank of that size from all patches takes {row['rebuild_s']:.2f} s. "
+            f"The cover radius is {row['cover_radius_grown']:.3f} grown and {row['cover_radius_rebuilt']:.3f} rebuilt "
+            f"({row['cover_radius_ratio']:.3f}x)."
         )
         yield ""
 
@@ -173,14 +173,14 @@ def nightly_table(records: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     for row in _by_size(records, "rerun_of"):
         yield (
-            f"A run of {row['rerun_of']:,} images takes {row['first_s']:.0f} s; the same command again, when it is "
-            f"complete, {row['again_s']:.1f} s."
+            f"A run of {row['rerun_of']:,} images takes {row['first_s']:.0f} s. Once it is complete, "
+            f"the same command takes {row['again_s']:.1f} s."
         )
     for row in _by_size(records, "resume_of"):
         left = ", ".join(f"{turn['left']:,}" for turn in row["turns"])
         yield (
-            f"Runs of {row['resume_of']:,} images were killed with {left} left; going on takes "
-            f"{row['resumed_over_fresh']:.2f}x the time of a run of its own over as many, start-up included (median)."
+            f"Runs of {row['resume_of']:,} images were killed with {left} left. To finish them takes "
+            f"{row['resumed_over_fresh']:.2f}x the time of a new run over as many images, start-up included (median)."
         )
     yield ""
 
@@ -191,14 +191,14 @@ def nodes_table(records: list[dict[str, Any]]) -> Iterator[str]:
     for row in _by_size(records, "images_on_nodes"):
         rates = ", ".join(f"{rate:.1f} on {number}" for number, rate in row["images_per_s"].items())
         yield (
-            f"{row['images_on_nodes']:,} images with a bank in two shards, on raylets that share this machine's "
-            f"cores: {rates} nodes, in images per second of scoring (medians)."
+            f"Images scored per second, {row['images_on_nodes']:,} images, a bank in two shards, on raylets that share "
+            f"the cores of this machine: {rates} nodes (medians)."
         )
     for row in _by_size(records, "images_with_a_kill"):
         yield (
-            f"Runs of {row['images_with_a_kill']:,} images on two nodes, one of which is killed once rows are safe and "
-            f"replaced: {row['killed_over_clean']:.2f}x the scoring time of an undisturbed run (median), every image "
-            "scored once."
+            f"Runs of {row['images_with_a_kill']:,} images on two nodes, one of which is killed and replaced once rows "
+            f"are stored, take {row['killed_over_clean']:.2f}x the scoring time of an undisturbed run (median). Every "
+            "image is scored once."
         )
     yield ""
 
