@@ -89,8 +89,6 @@ def quantised(num_vectors: int, num_batches: int) -> dict[str, Any]:
         "exact": IndexConfig(),
         "fp16": IndexConfig("fp16"),
         "IVF64,Flat": IndexConfig(factory="IVF64,Flat", num_probes=8),
-        "SQ8": IndexConfig(factory="SQ8"),
-        "PQ16": IndexConfig(factory="PQ16"),
     }
     for name, config in settings.items():
         bank = index_bank(exact, config, batches[-1])

@@ -106,11 +106,6 @@ def _is_grey(pixels_HWC: NDArray[np.uint8]) -> bool:
     return bool(np.array_equal(red, green) and np.array_equal(green, blue))
 
 
-def to_rgb(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """pixels_HWC uint8 of 1 or 3 channels to 3 channels, without a copy where it can."""
-    return np.broadcast_to(pixels_HWC, (*pixels_HWC.shape[:2], 3)) if pixels_HWC.shape[2] == 1 else pixels_HWC
-
-
 def resize(pixels_HWC: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.uint8]:
     """Bilinear with anti-aliasing (Pillow), to height and width `size_px`; uint8 in, uint8 out."""
     if pixels_HWC.shape[:2] == size_px:

@@ -25,7 +25,6 @@ _COLOR_STOPS = np.array(
     ]
 )
 
-OVERLAY_WIDTH_PX, OVERLAY_LEVELS = 400, 24
 SHEET_STRIP_WIDTH_PX = 800
 SHEET_STRIP_MAX_HEIGHT_PX = 400
 
@@ -71,17 +70,6 @@ def heatmap_png(
     image.putpalette(_palette(levels)[:, :3].tobytes())
     # at full size level 1 costs a tenth of level 9's time and few more bytes
     return _png(image, 1 if width_px is None else 9, transparency=_palette(levels)[:, 3].tobytes())
-
-
-def read_heatmap(png: bytes) -> NDArray[np.float32]:
-    """The map_HW that `heatmap_png` has drawn, scaled so that `lower` is 0 and `upper` is 1, in 255 steps.
-
-    With it a small overlay is made where only the stored heatmap is at hand.
-    """
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-        if image.mode != "P":
-            raise ValueError(f"not a heatmap: mode {image.mode}")
-        return np.asarray(image, dtype=np.float32) / np.float32(255)
 
 
 def _png(image: Image.Image, compress_level: int, **options: Any) -> bytes:
@@ -133,19 +121,6 @@ def patch_jpeg(
     top = min(max(center_px[0] - rows // 2, 0), height - rows)
     left = min(max(center_px[1] - columns // 2, 0), width - columns)
     return _jpeg(_picture(pixels_HWC[top : top + rows, left : left + columns]), quality)
-
-
-def gallery_pictures(
-    pixels_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating[Any]], lower: float, upper: float
-) -> tuple[bytes, bytes, bytes, tuple[int, int]]:
-    """What a `GalleryItem` shows of a strip, small enough for a page of 200.
-
-    Returns:
-        Strip (JPEG), overlay (PNG), worst patch (JPEG), and its centre (row, column) in pixels of the image.
-    """
-    center_px = worst_patch_center(map_HW, (pixels_HWC.shape[0], pixels_HWC.shape[1]))
-    overlay_png = heatmap_png(map_HW, lower, upper, width_px=OVERLAY_WIDTH_PX, levels=OVERLAY_LEVELS)
-    return strip_thumbnail(pixels_HWC), overlay_png, patch_jpeg(pixels_HWC, center_px), center_px
 
 
 def contact_sheet(

@@ -62,7 +62,6 @@ class InstanceType:
 
     name: str
     vcpus: int
-    memory_gib: float
     network_gbit: float
     """What it sustains, not what it bursts to."""
     usd_per_hour: float

@@ -9,7 +9,7 @@ from PIL import Image
 
 from steelray.config import DecodeConfig
 from steelray.demo.synthetic import encode, make_strip
-from steelray.imaging.decode import Undecodable, decode, resize, to_rgb
+from steelray.imaging.decode import Undecodable, decode, resize
 from steelray.schema import Status
 from tests.awkward import bad_images, decompression_bomb, png
 
@@ -234,14 +234,6 @@ def test_one_colour_everywhere_is_blank() -> None:
 def test_a_single_pixel_decodes() -> None:
     assert decode(encode(np.array([[9]], np.uint8), "PNG")).tolist() == [[[9]]]
     assert decode(encode(np.array([[[9, 8, 7]]], np.uint8), "PNG")).tolist() == [[[9, 8, 7]]]
-
-
-def test_to_rgb_repeats_grey_without_a_copy() -> None:
-    grey = gradient()[:, :, None]
-    rgb = to_rgb(grey)
-    assert np.array_equal(rgb, np.repeat(grey, 3, axis=2))
-    assert np.shares_memory(rgb, grey)
-    assert to_rgb(colours()).shape == (24, 40, 3)
 
 
 def test_resize_keeps_channels_and_mean() -> None:

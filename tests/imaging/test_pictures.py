@@ -40,7 +40,7 @@ def test_a_heatmap_takes_maps_that_are_flat_out_of_range_or_not_finite(map_HW):
 
 def test_a_small_heatmap_is_shrunk_not_cropped(map_HW):
     full = pictures.heatmap_png(map_HW, 0.1, 1.0)
-    small = pictures.heatmap_png(map_HW, 0.1, 1.0, width_px=100, levels=16)
+    small = pictures.heatmap_png(map_HW, 0.1, 1.0, width_px=100, levels=24)
     image = _opened(small)
     assert image.size == (100, 16)
     assert len(small) < len(full) / 4
@@ -111,17 +111,12 @@ def test_no_strips_make_an_empty_sheet():
     assert _opened(pictures.contact_sheet([], 0.0, 1.0)).height < 100
 
 
-def test_a_stored_heatmap_gives_its_map_back(map_HW):
-    map_01_HW = pictures.read_heatmap(pictures.heatmap_png(map_HW, 0.1, 0.9))
-    np.testing.assert_allclose(map_01_HW, np.clip((map_HW - 0.1) / 0.8, 0, 1), atol=0.5 / 255 + 1e-6)
-    with pytest.raises(ValueError, match="not a heatmap"):
-        pictures.read_heatmap(pictures.contact_sheet([], 0, 1))
-
-
-def test_gallery_pictures_are_small_and_show_the_worst_place(map_HW):
+def test_the_pictures_of_a_gallery_are_small_and_show_the_worst_place(map_HW):
     pixels_HWC = np.random.default_rng(0).integers(90, 120, (256, 1600, 1), dtype=np.uint8)
-    strip, overlay, patch, center_px = pictures.gallery_pictures(pixels_HWC, map_HW, 0.1, 1.0)
+    center_px = pictures.worst_patch_center(map_HW, (256, 1600))
     assert center_px == (162, 1202)
+    strip, patch = pictures.strip_thumbnail(pixels_HWC), pictures.patch_jpeg(pixels_HWC, center_px)
+    overlay = pictures.heatmap_png(map_HW, 0.1, 1.0, width_px=400, levels=24)
     assert _opened(strip).size == (800, 128)
     assert _opened(overlay).size == (400, 64)
     assert _opened(patch).size == (96, 96)

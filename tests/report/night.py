@@ -89,9 +89,7 @@ def pictures_of(number, size_px):
     nominal = make_strip(6, number, size_px=size_px)
     noise_HW = ndimage.gaussian_filter(np.random.default_rng(number).standard_normal(size_px), 9) * 6
     map_HW = 1.0 + 0.12 * noise_HW + 1.6 * ndimage.gaussian_filter(strip.mask_HW.astype(float), 6)
-    strip_jpeg, overlay_png, patch_jpeg, center_px = pictures.gallery_pictures(
-        strip.pixels_HW[..., None], map_HW, 1.1, 2.4
-    )
+    center_px = pictures.worst_patch_center(map_HW, size_px)
     boxes = [
         {
             "left_px": columns.start - 12,
@@ -103,9 +101,9 @@ def pictures_of(number, size_px):
         for rows, columns in ndimage.find_objects(ndimage.label(strip.mask_HW)[0])[:4]
     ]
     return {
-        "strip_jpeg": strip_jpeg,
-        "overlay_png": overlay_png,
-        "worst_patch_jpeg": patch_jpeg,
+        "strip_jpeg": pictures.strip_thumbnail(strip.pixels_HW),
+        "overlay_png": pictures.heatmap_png(map_HW, 1.1, 2.4, width_px=400, levels=24),
+        "worst_patch_jpeg": pictures.patch_jpeg(strip.pixels_HW, center_px),
         "nominal_patch_jpeg": pictures.patch_jpeg(nominal.pixels_HW, center_px),
         "boxes": boxes,
         "height_px": size_px[0],

@@ -36,8 +36,8 @@ COSTS = StageCosts(
     embed_gpu_s=0.001,
     search_gpu_s=0.001,
 )
-CPU = InstanceType("cpu-16", 16, 32, 10, 0.80, "a test", spot_usd_per_hour=0.30)
-GPU = InstanceType("gpu-8", 8, 32, 10, 1.00, "a test", gpus=1)
+CPU = InstanceType("cpu-16", 16, 10, 0.80, "a test", spot_usd_per_hour=0.30)
+GPU = InstanceType("gpu-8", 8, 10, 1.00, "a test", gpus=1)
 NIGHT = Workload(strips=1_000_000, hours=6, bank_vectors=10_000, store_gets_per_s=1e9)
 
 

@@ -8,7 +8,7 @@ half of the defective strips). "Test" is what no choice may look at: the held-ou
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +33,6 @@ from steelray.patchcore.portable_embedder import EmbedFunction
 from steelray.patchcore.scorer import PatchCoreScorer, Scorer
 from steelray.research.ablation.embedding_cache import CachedEmbedding
 from steelray.research.ablation.judging import Judged, by_class, figures_of, judge, together
-from steelray.research.ablation.results import Row
 from steelray.research.ablation.settings import AblationConfig, AblationMember, AblationSetting
 
 TIMED_STRIPS = 3
@@ -256,9 +255,3 @@ def _seconds_per_strip(scorer: Scorer, samples: Sequence[Sample]) -> float:
         scorer.score([image])
         seconds.append(time.perf_counter() - start_s)
     return min(seconds)
-
-
-def local_rows(config: AblationConfig, rows: Sequence[Row], num_threads: int) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """Evaluates rows one after the other; `steelray.research.ablation.remote` does so side by side."""
-    for setting, seed in rows:
-        yield (setting, seed), evaluate_row(config, setting, seed, num_threads)

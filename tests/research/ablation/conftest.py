@@ -1,7 +1,8 @@
 """Generated strips in a folder dataset, each nominal one with a finish that no other has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from steelray.config import DatasetConfig
 from steelray.demo.synthetic import encode, make_strip
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.research.ablation.results import Row
+from steelray.research.ablation.rows import evaluate_row
 from steelray.research.ablation.settings import AblationConfig, AblationMember, AblationSetting
 
 SIZE_PX = (64, 512)
@@ -62,3 +65,9 @@ def ablation(data: DatasetConfig, folder: Path, *settings: AblationSetting, **ch
     """An ablation with one split."""
     values: dict[str, object] = {"seeds": (0,), "pixel_step": 2, "folds": 2, **changes}
     return AblationConfig(data, settings, str(folder), **values)  # type: ignore[arg-type]
+
+
+def local_rows(config: AblationConfig, rows: Sequence[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Evaluate rows one after the other, as `steelray.research.ablation.remote` does side by side."""
+    for setting, seed in rows:
+        yield (setting, seed), evaluate_row(config, setting, seed, 1)

@@ -9,10 +9,9 @@ from steelray.config import ConfigError
 from steelray.patchcore.config import EmbedderConfig
 from steelray.research.ablation.remote import remote_rows
 from steelray.research.ablation.results import read_rows, rows_to_do, run_ablation
-from steelray.research.ablation.rows import local_rows
 from steelray.research.ablation.settings import AblationSetting
 from tests.cluster.conftest import silent
-from tests.research.ablation.conftest import ablation, member, write_dataset
+from tests.research.ablation.conftest import ablation, local_rows, member, write_dataset
 
 SETTINGS = (AblationSetting("bank", members=(member(),)), AblationSetting("baseline", method="local_deviation"))
 
@@ -22,7 +21,7 @@ def test_rows_side_by_side_equal_rows_one_after_the_other(tmp_path: Path) -> Non
     data = write_dataset(tmp_path / "strips")
     here = ablation(data, tmp_path / "here", *SETTINGS)
     there = ablation(data, tmp_path / "there", *SETTINGS)
-    run_ablation(here, lambda rows: local_rows(here, rows, 1), silent)
+    run_ablation(here, lambda rows: local_rows(here, rows), silent)
     run_ablation(there, lambda rows: remote_rows(there, rows), silent)
     assert rows_to_do(there) == []
     one, two = read_rows(tmp_path / "here"), read_rows(tmp_path / "there")

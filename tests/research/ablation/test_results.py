@@ -22,9 +22,9 @@ from steelray.research.ablation.results import (
     summarize,
     to_markdown,
 )
-from steelray.research.ablation.rows import local_rows, predict_split
+from steelray.research.ablation.rows import predict_split
 from steelray.research.ablation.settings import AblationConfig, AblationSetting
-from tests.research.ablation.conftest import ablation, member
+from tests.research.ablation.conftest import ablation, local_rows, member
 
 REPOSITORY = Path(__file__).parents[3]
 SETTINGS = (AblationSetting("bank", members=(member(),)), AblationSetting("baseline", method="local_deviation"))
@@ -39,7 +39,7 @@ def run(config: AblationConfig, stop_after: int | None = None) -> list[Row]:
     computed: list[Row] = []
 
     def rows(to_do: Sequence[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
-        for row, found in local_rows(config, to_do, 1):
+        for row, found in local_rows(config, to_do):
             if len(computed) == stop_after:
                 raise KeyboardInterrupt
             computed.append(row)

@@ -8,9 +8,9 @@ import pytest
 
 from steelray.config import ConfigError, DatasetConfig
 from steelray.demo.synthetic import encode, make_strip
-from steelray.research.ablation.rows import evaluate_row, local_rows, predict_split, split_strips
+from steelray.research.ablation.rows import evaluate_row, predict_split, split_strips
 from steelray.research.ablation.settings import AblationSetting
-from tests.research.ablation.conftest import NUM_ANOMALOUS, NUM_NOMINAL, SIZE_PX, ablation, member
+from tests.research.ablation.conftest import NUM_ANOMALOUS, NUM_NOMINAL, SIZE_PX, ablation, local_rows, member
 
 BANK = AblationSetting("bank", members=(member(),))
 OWN = AblationSetting("own strip", members=(member(own_strip_fraction=0.05),))
@@ -53,7 +53,7 @@ def test_finishes_that_no_bank_holds_are_forgiven_by_the_strip_itself(
 ) -> None:
     settings = (BANK, OWN, BASELINE)
     config = ablation(tread_strips, tmp_path, *settings)
-    rows = {row[0].name: found for row, found in local_rows(config, [(setting, 0) for setting in settings], 1)}
+    rows = {row[0].name: found for row, found in local_rows(config, [(setting, 0) for setting in settings])}
     pixel_auroc = {name: row["figures"]["pixel_auroc"] for name, row in rows.items()}
     assert pixel_auroc["own strip"] > 0.9
     assert pixel_auroc["own strip"] > pixel_auroc["bank"] + 0.2
