@@ -20,20 +20,20 @@ def _utc(moment: datetime | None) -> datetime | None:
 
 
 def list_archive(config: ArchiveConfig) -> pa.Table:
-    """Lists an archive.
+    """List the objects of an archive that match its glob and its cut-off times.
 
     Returns:
         A table of schema `MANIFEST`, sorted bytewise by key: the same archive gives the same table.
 
     Raises:
-        ConfigError: it cannot be listed, or nothing in it matches.
+        ConfigError: the archive cannot be listed, or nothing in it matches.
     """
     location = Location(config.uri)
     location.check_access()
     matches = re.compile(fnmatch.translate(config.glob)).match
     after, before = _utc(config.modified_after), _utc(config.modified_before)
 
-    # columns as Arrow arrays, chunk by chunk: a million keys stay well under a gigabyte
+    # Arrow columns, chunk by chunk: a million keys stay well under a gigabyte
     chunks: list[pa.Table] = []
     keys: list[str] = []
     etags: list[str] = []

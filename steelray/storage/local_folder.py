@@ -1,4 +1,4 @@
-"""A local folder as a store of objects, and what every store has in common. Knows no S3."""
+"""A local folder as an object store, and the errors and records that every store shares. Knows no S3."""
 
 import fcntl
 import hashlib
@@ -22,7 +22,7 @@ class ObjectChanged(Exception):
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What a listing knows of one object. `etag` is S3's; for a local file it is made of its time and size."""
+    """One object of a listing. `etag` comes from S3; for a local file it is a digest of its time and size."""
 
     key: str
     etag: str
@@ -48,14 +48,14 @@ class LocalFolder:
     def list(self) -> Iterator[StoredObject]:
         for folder, subfolders, names in os.walk(self.root, followlinks=True):
             here = Path(folder)
-            # a link to a folder above itself would never end
+            # a link to one of its own parent folders would be followed for ever
             subfolders[:] = [s for s in subfolders if not here.resolve().is_relative_to((here / s).resolve())]
             for name in names:
                 path = here / name
                 try:
                     stat = path.stat()
                 except OSError:
-                    continue  # a dangling link, or gone since
+                    continue  # a dangling link, or deleted meanwhile
                 key = path.relative_to(self.root).as_posix()
                 if any("\ud800" <= letter <= "\udfff" for letter in key):
                     raise ConfigError(f"{self.root}: file name {key!r} is not UTF-8; rename it")
@@ -98,13 +98,13 @@ class LocalFolder:
         self._path(key).unlink(missing_ok=True)
 
     def remove_empty(self) -> None:
-        """Removes folders without files in them, this one included."""
+        """Remove folders that hold no file, this one included."""
         for folder, _, _ in os.walk(self.root, topdown=False):
             with suppress(OSError):  # not empty
                 os.rmdir(folder)
 
     def _path(self, key: str) -> Path:
-        # judged by its name: links that the archive's owner has put there may lead elsewhere
+        # only the name is checked: the archive's owner may have put links to other places
         path = Path(os.path.normpath(self.root / key))
         if not path.is_relative_to(self.root):
             raise ValueError(f"{key!r} leads out of {self.root}")

@@ -1,6 +1,6 @@
-"""Object storage and local folders behind one small class: the only user of pyarrow.fs, and of `s3_client`.
+"""`Location`: objects in S3 or in a local folder, addressed by keys below a root.
 
-A `Location` is a root (s3://bucket/prefix or a folder) and everything is addressed by a key below it.
+No other module uses pyarrow.fs or `s3_client`.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Location", "ObjectChanged", "ObjectMissing", "StoredObject"]
 
 READ_ATTEMPTS = 3
-"""For bodies that break off or arrive damaged, which boto3's own retries do not cover."""
+"""Attempts to read a body that breaks off or arrives damaged; boto3's own retries do not cover these."""
 
 
 class Location:
@@ -56,7 +56,7 @@ class Location:
             if "@" in self.bucket:
                 raise ConfigError("an s3:// URI takes no credentials: they belong in the AWS_* variables")
             if not self.bucket:
-                raise ConfigError(f"{uri}: no bucket in it; write s3://bucket/prefix")
+                raise ConfigError(f"{uri}: names no bucket; write s3://bucket/prefix")
         elif separator and scheme != "file":
             raise ConfigError(f"{uri}: scheme {scheme}:// is not supported; write s3://bucket/prefix or a path")
         else:
@@ -82,16 +82,16 @@ class Location:
         return self._client
 
     def full_key(self, key: str) -> str:
-        """The key as the store knows it: below this location's prefix. Raises `ValueError` if it leads out of it."""
-        if ".." in key.split("/"):  # AWS takes it literally, but other stores follow it
+        """Return the store's own key: `key` below this prefix. Raises `ValueError` if it leads out of the prefix."""
+        if ".." in key.split("/"):  # AWS takes ".." literally, but other stores follow it
             raise ValueError(f"{key!r} leads out of {self.uri}")
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def check_access(self, *, create: bool = False) -> None:
-        """Fails within seconds if the place cannot be used, with the reason in one line.
+        """Fail within seconds, with the reason in one line, if the place cannot be used.
 
         Args:
-            create: the place will be written to: a local folder is made; a bucket must exist.
+            create: create a local folder that is missing; a bucket must exist all the same.
 
         Raises:
             ConfigError: missing folder or bucket, wrong credentials, unreachable endpoint.
@@ -99,17 +99,16 @@ class Location:
         if self.bucket is None:
             self._folder.check_access(create=create)
             return
-        prefix = f"{self.prefix}/" if self.prefix else ""
         for patient in (False, True):
             try:
-                s3_client(patient=patient).list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
+                s3_client(patient=patient).list_objects_v2(Bucket=self.bucket, Prefix=self.full_key(""), MaxKeys=1)
                 return
             except FAILURES as error:
-                if patient or not overloaded(error):  # who answers that it is busy may be asked again
+                if patient or not overloaded(error):  # a busy store gets a second, patient attempt
                     raise ConfigError(str(translated(error, f"s3://{self.bucket}"))) from None
 
     def list(self) -> Iterator[StoredObject]:
-        """All objects below this location, in the store's order (S3 pages of 1000), keys relative to it.
+        """Yield every object below this location in the store's order, with keys relative to it.
 
         Raises:
             ConfigError: the place cannot be listed.
@@ -117,7 +116,7 @@ class Location:
         if self.bucket is None:
             yield from self._folder.list()
             return
-        prefix = f"{self.prefix}/" if self.prefix else ""
+        prefix = self.full_key("")
         try:
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 for item in page.get("Contents", []):
@@ -128,10 +127,10 @@ class Location:
             raise ConfigError(f"cannot be listed: {translated(error, self.uri)}") from None
 
     def folders(self) -> tuple[str, ...]:
-        """Names of the folders directly below, sorted. Raises `ConfigError` as `list`."""
+        """Return the names of the folders directly below, sorted. Raises `ConfigError` like `list`."""
         if self.bucket is None:
             return self._folder.folders()
-        prefix = f"{self.prefix}/" if self.prefix else ""
+        prefix = self.full_key("")
         names: set[str] = set()
         try:
             pages = self.client.get_paginator("list_objects_v2")
@@ -142,7 +141,7 @@ class Location:
         return tuple(sorted(names))
 
     def url(self, key: str) -> str:
-        """Where a browser that is allowed to finds the object; holds no credentials."""
+        """Return the URL at which an authorised browser finds the object; it holds no credentials."""
         if self.bucket is None:
             return (self._folder.root / key).as_uri()
         parts = urlsplit(endpoint() or "https://s3.amazonaws.com")
@@ -150,10 +149,10 @@ class Location:
         return f"{parts.scheme}://{server}/{quote(self.bucket)}/{quote(self.full_key(key))}"
 
     def read(self, key: str) -> bytes:
-        """The object's bytes. boto3 verifies the store's checksum where there is one.
+        """Return the object's bytes; boto3 verifies the store's checksum where there is one.
 
         Raises:
-            ObjectMissing: there is none. OSError: the store failed for another reason, after retries.
+            ObjectMissing: there is no such object. OSError: the store failed for another reason, after retries.
         """
         if self.bucket is None:
             return self._folder.read(key)
@@ -170,14 +169,14 @@ class Location:
         raise AssertionError
 
     def read_listed(self, key: str, etag: str, size_bytes: int) -> bytes:
-        """The object's bytes if they are still those that were listed.
+        """Return the object's bytes if they are still those that were listed.
 
         Raises:
-            ObjectMissing, OSError: as `read`. ObjectChanged: length or checksum differ from the listing's.
+            ObjectMissing, OSError: like `read`. ObjectChanged: length or checksum differ from the listing's.
         """
         body = self.read(key)
         if len(body) != size_bytes:
-            raise ObjectChanged(f"has {len(body)} bytes, {size_bytes} were listed")
+            raise ObjectChanged(f"has {len(body)} bytes, but {size_bytes} were listed")
         if self.bucket is None:
             if self.etag(key) != etag:
                 raise ObjectChanged("has been written since it was listed")
@@ -185,11 +184,11 @@ class Location:
             # a plain ETag is the body's MD5; a multipart one (with a dash) or an encrypted one is not
             seen = hashlib.md5(body, usedforsecurity=False).hexdigest()
             if seen != etag:
-                raise ObjectChanged(f"its MD5 is {seen}, the listing's ETag {etag}")
+                raise ObjectChanged(f"its MD5 is {seen}, but the listing's ETag is {etag}")
         return body
 
     def write(self, key: str, body: bytes) -> None:
-        """Stores an object whole or not at all.
+        """Store an object, whole or not at all.
 
         Raises:
             OSError: the store failed, after retries.
@@ -204,10 +203,10 @@ class Location:
             raise translated(error, self.uri, key) from None
 
     def write_if(self, key: str, body: bytes, etag: str | None) -> None:
-        """Stores an object only if the present one still has this ETag (None: only if there is none).
+        """Store an object only if the present one still has this ETag (None: only if there is none).
 
         Raises:
-            ObjectChanged: somebody else has written it. OSError: as `write`.
+            ObjectChanged: somebody else has written it. OSError: like `write`.
         """
         if self.bucket is None:
             self._folder.write_if(key, body, etag)
@@ -219,7 +218,7 @@ class Location:
             raise translated(error, self.uri, key) from None
 
     def etag(self, key: str) -> str | None:
-        """The object's ETag, for `write_if`; None if there is no object."""
+        """Return the object's ETag, for `write_if`; None if there is no object."""
         if self.bucket is None:
             return self._folder.etag(key)
         try:
@@ -230,11 +229,11 @@ class Location:
             raise failure from None
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object under that key."""
+        """Return whether there is an object under this key."""
         return self.etag(key) is not None
 
     def delete(self, key: str) -> None:
-        """Deletes one object; it need not be there."""
+        """Delete one object; it need not exist."""
         if self.bucket is None:
             self._folder.delete(key)
             return
@@ -244,7 +243,7 @@ class Location:
             raise translated(error, self.uri, key) from None
 
     def delete_all(self) -> int:
-        """Deletes every object below this location; returns how many."""
+        """Delete every object below this location and return how many there were."""
         keys = [stored.key for stored in self.list()]
         for key in keys:
             self.delete(key)
@@ -253,7 +252,7 @@ class Location:
         return len(keys)
 
     def arrow(self) -> tuple["pafs.FileSystem", str]:
-        """This location for Arrow readers and writers: a filesystem and a path in it."""
+        """Return this location for Arrow readers and writers: a filesystem and a path in it."""
         import pyarrow.fs as pafs
 
         if self.bucket is None:

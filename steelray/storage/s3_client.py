@@ -1,6 +1,6 @@
-"""Clients of an S3 server, and its failures in plain words without secrets.
+"""S3 clients, and their failures in plain words without secrets.
 
-Endpoint and credentials come from the AWS_* environment variables and are never kept, printed or logged here.
+Endpoint and credentials come from the AWS_* environment variables; they are never kept, printed or logged here.
 """
 
 import os
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
 CHECK_TIMEOUT_S = 8
-"""Read timeout of an access check, so that a store which never answers is found out in well under 30 s."""
+"""Read timeout of an access check: a store that never answers is reported in well under 30 s."""
 
 FAILURES = (BotoCoreError, ClientError)
 BROKEN_BODY = (FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 MISSING = ("NoSuchKey", "NotFound", "404")
 CONFLICTS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 DENIALS = ("AccessDenied", "InvalidObjectState")
-"""Of one object, while the credentials as such are good: not readable for this user, or archived."""
+"""Codes that mean this one object is unreadable (no permission, or archived) although the credentials are valid."""
 REFUSALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "AccessDenied", "ExpiredToken")
 
 
@@ -45,9 +45,9 @@ _making = threading.Lock()
 
 
 def s3_client(*, patient: bool = True) -> "S3Client":
-    """This process's client for the present AWS_* variables; one that is not `patient` gives up within seconds."""
+    """Return this process's client for the present AWS_* variables; without `patient` it gives up within seconds."""
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    with _making:  # making one takes 0.1 s of the interpreter: not once per task, and not once per thread
+    with _making:  # creating a client holds the interpreter for 0.1 s: tasks and threads share one
         if (patient, settings) not in _clients:
             _clients[patient, settings] = _new_client(patient=patient)
         return _clients[patient, settings]
@@ -58,23 +58,23 @@ def _new_client(*, patient: bool) -> "S3Client":
     from botocore.config import Config
 
     timeout_s, attempts = (READ_TIMEOUT_S, 7) if patient else (CHECK_TIMEOUT_S, 2)
-    # not "standard": the threads of a process would share a quota of retries, which a burst of SlowDown uses up
+    # in "standard" mode all threads share one quota of retries, which a burst of SlowDown uses up
     retries = {"mode": "legacy", "total_max_attempts": attempts}
     config = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=timeout_s, retries=retries)  # type: ignore[arg-type]
     try:
-        # not boto3.client: its session remembers the first credentials of the process
+        # boto3.client would remember the first credentials of the process
         return boto3.session.Session().client("s3", config=config)
     except ValueError:
         raise ConfigError("AWS_ENDPOINT_URL is not a URL: write http://host:port or https://host") from None
 
 
 def endpoint() -> str | None:
-    """The server's URL; None for AWS itself."""
+    """Return the server's URL; None for AWS itself."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def overloaded(error: Exception) -> bool:
-    """Whether the store is there, but cannot serve at this moment: it says so, or drops the connection."""
+    """Return whether the store exists but cannot serve now: it says so, or drops the connection."""
     if isinstance(error, ConnectionClosedError):
         return True
     answer = error.response.get("ResponseMetadata", {}) if isinstance(error, ClientError) else {}
@@ -82,9 +82,9 @@ def overloaded(error: Exception) -> bool:
 
 
 def translated(error: Exception, where: str, key: str = "") -> Exception:
-    """A failure of the store as `ObjectMissing`, `ObjectChanged` or an `OSError` of one line without secrets.
+    """Return a failure of the store as `ObjectMissing`, `ObjectChanged` or an `OSError` of one line without secrets.
 
-    A `PermissionError` where one object is not to be had.
+    The `OSError` is a `PermissionError` if only this object is unreadable.
     """
     code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
     if code in MISSING:
@@ -99,7 +99,7 @@ def translated(error: Exception, where: str, key: str = "") -> Exception:
     elif isinstance(error, EndpointConnectionError):
         why = f"cannot reach {server}: check AWS_ENDPOINT_URL and the network"
     elif isinstance(error, ParamValidationError):
-        why = "not a valid name of a bucket"
+        why = "not a valid bucket name"
     elif code in REFUSALS:
         why = f"{server} refuses access ({code}): check the credentials and their rights"
     elif code == "NoSuchBucket":
