@@ -1,6 +1,7 @@
-"""From bytes to pixels: JPEG, PNG, BMP and TIFF, 8 or 16 bit, grey, RGB, palette or CMYK, upright by EXIF.
+"""Decoding of JPEG, PNG, BMP and TIFF to 8-bit pixels, and resizing.
 
-Shapes: H height, W width, C channels. Every failure is an `Undecodable` with a status; nothing else is raised.
+Reads 8 and 16 bit, grey, RGB, palette and CMYK, and turns images upright by EXIF. Every failure to decode is an
+`Undecodable` with a status; nothing else is raised. Shapes: H height, W width, C channels.
 """
 
 import io
@@ -18,12 +19,12 @@ from steelray.schema import Status
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 MAX_SCANS = 100
-"""Of a JPEG. A progressive one has about ten; each costs a pass over all pixels, so thousands of them cost hours."""
+"""Scans that a JPEG may have. A progressive one has about ten; each is a pass over all pixels: thousands take hours."""
 START_OF_SCAN = b"\xff\xda"
 
 
 class Undecodable(Exception):
-    """The bytes are no usable image; `status` says in which way."""
+    """The bytes are no usable image; `status` says why."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
@@ -31,7 +32,7 @@ class Undecodable(Exception):
 
 
 class _TimedBytes(io.BytesIO):
-    """A body that stops giving once its time is up: Pillow asks for it piece by piece while it decodes."""
+    """A body that raises once its time is up; Pillow reads it piece by piece while it decodes."""
 
     def __init__(self, body: bytes, max_seconds: float) -> None:
         super().__init__(body)
@@ -45,7 +46,7 @@ class _TimedBytes(io.BytesIO):
 
 
 def decode(body: bytes, config: DecodeConfig | None = None) -> NDArray[np.uint8]:
-    """Decodes one image.
+    """Decode one image.
 
     Returns:
         pixels_HWC uint8, C = 1 if the image is grey (or all its channels are equal), else 3 (RGB).
@@ -107,7 +108,7 @@ def _is_grey(pixels_HWC: NDArray[np.uint8]) -> bool:
 
 
 def resize(pixels_HWC: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.uint8]:
-    """Bilinear with anti-aliasing (Pillow), to height and width `size_px`; uint8 in, uint8 out."""
+    """Resize to height and width `size_px`, bilinear with anti-aliasing (Pillow); uint8 in, uint8 out."""
     if pixels_HWC.shape[:2] == size_px:
         return pixels_HWC
     channels = pixels_HWC.shape[2]

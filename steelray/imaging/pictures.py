@@ -1,4 +1,4 @@
-"""Small pictures for people: heatmaps, thumbnails, patches, the contact sheet. Pure NumPy and Pillow.
+"""Small pictures for people: heatmaps, thumbnails, patches and the contact sheet. Pure NumPy and Pillow.
 
 Knows nothing of models, tables or storage. Shapes: H height, W width, C channels (1 grey or 3 RGB).
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _COLOR_STOPS = np.array(
-    # position, R, G, B, alpha: amber to magenta, so that hue and opacity both rise and grey steel shines through
+    # position, R, G, B, alpha: amber to magenta, both hue and opacity rise, and grey steel shines through
     [
         [0.00, 255, 224, 102, 0],
         [0.25, 255, 190, 40, 90],
@@ -31,7 +31,7 @@ SHEET_STRIP_MAX_HEIGHT_PX = 400
 
 @cache
 def _palette(levels: int = 256) -> NDArray[np.uint8]:
-    """The heatmap's colours, RGBA; entry 0 is transparent."""
+    """Return the heatmap's colours, RGBA; entry 0 is transparent."""
     steps = np.linspace(0, 1, levels)
     columns = [np.interp(steps, _COLOR_STOPS[:, 0], _COLOR_STOPS[:, channel]) for channel in range(1, 5)]
     return np.stack(columns, axis=1).round().astype(np.uint8)
@@ -40,7 +40,7 @@ def _palette(levels: int = 256) -> NDArray[np.uint8]:
 def _color_indices(
     map_HW: NDArray[np.floating[Any]], lower: float, upper: float, levels: int = 256
 ) -> NDArray[np.uint8]:
-    """Which colour: 0 at or below `lower` and where the map is not a number, the last at or above `upper`."""
+    """Return the colour of every pixel: 0 at or below `lower` and for NaN, the last at or above `upper`."""
     upper = max(upper, lower + 1e-12)
     scaled_HW = (np.clip(map_HW, lower, upper) - lower) * ((levels - 1) / (upper - lower))
     indices_HW: NDArray[np.uint8] = np.nan_to_num(scaled_HW.round(), copy=False).astype(np.uint8)
@@ -50,13 +50,13 @@ def _color_indices(
 def heatmap_png(
     map_HW: NDArray[np.floating[Any]], lower: float, upper: float, width_px: int | None = None, levels: int = 256
 ) -> bytes:
-    """An anomaly map as a picture to lay over its strip: transparent where nominal, magenta where worst.
+    """Draw an anomaly map as an overlay for its strip: transparent where nominal, magenta where worst.
 
     Args:
         map_HW: anomaly map, any float type.
-        lower: value at which the colour begins, such as the median of nominal maps.
-        upper: value of the strongest colour.
-        width_px: shrink to this width (never enlarge); None keeps the map's size.
+        lower: map value at which the colour begins, such as the median of nominal maps.
+        upper: map value of the strongest colour.
+        width_px: width to shrink to (never to enlarge to); None keeps the map's size.
         levels: shades, 2 to 256; fewer make a smaller file.
 
     Returns:
@@ -68,7 +68,7 @@ def heatmap_png(
         map_HW = np.asarray(shrunk)
     image = Image.fromarray(_color_indices(map_HW, lower, upper, levels))
     image.putpalette(_palette(levels)[:, :3].tobytes())
-    # at full size level 1 costs a tenth of level 9's time and few more bytes
+    # at full size, level 1 takes a tenth of level 9's time for a few more bytes
     return _png(image, 1 if width_px is None else 9, transparency=_palette(levels)[:, 3].tobytes())
 
 
@@ -79,7 +79,7 @@ def _png(image: Image.Image, compress_level: int, **options: Any) -> bytes:
 
 
 def _picture(pixels_HWC: NDArray[np.uint8]) -> Image.Image:
-    """Grey or RGB; one channel may come without its axis."""
+    """Return grey or RGB pixels as an image; a single channel may come without its axis."""
     squeezed = pixels_HWC[:, :, 0] if pixels_HWC.ndim == 3 and pixels_HWC.shape[2] == 1 else pixels_HWC
     return Image.fromarray(np.ascontiguousarray(squeezed))
 
@@ -95,7 +95,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def strip_thumbnail(pixels_HWC: NDArray[np.uint8], width_px: int = 800, quality: int = 70) -> bytes:
-    """A JPEG of the strip at this width, or at its own if that is less."""
+    """Return the strip as JPEG, shrunk to this width if it is wider."""
     image = _picture(pixels_HWC)
     if width_px < image.width:
         image = image.resize((width_px, max(1, round(image.height * width_px / image.width))), Image.Resampling.LANCZOS)
@@ -103,7 +103,7 @@ def strip_thumbnail(pixels_HWC: NDArray[np.uint8], width_px: int = 800, quality:
 
 
 def worst_patch_center(map_HW: NDArray[np.floating[Any]], image_size_px: tuple[int, int]) -> tuple[int, int]:
-    """Row and column, in pixels of the image (height, width), of the map's largest value."""
+    """Return row and column of the map's largest value, in pixels of an image of this height and width."""
     finite_HW = np.nan_to_num(map_HW, nan=-math.inf)
     row, column = np.unravel_index(int(finite_HW.argmax()), map_HW.shape)
     return (
@@ -115,7 +115,7 @@ def worst_patch_center(map_HW: NDArray[np.floating[Any]], image_size_px: tuple[i
 def patch_jpeg(
     pixels_HWC: NDArray[np.uint8], center_px: tuple[int, int], side_px: int = 96, quality: int = 75
 ) -> bytes:
-    """A square crop around `center_px` (row, column) as JPEG; moved inwards at the image's edge, never padded."""
+    """Cut a square around `center_px` (row, column) as JPEG; at the image's edge it moves inwards, without padding."""
     height, width = pixels_HWC.shape[:2]
     rows, columns = min(side_px, height), min(side_px, width)
     top = min(max(center_px[0] - rows // 2, 0), height - rows)
@@ -126,7 +126,7 @@ def patch_jpeg(
 def contact_sheet(
     items: Sequence[tuple[str, float, NDArray[np.uint8], NDArray[np.floating[Any]]]], lower: float, upper: float
 ) -> bytes:
-    """One PNG with a row per strip: the strip, and the strip under its heatmap, titled with key and score.
+    """Draw a PNG with a row per strip: the strip, and the strip under its heatmap, titled with key and score.
 
     Args:
         items: image_key, anomaly_score, pixels_HWC and anomaly map_HW of each strip, worst first.
@@ -157,7 +157,7 @@ def contact_sheet(
 def _pair(
     pixels_HWC: NDArray[np.uint8], map_HW: NDArray[np.floating[Any]], lower: float, upper: float
 ) -> tuple[Image.Image, Image.Image]:
-    """The strip without and with its heatmap, both fitted into the sheet's column."""
+    """Return the strip without and with its heatmap, both fitted to the sheet's column."""
     plain = _picture(pixels_HWC).convert("RGB")
     scale = min(SHEET_STRIP_WIDTH_PX / plain.width, SHEET_STRIP_MAX_HEIGHT_PX / plain.height)
     size = max(1, round(plain.width * scale)), max(1, round(plain.height * scale))
@@ -171,7 +171,7 @@ def _pair(
 def _draw_scale(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], lower: float, upper: float
 ) -> None:
-    """The colour scale, on the grey of a strip."""
+    """Draw the colour scale on the grey of a strip."""
     ramp = Image.fromarray(np.broadcast_to(_palette()[None], (14, 256, 4)).copy())
     bar = Image.alpha_composite(Image.new("RGBA", ramp.size, "#808080"), ramp).convert("RGB")
     left, top = corner
@@ -181,7 +181,7 @@ def _draw_scale(
 
 
 def _shortened(text: str, width_px: float) -> str:
-    """The text, without its middle where it is too long: keys differ at their ends."""
+    """Return the text, without its middle if it is too long: keys differ at their ends."""
     text = "".join(character if character.isprintable() else "�" for character in text)
     if _font(18).getlength(text) <= width_px:
         return text
@@ -194,7 +194,7 @@ def _shortened(text: str, width_px: float) -> str:
 
 @cache
 def _font(size_px: int) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans, which matplotlib brings along: keys are not always ASCII."""
-    import matplotlib  # not at the top: scoring actors draw heatmaps and no text
+    """Load DejaVu Sans, which comes with matplotlib: keys are not always ASCII."""
+    import matplotlib  # here, because scoring actors draw heatmaps but no text
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size_px)

@@ -1,4 +1,4 @@
-"""Cutting a strip into tiles of one size that cover it, overlapping only where the size does not divide it."""
+"""Tiles of one size that cover a strip, overlapping only where their size does not divide it."""
 
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ class Tile:
     width_px: int
 
     def cut(self, pixels: NDArray[Scalar]) -> NDArray[Scalar]:
-        """The tile of an array whose first two axes are height and width; a view."""
+        """Return the tile of an array whose first two axes are height and width, as a view."""
         cut: NDArray[Any] = pixels[
             self.top_px : self.top_px + self.height_px, self.left_px : self.left_px + self.width_px
         ]
@@ -29,9 +29,9 @@ class Tile:
 
 
 def tile_grid(size_px: tuple[int, int], tile_px: tuple[int, int]) -> list[Tile]:
-    """The fewest tiles that cover an image, evenly spread, row by row.
+    """Return the fewest tiles that cover an image, evenly spread, row by row.
 
-    Where the tile size does not divide the image's, tiles overlap (1600 by 256 in 256x256: seven, 32 px shared each).
+    Tiles overlap if their size does not divide the image's: seven of 256x256 cover 1600x256, sharing 32 px each.
 
     Raises:
         ConfigError: a tile is larger than the image.

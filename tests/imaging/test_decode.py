@@ -1,4 +1,4 @@
-"""Bytes to pixels: every kind of file that a plant camera writes, and every kind that is none."""
+"""Decoding of every kind of file that a plant's camera writes, and of files that are no images."""
 
 import io
 
@@ -17,13 +17,13 @@ BAD_IMAGES = bad_images()
 
 
 def gradient(height_px: int = 24, width_px: int = 40) -> NDArray[np.uint8]:
-    """grey_HW that differs along both axes."""
+    """Return grey_HW that differs along both axes."""
     rows, columns = np.mgrid[:height_px, :width_px]
     return (40 + 4 * rows + 2 * columns).astype(np.uint8)
 
 
 def colours(height_px: int = 24, width_px: int = 40) -> NDArray[np.uint8]:
-    """rgb_HWC with three different channels."""
+    """Return rgb_HWC with three different channels."""
     grey = gradient(height_px, width_px)
     return np.stack([grey, 255 - grey, grey // 2], axis=2)
 
@@ -42,9 +42,15 @@ def status_of(body: bytes, config: DecodeConfig | None = None) -> Status:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF"])
-def test_lossless_grey_and_rgb_come_back_exactly(image_format: str) -> None:
+def test_lossless_images_come_back_exactly(image_format: str) -> None:
     assert np.array_equal(decode(encode(gradient(), image_format)), gradient()[:, :, None])
     assert np.array_equal(decode(encode(colours(), image_format)), colours())
+    two_levels = np.where(gradient() > 90, 255, 0).astype(np.uint8)
+    one_bit = saved(Image.fromarray(two_levels).convert("1"), image_format)
+    assert np.array_equal(decode(one_bit), two_levels[:, :, None])
+    palette = Image.fromarray((colours() // 64 * 64).astype(np.uint8)).quantize(256)
+    assert palette.mode == "P"
+    assert np.array_equal(decode(saved(palette, image_format)), np.asarray(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "packbits", "group4"])
@@ -104,22 +110,6 @@ def test_float_tiff() -> None:
     assert status_of(saved(Image.fromarray(broken), "TIFF")) == Status.UNREADABLE
 
 
-def test_two_colours() -> None:
-    pixels = np.where(gradient() > 90, 255, 0).astype(np.uint8)
-    for image_format in ("PNG", "BMP", "TIFF"):
-        assert np.array_equal(decode(saved(Image.fromarray(pixels).convert("1"), image_format)), pixels[:, :, None])
-
-
-def test_palette() -> None:
-    four_colours = (colours() // 64 * 64).astype(np.uint8)
-    image = Image.fromarray(four_colours).quantize(256)
-    assert image.mode == "P"
-    for image_format in ("PNG", "BMP", "TIFF"):
-        assert np.array_equal(decode(saved(image, image_format)), np.asarray(image.convert("RGB")))
-    transparent = saved(image, "PNG", transparency=bytes(range(100)))
-    assert np.array_equal(decode(transparent), np.asarray(image.convert("RGB")))
-
-
 def test_transparency_is_dropped() -> None:
     alpha = Image.fromarray(gradient())
     grey, rgb = Image.fromarray(gradient()), Image.fromarray(colours())
@@ -127,6 +117,9 @@ def test_transparency_is_dropped() -> None:
     rgb.putalpha(alpha)
     assert np.array_equal(decode(saved(grey, "PNG")), gradient()[:, :, None])
     assert np.array_equal(decode(saved(rgb, "PNG")), colours())
+    palette = Image.fromarray((colours() // 64 * 64).astype(np.uint8)).quantize(256)
+    transparent = saved(palette, "PNG", transparency=bytes(range(100)))
+    assert np.array_equal(decode(transparent), np.asarray(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
@@ -172,7 +165,7 @@ def test_a_file_that_is_no_strip_says_why(name: str) -> None:
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "TIFF"])
 def test_a_file_cut_anywhere_is_unreadable(image_format: str) -> None:
     body = encode(make_strip(0, 0, size_px=(64, 160)).pixels_HW, image_format)
-    pixels_end = len(body) - (300 if image_format == "TIFF" else 40)  # behind them: trailers, which may be missing
+    pixels_end = len(body) - (300 if image_format == "TIFF" else 40)  # trailers follow, which may be missing
     for length in np.linspace(1, pixels_end, 25).astype(int):
         assert status_of(body[:length]) == Status.UNREADABLE
 
@@ -190,7 +183,7 @@ def test_damaged_bytes_never_raise_anything_else(image_format: str) -> None:
     body = encode(make_strip(0, 0, size_px=(32, 48)).pixels_HW, image_format)
     for _ in range(400):
         damaged = bytearray(body)
-        reach = len(body) if rng.random() < 0.5 else min(len(body), 200)  # headers are where the harm is done
+        reach = len(body) if rng.random() < 0.5 else min(len(body), 200)  # most harm is done in headers
         for place in rng.integers(0, reach, rng.integers(1, 6)):
             damaged[place] = rng.integers(0, 256)
         try:
@@ -218,17 +211,14 @@ def test_too_many_bytes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_one_value_everywhere_is_blank(level: int) -> None:
+def test_one_colour_everywhere_is_blank(level: int) -> None:
     for image_format in ("PNG", "JPEG"):
         assert status_of(encode(np.full((32, 64), level, np.uint8), image_format)) == Status.BLANK
-    assert status_of(encode(np.full((32, 64, 3), level, np.uint8), "PNG")) == Status.BLANK
+    for colour in ((level, level, level), (level, 20, 30)):
+        assert status_of(encode(np.full((32, 64, 3), colour, np.uint8), "PNG")) == Status.BLANK
     almost = np.full((32, 64), level, np.uint8)
     almost[3, 5] ^= 1
     assert decode(encode(almost, "PNG")).shape == (32, 64, 1)
-
-
-def test_one_colour_everywhere_is_blank() -> None:
-    assert status_of(encode(np.full((32, 64, 3), (10, 20, 30), np.uint8), "PNG")) == Status.BLANK
 
 
 def test_a_single_pixel_decodes() -> None:
@@ -246,7 +236,7 @@ def test_resize_keeps_channels_and_mean() -> None:
 
 
 def test_a_jpeg_that_would_take_hours_is_too_large() -> None:
-    """Refinement scans can be repeated without end: few bytes, and a pass over all pixels for each."""
+    """Refinement scans can repeat without end; each takes few bytes and a pass over all pixels."""
     progressive = encode(make_strip(0, 0).pixels_HW, "JPEG", progressive=True)
     assert decode(progressive).shape == (256, 1600, 1)
     last_scan = progressive[progressive.rindex(b"\xff\xda") : -2]

@@ -53,9 +53,9 @@ def test_a_heatmap_of_a_strip_takes_milliseconds():
     map_HW = np.random.default_rng(0).random((256, 1600), dtype=np.float32)
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start_s = time.thread_time()  # other work on the machine does not count
         pictures.heatmap_png(map_HW, 0.2, 1.0)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.thread_time() - start_s)
     assert min(seconds) < 0.06  # noise is the worst case; smooth maps take 5 ms
 
 
@@ -87,7 +87,7 @@ def test_the_worst_patch_is_found_and_cut_out_whole(map_HW):
 
 def test_a_contact_sheet_shows_each_strip_twice_once_under_its_heatmap(map_HW):
     pixels_HWC = np.full((64, 400, 1), 90, np.uint8)
-    items = [(f"night/strip_{n}.jpg", 2.0 - n / 10, pixels_HWC, map_HW) for n in range(6)]
+    items = [(f"line1/strip_{n}.jpg", 2.0 - n / 10, pixels_HWC, map_HW) for n in range(6)]
     one, six = (_opened(pictures.contact_sheet(items[:n], 0.1, 1.0)) for n in (1, 6))
     assert six.format == "PNG"
     assert six.width == one.width > 2 * pictures.SHEET_STRIP_WIDTH_PX

@@ -7,17 +7,13 @@ from steelray.config import ConfigError
 from steelray.imaging.tiling import Tile, tile_grid
 
 
-def test_the_thesis_cuts_a_strip_into_four() -> None:
-    assert tile_grid((256, 1600), (256, 400)) == [Tile(0, left, 256, 400) for left in (0, 400, 800, 1200)]
-
-
-def test_square_tiles_of_a_strip_share_32_pixels() -> None:
-    tiles = tile_grid((256, 1600), (256, 256))
-    assert [tile.left_px for tile in tiles] == [0, 224, 448, 672, 896, 1120, 1344]
-
-
-def test_one_tile_is_the_whole_image() -> None:
-    assert tile_grid((256, 1600), (256, 1600)) == [Tile(0, 0, 256, 1600)]
+@pytest.mark.parametrize(
+    ("width_px", "lefts_px"),
+    [(400, (0, 400, 800, 1200)), (256, (0, 224, 448, 672, 896, 1120, 1344)), (1600, (0,))],
+    ids=["the thesis's four", "squares that share 32 pixels", "the whole image"],
+)
+def test_a_strip_is_cut_into_tiles(width_px: int, lefts_px: tuple[int, ...]) -> None:
+    assert tile_grid((256, 1600), (256, width_px)) == [Tile(0, left, 256, width_px) for left in lefts_px]
 
 
 def test_tiles_of_any_size_cover_the_image_with_as_few_as_can_be() -> None:
