@@ -1,10 +1,9 @@
-"""The demo's archive of generated strips, and what a score table says of it beside the planted truth. Knows no Ray."""
+"""The demo's archive of generated strips, and figures of a score table against their known defects. Knows no Ray."""
 
 import io
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,16 +19,16 @@ from steelray.runs.batch import ANOMALY_MAPS, picture_key
 from steelray.schema import Status
 from steelray.storage.location import Location
 
-DEFECT_SHARE = 6
-"""Every sixth strip of the archive has a defect."""
+DEFECT_EVERY = 6
+"""One strip in this many has a defect."""
 MAP_STRIDE = 4
-"""Pixel figures take every fourth row and column."""
+"""Pixel figures use every fourth row and column."""
 WORST = 6
 
 
 @dataclass(frozen=True)
 class PlannedStrip:
-    """A strip to generate: its key, and the arguments of `make_strip`."""
+    """A strip to generate: its key and the arguments of `make_strip`."""
 
     key: str
     seed: int
@@ -38,21 +37,21 @@ class PlannedStrip:
 
 
 def plan_nominal(num_strips: int, seed: int) -> list[PlannedStrip]:
-    """Nominal strips of two lines."""
+    """Plan nominal strips of two lines."""
     return [PlannedStrip(f"line{i % 2 + 1}/nominal-{i:04d}.jpg", seed, i, None) for i in range(num_strips)]
 
 
 def plan_archive(num_strips: int, seed: int) -> list[PlannedStrip]:
-    """The night's strips: mostly nominal, every sixth with one of Severstal's four kinds of defect in turn."""
+    """Plan the archive to score: every sixth strip has one of Severstal's four kinds of defect in turn."""
     strips = []
     for i in range(num_strips):
-        defect = DEFECTS[i // DEFECT_SHARE % len(DEFECTS)] if i % DEFECT_SHARE == DEFECT_SHARE - 1 else None
+        defect = DEFECTS[i // DEFECT_EVERY % len(DEFECTS)] if i % DEFECT_EVERY == DEFECT_EVERY - 1 else None
         strips.append(PlannedStrip(f"line{i % 2 + 1}/coil {i // 20:03d}/strip-{i:04d}.jpg", seed + 1, i, defect))
     return strips
 
 
 def broken_files() -> dict[str, bytes]:
-    """Files that lie in an archive by accident."""
+    """Return files that lie in an archive by accident, by key."""
     jpeg = make_strip(99, 0).jpeg()
     return {
         "line1/broken/empty.jpg": b"",
@@ -71,7 +70,7 @@ def _generate(strip: PlannedStrip) -> tuple[bytes, bytes]:
 
 
 def upload(strips: Sequence[PlannedStrip], images: Location, masks: Location) -> None:
-    """Generates strips on all cores; their images go to one place, the masks of the defects to another."""
+    """Generate strips on all cores; store their images in one place and the masks of their defects in another."""
     with ProcessPoolExecutor(num_cores()) as pool:
         for strip, (image, mask) in zip(strips, pool.map(_generate, strips, chunksize=4), strict=True):
             images.write(strip.key, image)
@@ -79,11 +78,11 @@ def upload(strips: Sequence[PlannedStrip], images: Location, masks: Location) ->
                 masks.write(f"{strip.key}.png", mask)
 
 
-def figures(strips: Sequence[PlannedStrip], scores: pa.Table, run: Location, masks: Location) -> dict[str, Any]:
-    """What the table is worth against the planted truth.
+def figures(strips: Sequence[PlannedStrip], scores: pa.Table, run: Location, masks: Location) -> dict[str, float]:
+    """Judge a score table by the known defects.
 
     Args:
-        scores: of schema `SCORES`, with the anomaly maps that its run kept in `run`.
+        scores: schema `SCORES`; `run` holds its anomaly maps.
     """
     rows = {row["image_key"]: row for row in scores.to_pylist() if row["status"] == Status.OK}
     known = [strip for strip in strips if strip.key in rows]
@@ -113,7 +112,7 @@ def _mask(strip: PlannedStrip, masks: Location, shape: tuple[int, ...]) -> NDArr
 
 
 def worst_strips(scores: pa.Table, archive: Location, run: Location, lower: float, upper: float) -> bytes:
-    """A PNG of the strips with the highest scores and their heatmaps."""
+    """Draw the strips with the highest scores and their heatmaps as a PNG."""
     ranked = scores.sort_by([("anomaly_score", "descending")]).slice(0, WORST).to_pylist()
     items = []
     for row in ranked:

@@ -10,12 +10,13 @@ class DemoConfig:
     """jobs/demo.py"""
 
     work_dir: str = ".demo"
-    """Scratch folder: object store, archive, bank and results."""
+    """Folder for object store, archive, bank and results; default `.demo`."""
     num_strips: int = 240
-    """Strips of the generated archive that is scored."""
+    """Strips generated and scored; default 240."""
     num_nominal: int = 80
-    """Generated nominal strips: four tenths to learn from, the others to set thresholds on."""
+    """Nominal strips generated; four tenths fill the bank, the others set thresholds; default 80."""
     seed: int = 0
+    """Seed of every generated strip; default 0."""
 
     def __post_init__(self) -> None:
         require(self.num_strips >= 8, "num_strips must be at least 8")

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback (SeaweedFS, from PyPI) for the demo and the tests; not for production data."""
+"""A real S3 server on loopback (SeaweedFS, from PyPI), for the demo and the tests; not for production data."""
 
 import os
 import secrets
@@ -21,14 +21,14 @@ MAX_PORT = 65_535
 
 @dataclass
 class ObjectStore:
-    """A running server. `environment` is what a client needs to reach it."""
+    """A running server; clients reach it with the variables in `environment`."""
 
     endpoint_url: str
     environment: dict[str, str] = field(repr=False)
     process: subprocess.Popen[bytes]
 
     def stop(self) -> None:
-        """Stops the server; what it stores stays in its folder."""
+        """Stop the server; its data stay in its folder."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             try:
@@ -47,15 +47,15 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
-    above = {port + 10_000 for port in ports}  # which each port takes along
+    above = {port + 10_000 for port in ports}  # each server also listens there
     return _free_ports(count) if above & set(ports) or max(above) > MAX_PORT else ports
 
 
 def start_object_store(folder: Path, *, bucket: str = "archive") -> ObjectStore:
-    """Starts the server with its data in `folder` and waits until the bucket answers (about 2 s).
+    """Start the server with its data in `folder` and wait until the bucket answers (about 2 s).
 
     Raises:
-        ConfigError: it is not installed or does not come up.
+        ConfigError: the server is not installed or does not start.
     """
     import boto3
     from botocore.config import Config
@@ -105,15 +105,15 @@ def start_object_store(folder: Path, *, bucket: str = "archive") -> ObjectStore:
                 return store
             except (BotoCoreError, ClientError):
                 time.sleep(0.1)
-        raise ConfigError(f"the object store did not answer in {START_TIMEOUT_S} s; see {folder / 'server.log'}")
-    except BaseException:  # also when the user stops the wait: the server has a session of its own
+        raise ConfigError(f"the object store did not answer within {START_TIMEOUT_S} s; see {folder / 'server.log'}")
+    except BaseException:  # an interrupt too: in its own session the server would live on
         store.stop()
         raise
 
 
 @contextmanager
 def running_object_store(folder: Path, *, bucket: str = "archive") -> Iterator[ObjectStore]:
-    """Starts the server, points this process's AWS_* variables at it, and undoes both at the end."""
+    """Start the server and point this process's AWS_* variables at it; undo both at the end."""
     store = start_object_store(folder, bucket=bucket)
     stale = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")
     saved = {name: os.environ.get(name) for name in (*store.environment, *stale)}

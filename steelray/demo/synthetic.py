@@ -1,7 +1,8 @@
 """Generated steel strips with planted defects of Severstal's four kinds, for the demo and the tests.
 
-Everything follows from a seed. Not a model of real steel: grain along the rolling direction, a brightness that drifts,
-black margins on some strips. Shapes: H height, W width; grey levels are float in [0, 255] until the end.
+Everything follows from a seed. The strips do not model real steel: they have grain along the rolling direction, a
+drifting brightness and, some of them, a black margin. Shapes: H height, W width; grey levels are floats in
+[0, 255] until the end.
 """
 
 import io
@@ -14,24 +15,24 @@ from scipy import ndimage
 
 SIZE_PX = (256, 1600)
 DEFECTS = ("pitting", "inclusion", "scratch", "patch")
-"""In the order of Severstal's classes 1 to 4."""
+"""Kinds of defect, in the order of Severstal's classes 1 to 4."""
 
 
 @dataclass(frozen=True)
 class SyntheticStrip:
-    """A strip and its truth."""
+    """A strip and the mask of its defect."""
 
     pixels_HW: NDArray[np.uint8]
     mask_HW: NDArray[np.bool_]
     defect: str | None
 
     def jpeg(self) -> bytes:
-        """The strip as a JPEG file of quality 95."""
+        """Return the strip as a JPEG file of quality 95."""
         return encode(self.pixels_HW, "JPEG", quality=95)
 
 
 def encode(pixels: NDArray[np.uint8] | NDArray[np.uint16], image_format: str, **options: int) -> bytes:
-    """An image file of HW or HWC pixels."""
+    """Return HW or HWC pixels as an image file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format, **options)
     return buffer.getvalue()
@@ -46,7 +47,7 @@ def make_strip(
     grain_sd: float = 6.0,
     brightness: float | None = None,
 ) -> SyntheticStrip:
-    """One strip, the same for the same arguments wherever it is made.
+    """Generate a strip; the same arguments give the same strip everywhere.
 
     Args:
         defect: one of `DEFECTS`, or None for a nominal strip.

@@ -1,4 +1,4 @@
-"""The embedded S3 server: starts, keeps what it holds, and leaves the process as it found it."""
+"""The embedded S3 server starts, keeps its data, and leaves the process as it found it."""
 
 import os
 from pathlib import Path
