@@ -1,16 +1,17 @@
 """The command line of every job: defaults < file < options, one line for a mistake, one line of JSON at the end."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
-from steelray.config import ArchiveConfig, ComputeConfig, ConfigError, require
+from steelray.config import ArchiveConfig, ComputeConfig, ConfigError, DatasetConfig, require
 from steelray.evaluation.config import EvaluateConfig
 from steelray.job import num_cores, parse, run_job, say, show_plan
 from steelray.patchcore.config import BuildMemoryBankConfig, EmbedderConfig
@@ -33,6 +34,38 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         require(self.size > 0, f"size must be > 0, not {self.size}")
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A job with a section that may be absent."""
+
+    source: DatasetConfig | None = None
+
+
+@dataclass(frozen=True)
+class Lists:
+    """A job with lists."""
+
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A job with a list of sections."""
+
+    rows: tuple[ArchiveConfig, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A job that takes another's settings as a file."""
+
+    RECIPES: ClassVar[dict[str, tuple[str, ...]]] = {"base": ("archive.uri", "compute.batch_size"), "other": ()}
+    base: JobConfig
+    name: str = "a"
+    other: JobConfig = field(default_factory=lambda: JobConfig(ArchiveConfig("there"), size=8))
 
 
 def parsed(*argv: str) -> JobConfig:
@@ -95,18 +128,46 @@ def test_times(text: str, tmp_path: Path) -> None:
         assert parsed("--config", str(tmp_path / "recipe.yaml")).archive.modified_before == noon
 
 
-def test_sections_that_may_be_absent() -> None:
-    assert parsed("--embedder", "null").embedder is None
+def test_sections_that_may_be_absent(tmp_path: Path) -> None:
+    assert parsed().embedder is None
     config = parsed("--embedder.levels", "[1, 2]", "--embedder.resize_px=[64,128]")
     assert config.embedder == EmbedderConfig(levels=(1, 2), resize_px=(64, 128))
+    (tmp_path / "recipe.yaml").write_text("embedder: null\narchive: {limit: null}\n")
+    assert parsed("--config", str(tmp_path / "recipe.yaml")).embedder is None
+    with pytest.raises(ConfigError, match=r"required: source\.kind$"):
+        parse(Switched, "A job.", ["--source.root", "x"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "levels", "resize_px", "names"),
+    [
+        (["--embedder.levels", "2,3"], (2, 3), None, ()),
+        (["--embedder.levels=[2, 3]", "--embedder.resize_px", "256, 128"], (2, 3), (256, 128), ()),
+        (["--embedder.levels", "4", "--embedder.resize_px", "null"], (4,), None, ()),
+        (["--names", "s3://a/b,null,2"], (2, 3), None, ("s3://a/b", "null", "2")),
+        (["--names", "[a, b]"], (2, 3), None, ("a", "b")),
+        (["--names", "a"], (2, 3), None, ("a",)),
+    ],
+)
+def test_lists_need_no_brackets(argv: list[str], levels: Any, resize_px: Any, names: Any) -> None:
+    config = parse(Lists, "A job.", argv)
+    assert (config.embedder.levels, config.embedder.resize_px, config.names) == (levels, resize_px, names)
 
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--nonsense", "1"], "unrecognized arguments: --nonsense 1"),
-        (["--archive.nonsense", "1"], "unrecognized arguments: --archive.nonsense 1"),
-        (["stray"], "unrecognized arguments: stray"),
+        (["--nonsense", "1"], "unknown option --nonsense (--help all shows every option)"),
+        (["--archive.nonsense", "1"], "unknown option --archive.nonsense (--help all shows"),
+        (["--archive.ur", "x"], "unknown option --archive.ur: did you mean --archive.uri?"),
+        (["--archive-ur=x"], "unknown option --archive_ur: did you mean --archive.uri?"),
+        (["--moed", "fast"], "unknown option --moed: did you mean --mode?"),
+        (["--uri", "x"], "unknown option --uri: did you mean --archive.uri?"),
+        (["--archive", "x.yaml"], "unknown option --archive"),
+        (["--compute.batchsize", "x"], "unknown option --compute.batchsize: did you mean --compute.batch_size?"),
+        (["stray"], "unrecognized argument: stray"),
+        (["--size"], "--size needs a value"),
+        (["--size", "--dry-run"], "--size needs a value"),
         (["--size", "many"], "size: Expected int. Got value: many"),
         (["--size", "0"], "size must be > 0, not 0"),
         (["--archive.limit", "x"], "archive.limit: Expected int. Given value: x"),
@@ -114,7 +175,7 @@ def test_sections_that_may_be_absent() -> None:
         (["--archive.modified_before", "yesterday"], "archive.modified_before: Not of type datetime"),
         (["--mode", "medium"], "mode: Expected one of 'slow', 'fast'. Got value: medium"),
         (["--embedder.levels", "[3, 2]"], "levels must rise and be >= 0: [3, 2]"),
-        (["--config", "/no/such/file.yaml"], "File does not exist: '/no/such/file.yaml'"),
+        (["--config", "/no/such/file.yaml"], "/no/such/file.yaml: no such file"),
     ],
 )
 def test_a_mistake_is_one_line(argv: list[str], expected: str) -> None:
@@ -124,17 +185,66 @@ def test_a_mistake_is_one_line(argv: list[str], expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("nonsense: 1\n", "'nonsense'"),
-        ("archive:\n  nonsense: 1\n", "'nonsense'"),
-        ("archive: [\n", "config: the file is not YAML"),
-        ("", "config: no settings"),
-        ("- 1\n", "config: no settings"),
+        ("nonsense: 1\n", "recipe.yaml: unknown setting nonsense (--help"),
+        ("archive:\n  ur: 1\n", "recipe.yaml: unknown setting archive.ur: did you mean archive.uri?"),
+        ("archive: x\n", "recipe.yaml: archive has settings below it, such as uri, glob, modified_after; it is no"),
+        ("archive: [\n", "recipe.yaml: the file is not YAML"),
+        ("", "recipe.yaml: no settings"),
+        ("- 1\n", "recipe.yaml: no settings"),
         ("size: many\n", "size: Expected int"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
-    (tmp_path / "recipe.yaml").write_text(text)
-    assert expected in complaint("--config", str(tmp_path / "recipe.yaml"))
+def test_a_mistake_in_a_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(text)
+    assert expected in complaint("--config", "recipe.yaml")
+
+
+def test_a_mistake_in_a_list_s_item_names_its_place(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("rows:\n- {uri: a}\n- {url: b}\n")
+    with pytest.raises(ConfigError, match=r"yaml: unknown setting rows\[1\]\.url: did you mean rows\[1\]\.uri\?$"):
+        parse(Rows, "A job.", ["--config", str(tmp_path / "recipe.yaml")])
+    assert parse(Rows, "A job.", ["--rows", "{uri: a}, {uri: b}"]).rows == (ArchiveConfig("a"), ArchiveConfig("b"))
+
+
+class TestRecipes:
+    BASE = JobConfig(ArchiveConfig("x", limit=7), size=5)
+
+    def test_a_file_of_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "base.yaml").write_text("archive: {uri: x, limit: 7}\nsize: 5\n")
+        assert parse(Comparison, "", ["--base", str(tmp_path / "base.yaml")]) == Comparison(self.BASE)
+        (tmp_path / "job.yaml").write_text("name: b\nbase: base.yaml\n")
+        assert parse(Comparison, "", ["--config", str(tmp_path / "job.yaml")]) == Comparison(self.BASE, "b")
+
+    def test_a_mapping_in_the_job_s_file_and_options_that_overrule_it(self, tmp_path: Path) -> None:
+        (tmp_path / "job.yaml").write_text("base:\n  archive: {uri: y, limit: 7}\n  size: 5\nother: {archive: {uri: z}}\n")
+        found = parse(Comparison, "", ["--config", str(tmp_path / "job.yaml"), "--base.archive.uri", "x"])
+        assert found == Comparison(self.BASE, other=JobConfig(ArchiveConfig("z")))
+
+    @pytest.mark.parametrize(
+        ("argv", "expected"),
+        [
+            ([], "base: the following arguments are required: archive.uri"),
+            (["--base.size", "3"], "unknown option --base.size"),
+            (["--base.archive.ur", "3"], "unknown option --base.archive.ur: did you mean --base.archive.uri?"),
+            (["--base", "no.yaml"], "base: no.yaml: no such file"),
+            (["--base", "wrong.yaml"], "base: wrong.yaml: unknown setting siz: did you mean size?"),
+            (["--config", "job.yaml"], "wrong.yaml: unknown setting siz: did you mean size?"),
+            (["--base.archive.uri", "x", "--base.compute.batch_size", "0"], "base: batch_size must be > 0, not 0"),
+        ],
+    )
+    def test_a_mistake_is_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], expected: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("wrong.yaml").write_text("siz: 3\n")
+        Path("job.yaml").write_text("base: wrong.yaml\n")
+        with pytest.raises(ConfigError) as caught:
+            parse(Comparison, "", argv)
+        assert expected in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_is_required_is_named() -> None:
@@ -190,16 +300,29 @@ class TestRunning:
             run_job(JobConfig, job, "A job.", ["--archive.uri", "x"])
 
 
-def test_help_explains_every_setting() -> None:
-    script = (
-        "import sys; from steelray.job import parse; from steelray.runs.config import ScoreArchiveConfig;"
-        "parse(ScoreArchiveConfig, 'Scores an archive.', ['--help'])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    text = " ".join(done.stdout.split())
-    assert "Scores an archive." in text
+def help_of(config_class: type, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        parse(config_class, "Score an archive.", argv)
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [("--help", "all"), ("--help=all",), ("--help-all",), ("-h", "all")])
+def test_all_of_the_help_explains_every_setting(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(help_of(ScoreArchiveConfig, capsys, *argv).split())
+    assert "Score an archive." in text
     assert "s3://bucket/prefix or a local folder." in text
     assert "Images per call of a scorer." in text
+
+
+def test_the_help_shows_the_options_that_a_user_meets_first(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(ScoreArchiveConfig, capsys, "--model_uri", "x", "--help")
+    assert re.findall(r"^  --(\S+)", text, re.M) == ["config", *ScoreArchiveConfig.FIRST]
+    assert text.endswith("\n--help all shows every option\n")
+    shown = help_of(Comparison, capsys, "--help")
+    assert re.findall(r"^  --(\S+)", shown, re.M) == [
+        "config", "base", "name", "base.archive.uri", "base.compute.batch_size", "other"
+    ]  # fmt: skip
 
 
 def test_a_dry_run_shows_settings_and_plan() -> None:

@@ -1,7 +1,7 @@
 """Settings of jobs/score_archive.py, runs.py and review.py. Imports neither torch nor ray."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from steelray.config import ArchiveConfig, ComputeConfig, DecodeConfig, ReportConfig, require
 from steelray.patchcore.config import EmbedderConfig
@@ -11,6 +11,10 @@ from steelray.patchcore.config import EmbedderConfig
 class ScoreArchiveConfig:
     """jobs/score_archive.py"""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "archive.uri", "model_uri", "results_uri", "archive.glob", "incremental", "threshold", "compute.num_scorers",
+        "report.object_url", "dry_run",
+    )  # fmt: skip
     archive: ArchiveConfig
     """The images to score."""
     model_uri: str
