@@ -1,4 +1,4 @@
-"""Which options detect best on a labelled dataset: a table of settings over splits, on Ray. A rerun goes on.
+"""Compare options of PatchCore on a labelled dataset, over several splits, in a table. A rerun continues.
 
 python jobs/ablate.py --config jobs/configs/ablate_severstal.yaml --data.root path/to/severstal
 """
@@ -6,20 +6,21 @@ python jobs/ablate.py --config jobs/configs/ablate_severstal.yaml --data.root pa
 from pathlib import Path
 from typing import Any
 
-from steelray.job import num_cores, run_job, say, show_plan
+from steelray.job import num_cores, run_job, say
 from steelray.research.ablation.settings import AblationConfig
 
 
-def run(config: AblationConfig) -> dict[str, Any]:
-    from steelray.research.ablation.results import best_setting, rows_to_do, run_ablation, to_markdown
+def plan(config: AblationConfig) -> dict[str, Any]:
+    from steelray.research.ablation.results import rows_to_do
 
-    if config.dry_run:
-        return show_plan(
-            config, {"rows_to_do": [f"{setting.name}, seed {seed}" for setting, seed in rows_to_do(config)]}
-        )
+    return {"rows_to_do": [f"{setting.name}, seed {seed}" for setting, seed in rows_to_do(config)]}
+
+
+def run(config: AblationConfig) -> dict[str, Any]:
     from steelray.cluster.connect import connected
     from steelray.research.ablation.pictures import draw_gallery, draw_summaries, worst_parts
     from steelray.research.ablation.remote import remote_rows
+    from steelray.research.ablation.results import best_setting, run_ablation, to_markdown
 
     with connected():
         summaries = run_ablation(config, lambda rows: remote_rows(config, rows), say)
@@ -40,4 +41,4 @@ def run(config: AblationConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_job(AblationConfig, run, __doc__ or "")
+    run_job(AblationConfig, run, __doc__ or "", plan=plan)

@@ -1,4 +1,4 @@
-"""Learns what normal looks like: nominal images in object storage to a calibrated PatchCore memory bank.
+"""Build a PatchCore memory bank from nominal images and set its thresholds.
 
 python jobs/build_memory_bank.py --nominal.uri s3://archive/nominal --bank_uri s3://archive/banks/line1
 """

@@ -1,4 +1,4 @@
-"""Sets a model's thresholds anew from scores that are already there: for other rates, other groups, or after drift.
+"""Set a model's thresholds anew from stored scores: for other rates, other groups, or after drift.
 
 python jobs/calibrate.py --model_uri s3://archive/banks/line1 --false_alarm_rate 0.01
 python jobs/calibrate.py --model_uri s3://archive/banks/line1 --results_uri s3://results/line1 --verdicts verdicts.csv
@@ -19,7 +19,7 @@ def run(config: CalibrateConfig) -> dict[str, Any]:
         summary = recalibrate(config)
     except ObjectChanged:
         raise JobFailed("another calibration was stored at this moment: run the same command again") from None
-    for name, group in summary["groups"].items():
+    for name, group in summary.get("plan", summary)["groups"].items():
         review = group["review"]
         say(
             f"{name or 'all strips'}: review above {review['value']:.4g} (before {group['review_before']:.4g}), on "

@@ -1,4 +1,4 @@
-"""The whole thing on this machine: an S3 server, a generated archive, a memory bank, a scored night.
+"""Run everything on this machine: an S3 server, a generated archive, a memory bank, a scored archive.
 
 python jobs/demo.py
 """

@@ -1,21 +1,19 @@
-"""Two datasets before any training: grain, SSIM's floor, black, brightness, chroma, direction; table and figures.
+"""Compare two datasets before any training: grain, SSIM floor, black, brightness, chroma and direction.
 
 python jobs/diagnose_data.py --config jobs/configs/diagnose_severstal.yaml --second.root path/to/severstal
 """
 
 from typing import Any
 
-from steelray.job import run_job, say, show_plan
+from steelray.job import run_job, say
 from steelray.research.study.config import DiagnoseConfig
 
 
 def run(config: DiagnoseConfig) -> dict[str, Any]:
-    if config.dry_run:
-        return show_plan(config, {"tiles": config.max_tiles})
     from steelray.research.study.diagnosis import diagnose
 
     return diagnose(config, say)
 
 
 if __name__ == "__main__":
-    run_job(DiagnoseConfig, run, __doc__ or "")
+    run_job(DiagnoseConfig, run, __doc__ or "", plan=lambda config: {"tiles": config.max_tiles})

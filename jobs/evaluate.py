@@ -1,4 +1,4 @@
-"""Figures of a method on a labelled dataset: AUROC, AP, AUPRO, accuracy, as JSON and Markdown.
+"""Evaluate a model or a PatchCore recipe on a labelled dataset: AUROC, AP, AUPRO and accuracy.
 
 python jobs/evaluate.py --config jobs/configs/bottle_patchcore.yaml --data.root path/to/mvtec/bottle
 """
@@ -7,27 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from steelray.evaluation.config import EvaluateConfig
-from steelray.job import num_cores, run_job, say, show_plan
+from steelray.job import num_cores, run_job, say, started_at
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    if config.dry_run:
-        return show_plan(config, {"threads": num_cores()})
-    from datetime import UTC, datetime
-
     from steelray.evaluation.evaluate import evaluate, to_markdown
     from steelray.provenance import run_record
 
-    started_at = datetime.now(UTC)
     result = evaluate(config, num_cores(), say)
     say(to_markdown(result))
     if config.output_dir is not None:
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_bytes(run_record(config, started_at, result=result))
+        (folder / "evaluation.json").write_bytes(run_record(config, started_at(), result=result))
         (folder / "evaluation.md").write_text(to_markdown(result))
     return result
 
 
 if __name__ == "__main__":
-    run_job(EvaluateConfig, run, __doc__ or "")
+    run_job(EvaluateConfig, run, __doc__ or "", plan=lambda config: {"threads": num_cores()})

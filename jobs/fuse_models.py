@@ -1,6 +1,6 @@
-"""Makes several models count as one, an ensemble, on scales of nominal strips that they have all held out.
+"""Combine several models into an ensemble, scaled and calibrated on nominal strips that all have held out.
 
-python jobs/fuse_models.py --model_uris '[s3://archive/banks/level2, s3://archive/banks/level3]' \\
+python jobs/fuse_models.py --model_uris s3://archive/banks/level2,s3://archive/banks/level3 \\
     --output_uri s3://archive/ensembles/line1
 """
 

@@ -1,4 +1,4 @@
-"""Lets a memory bank learn further nominal images, in time proportional to what is new; thresholds are set anew.
+"""Add nominal images to a memory bank and set its thresholds anew, without building it again.
 
 python jobs/grow_memory_bank.py --nominal.uri s3://archive/nominal --bank_uri s3://archive/banks/line1 \\
     --grown_uri s3://archive/banks/line1-b

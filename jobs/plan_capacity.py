@@ -1,4 +1,4 @@
-"""How many machines a night takes and what it costs, from measured costs per strip; starts nothing.
+"""Calculate how many machines a scoring run takes and what it costs, from measured costs per strip.
 
 python jobs/plan_capacity.py --strips 100000000
 """

@@ -1,4 +1,4 @@
-"""How good a run's alarms were, by an operator's verdicts: precision, and recall where it can be known.
+"""Judge a run's alarms by an operator's verdicts: precision, and recall where it can be known.
 
 python jobs/review.py --results_uri s3://results/line1 --verdicts verdicts-7c1e09ab52d4f310.csv
 """

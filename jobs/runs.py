@@ -1,4 +1,4 @@
-"""The runs of a place: which counts, what each came to; going back to the one before; removing old ones.
+"""List the published runs of a place, go back to the previous one, or remove old ones.
 
 python jobs/runs.py --results_uri s3://results/line1
 python jobs/runs.py --results_uri s3://results/line1 --action rollback
@@ -8,7 +8,7 @@ python jobs/runs.py --results_uri s3://results/line1 --action prune --keep 30
 from typing import Any
 
 from steelray.config import JobFailed
-from steelray.job import run_job, say
+from steelray.job import run_job, say, show_plan
 from steelray.runs.config import RunsConfig
 
 
@@ -25,7 +25,7 @@ def run(config: RunsConfig) -> dict[str, Any]:
 
 
 def show(config: RunsConfig) -> dict[str, Any]:
-    """The published runs, newest first."""
+    """List the published runs, newest first."""
     from steelray.runs.run import published_runs
 
     runs = []
@@ -38,27 +38,27 @@ def show(config: RunsConfig) -> dict[str, Any]:
 
 
 def go_back(config: RunsConfig) -> dict[str, Any]:
-    """Makes the run before the present one count again."""
+    """Publish the previous run again."""
     from steelray.report.finish import write_index
     from steelray.runs.run import read_published, roll_back
 
     before = read_published(config.results_uri)
     if config.dry_run:
-        return {"dry_run": True, "from": before.current, "to": (*before.run_ids, None, None)[1]}
+        return show_plan(config, {"from": before.current, "to": (*before.run_ids, None, None)[1]})
     current = roll_back(config.results_uri)
     say(f"run {current} counts again, no more {before.current}")
     return {"current": current, "rolled_back": before.current, "index_uri": write_index(config.results_uri)}
 
 
 def clear(config: RunsConfig) -> dict[str, Any]:
-    """Removes what is older than the settings say."""
+    """Remove runs that are older than the settings say."""
     from steelray.report.finish import write_index
     from steelray.runs.retention import plan_prune, prune
 
     plan = plan_prune(config.results_uri, config.keep, config.keep_days)
     summary = {"kept": plan.kept, "retired": plan.retired, "deleted": plan.deleted}
     if config.dry_run:
-        return {"dry_run": True, **summary}
+        return show_plan(config, summary)
     prune(config.results_uri, plan)
     say(f"{len(plan.kept)} published runs stay, {len(plan.retired)} were retired, {len(plan.deleted)} others deleted")
     return {**summary, "index_uri": write_index(config.results_uri)}

@@ -1,4 +1,4 @@
-"""Scores an archive of images: object storage to a score table, heatmaps of what is flagged, and run.json.
+"""Score an archive of images: a score table, heatmaps of flagged strips and a report page.
 
 python jobs/score_archive.py --archive.uri s3://archive/tonight --model_uri s3://archive/banks/line1 \\
     --results_uri s3://results/line1

@@ -1,4 +1,4 @@
-"""Trains DRAEM or the convolutional autoencoder on nominal images, on Ray Train, and calibrates it.
+"""Train DRAEM or the convolutional autoencoder on nominal images and set its thresholds.
 
 python jobs/train.py --model draem --data.nominal.uri s3://archive/nominal --output_uri s3://archive/models \\
     --run_name line1

@@ -296,7 +296,12 @@ def _parser(options: Sequence[Option], grouped: bool = True, **texts: Any) -> js
         datetime, datetime.isoformat, datetime.fromisoformat, fail_already_registered=False
     )
     parser = jsonargparse.ArgumentParser(
-        exit_on_error=False, default_env=False, print_config=None, add_help=False, formatter_class=_HelpFormatter, **texts
+        exit_on_error=False,
+        default_env=False,
+        print_config=None,
+        add_help=False,
+        formatter_class=_HelpFormatter,
+        **texts,
     )
     parser.add_argument("--config", action="config", help="YAML file of settings, such as one of jobs/configs/.")
     groups: dict[str, Any] = {"": parser}

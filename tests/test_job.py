@@ -219,7 +219,9 @@ class TestRecipes:
         assert parse(Comparison, "", ["--config", str(tmp_path / "job.yaml")]) == Comparison(self.BASE, "b")
 
     def test_a_mapping_in_the_job_s_file_and_options_that_overrule_it(self, tmp_path: Path) -> None:
-        (tmp_path / "job.yaml").write_text("base:\n  archive: {uri: y, limit: 7}\n  size: 5\nother: {archive: {uri: z}}\n")
+        (tmp_path / "job.yaml").write_text(
+            "base:\n  archive: {uri: y, limit: 7}\n  size: 5\nother: {archive: {uri: z}}\n"
+        )
         found = parse(Comparison, "", ["--config", str(tmp_path / "job.yaml"), "--base.archive.uri", "x"])
         assert found == Comparison(self.BASE, other=JobConfig(ArchiveConfig("z")))
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from steelray.config import CalibrationConfig, ConfigError
+from steelray.job import show_plan
 from steelray.models.calibration import (
     ALL_STRIPS,
     Calibration,
@@ -63,7 +64,7 @@ def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
         },
     }
     if config.dry_run:
-        return {"dry_run": True, **summary}
+        return show_plan(config, summary)
     return {"version": write_calibration(config.model_uri, calibration, rows, source), **summary}
 
 
