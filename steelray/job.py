@@ -323,7 +323,9 @@ def _print_help(config_class: type, description: str, everything: bool) -> None:
     shown = list(options.values()) if everything else [options[name] for name in first[: MAX_SHOWN - 1]]
     usage = " ".join(["%(prog)s", *(f"--{name} VALUE" for name in needed), "[--option VALUE ...]"])
     epilog = None if everything else "--help all shows every option"
-    _parser(shown, grouped=everything, description=description, usage=usage, epilog=epilog).print_help()
+    parser = _parser(shown, grouped=everything, description=description, usage=usage, epilog=epilog)
+    parser.add_argument("-h", "--help", action="help", help="Show the first options, or with `--help all` every one.")
+    parser.print_help()
 
 
 # --- the options of a config class
