@@ -1,8 +1,6 @@
-"""The main job: an archive through decoding tasks, scoring actors and a writer into a reconciled, published table."""
+"""Score an archive on the cluster: decoding tasks, scoring actors and a writer, into a reconciled, published table."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,32 +9,25 @@ import pyarrow as pa
 import ray
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_filter import CheckpointManager
-from ray.exceptions import RayError
 
-from steelray.cluster.connect import TASK_CPUS, ComputePlan, cause_in_one_line, connected, plan_compute
-from steelray.cluster.image_source import map_images
+from steelray.cluster.connect import TASK_CPUS, ComputePlan, connected, plan_compute
+from steelray.cluster.driver import Report, expected_stops
 from steelray.cluster.metrics import announce_run
 from steelray.cluster.placement import plan_on_cluster
-from steelray.cluster.scoring_actors import ScoringActor, plan_model_bank, portable_model, running_bank
-from steelray.config import JobFailed
-from steelray.job import num_cores, tag_lines
+from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, portable_model, scored_images
+from steelray.job import num_cores, show_plan, tag_lines
 from steelray.models.calibration import Calibration, read_calibration
 from steelray.models.model import Model, check_agreement, open_model
-from steelray.patchcore.index import BankUnavailable
 from steelray.patchcore.planner import BankPlan
-from steelray.patchcore.portable_embedder import PortableEmbedder
 from steelray.report.finish import Night, finish_night, publish_night
-from steelray.runs.batch import RunStamp
 from steelray.runs.config import ScoreArchiveConfig
 from steelray.runs.incremental import leave_out_scored
 from steelray.runs.run import CHECKPOINT_DIR, SCORES_DIR, Run, read_published, run_id_of
-from steelray.storage.listing import list_archive
-from steelray.storage.location import Location, ObjectChanged
+from steelray.storage.listing import ImageSet, list_archive
+from steelray.storage.location import Location
 
 ROWS_PER_FILE = 4096
 """Rows of one parquet file of the score table, where the archive is large enough."""
-
-Report = Callable[[str], None]
 
 
 class NoFilter(CheckpointManager):  # type: ignore[misc]
@@ -47,7 +38,7 @@ class NoFilter(CheckpointManager):  # type: ignore[misc]
 
 
 def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
-    """Scores an archive; running it again continues, or finds that there is nothing to do.
+    """Score an archive; running it again continues, or finds that there is nothing to do.
 
     Returns:
         The summary: run id, counts, places, rates.
@@ -68,7 +59,32 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         report(f"nothing new: all {already_scored} objects have been scored by earlier runs")
         current = read_published(config.results_uri).current
         return {"run_id": current, "counts": {"listed": 0}, "already_scored": already_scored, "already_complete": True}
-    identity = {
+    run = Run(config.results_uri, run_id_of(manifest, **_identity(config, model, calibration)))
+    tag_lines(run_id=run.run_id)
+    facts = {
+        "run_id": run.run_id,
+        "model": {"uri": model.uri, "method": model.method, "model_id": model.model_id},
+        "bank_id": model.bank_id,
+        "calibration_version": version,
+        "bank_plan": bank_plan and asdict(bank_plan),
+        "objects": manifest.num_rows,
+        "already_scored": already_scored,
+    }
+    if config.dry_run:
+        compute_plan = plan_compute(num_cores(), 0, config.compute, bank_plan.num_actors if bank_plan else 0)
+        return show_plan(config, {**facts, "compute": compute_plan.to_dict()})
+    if (record := run.record()) is not None:
+        report(f"run {run.run_id} is complete already: nothing to do")
+        return publish_night(run, {**record["summary"], "already_complete": True}, config.max_quarantine_share)
+    night = Night(config, run, model, calibration, version, started_at, already_scored)
+    with expected_stops(f"run {run.run_id}", "run the same command to continue"):
+        scored_now, scoring_s = _score_rest(night, manifest, bank_plan, facts, report)
+        return finish_night(night, manifest, facts, num_scored_now=scored_now, scoring_s=scoring_s)
+
+
+def _identity(config: ScoreArchiveConfig, model: Model, calibration: Calibration) -> dict[str, Any]:
+    """Return everything that a run's rows depend on beside the manifest."""
+    return {
         "archive": config.archive.uri,
         "model_id": model.model_id,
         "bank_id": model.bank_id,
@@ -77,61 +93,10 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         "decode": asdict(config.decode),
         "save_anomaly_maps": config.save_anomaly_maps,
     }
-    run = Run(config.results_uri, run_id_of(manifest, **identity))
-    tag_lines(run_id=run.run_id)
-    facts = {
-        "run_id": run.run_id,
-        "model": {"uri": model.uri, "method": model.method, "model_id": model.model_id},
-        "bank_id": identity["bank_id"],
-        "calibration_version": version,
-        "bank_plan": bank_plan and asdict(bank_plan),
-        "objects": manifest.num_rows,
-        "already_scored": already_scored,
-    }
-    if config.dry_run:
-        compute_plan = plan_compute(num_cores(), 0, config.compute, _num_shards(bank_plan))
-        return {"dry_run": True, "config": asdict(config), "plan": {**facts, "compute": compute_plan.to_dict()}}
-    if (record := run.record()) is not None:
-        report(f"run {run.run_id} is complete already: nothing to do")
-        return publish_night(run, {**record["summary"], "already_complete": True}, config.max_quarantine_share)
-
-    with _resumable(run):
-        discarded = run.settle()
-        remaining = run.remaining(manifest)
-        if remaining.num_rows < manifest.num_rows or discarded:
-            report(f"run {run.run_id} goes on: {remaining.num_rows} of {manifest.num_rows} objects are left")
-        else:
-            report(f"run {run.run_id}: {manifest.num_rows} objects in {config.archive.uri}")
-        run.write_manifest(manifest)
-        scoring_s = 0.0
-        if remaining.num_rows:
-            portable = portable_model(model, config.compute)
-            with connected():
-                uris = (config.archive.uri, config.model_uri, config.results_uri)
-                compute_plan = plan_on_cluster(config.compute, _num_shards(bank_plan), uris, report)
-                facts["compute_plan"] = compute_plan.to_dict()
-                if bank_plan is not None:
-                    plan_model_bank(model, config.compute, int(ray.cluster_resources().get("memory", 0)) or None)
-                    report(f"memory bank {bank_plan.placement}: {bank_plan.reason}")
-                start_s = time.perf_counter()
-                _score(config, model, portable, calibration, run, remaining, compute_plan, bank_plan)
-                scoring_s = time.perf_counter() - start_s
-        night = Night(config, run, model, calibration, version, started_at, already_scored)
-        return finish_night(night, manifest, facts, num_scored_now=remaining.num_rows, scoring_s=scoring_s)
-
-
-@contextmanager
-def _resumable(run: Run) -> Iterator[None]:
-    """What fails in here has to be run again, and then goes on. Raises `JobFailed`, one line."""
-    try:
-        yield
-    except (RayError, BankUnavailable, ObjectChanged, OSError, pa.ArrowInvalid) as error:
-        cause = cause_in_one_line(error)
-        raise JobFailed(f"run {run.run_id} stopped: {cause}; run the same command to continue") from error
 
 
 def _list_work(config: ScoreArchiveConfig, model: Model) -> tuple[pa.Table, int]:
-    """What is to be scored, and how many objects are left out because earlier runs have scored them."""
+    """Return the manifest to score, and the number of objects left out because earlier runs have scored them."""
     if not config.incremental:
         return list_archive(config.archive), 0
     manifest = list_archive(replace(config.archive, limit=None))
@@ -139,30 +104,55 @@ def _list_work(config: ScoreArchiveConfig, model: Model) -> tuple[pa.Table, int]
     return rest.slice(0, config.archive.limit), num_scored
 
 
-def _num_shards(plan: BankPlan | None) -> int:
-    return plan.num_shards if plan is not None and plan.placement == "sharded" else 0
+def _score_rest(
+    night: Night, manifest: pa.Table, bank_plan: BankPlan | None, facts: dict[str, Any], report: Report
+) -> tuple[int, float]:
+    """Score what the run has no rows of yet.
+
+    Args:
+        facts: for run.json; the plan is added.
+
+    Returns:
+        Number of objects scored, and the seconds that took.
+    """
+    config, run, model = night.config, night.run, night.model
+    discarded = run.settle()
+    remaining = run.remaining(manifest)
+    if remaining.num_rows < manifest.num_rows or discarded:
+        report(f"run {run.run_id} goes on: {remaining.num_rows} of {manifest.num_rows} objects are left")
+    else:
+        report(f"run {run.run_id}: {manifest.num_rows} objects in {config.archive.uri}")
+    run.write_manifest(manifest)
+    if not remaining.num_rows:
+        return 0, 0.0
+    portable_model(model, config.compute)  # weights that cannot be had are found out before Ray starts
+    with connected():
+        num_shards = bank_plan.num_actors if bank_plan else 0
+        uris = (config.archive.uri, config.model_uri, config.results_uri)
+        plan = plan_on_cluster(config.compute, num_shards, uris, report)
+        facts["compute_plan"] = plan.to_dict()
+        if bank_plan is not None:
+            plan_model_bank(model, config.compute, int(ray.cluster_resources().get("memory", 0)) or None)
+            report(f"memory bank {bank_plan.placement}: {bank_plan.reason}")
+        start_s = time.perf_counter()
+        announce_run(run.run_id, remaining.num_rows, num_shards)
+        _write_rows(night, ImageSet(config.archive.uri, remaining, config.decode), plan, bank_plan)
+        return remaining.num_rows, time.perf_counter() - start_s
 
 
-def _score(
-    config: ScoreArchiveConfig,
-    model: Model,
-    portable: PortableEmbedder | None,
-    calibration: Calibration,
-    run: Run,
-    remaining: pa.Table,
-    plan: ComputePlan,
-    bank_plan: BankPlan | None,
-) -> None:
-    with running_bank(model, bank_plan, plan.scorer_gpus) as servers:
-        announce_run(run.run_id, remaining.num_rows, len(servers))
-        stamp = RunStamp(run.run_id, model.model_id, model.bank_id, model.input_size_px)
-        options = {
-            "threshold": config.threshold,
-            "pictures": run.location,
-            "save_anomaly_maps": config.save_anomaly_maps,
-        }
-        arguments = (model, config.compute, plan, [ray.put(portable)], servers, stamp, calibration, options)
-        rows = map_images(config.archive.uri, remaining, config.decode, config.compute, plan, ScoringActor, arguments)
+def _write_rows(night: Night, images: ImageSet, plan: ComputePlan, bank_plan: BankPlan | None) -> None:
+    """Score images and write their rows in two phases, so that a stopped run keeps what it has."""
+    config, run = night.config, night.run
+    request = ScoringRequest(
+        night.model,
+        config.compute,
+        run.run_id,
+        night.calibration,
+        threshold=config.threshold,
+        pictures=run.location,
+        save_anomaly_maps=config.save_anomaly_maps,
+    )
+    with scored_images(images, request, plan, bank_plan) as rows:
         filesystem, path = (run.location / CHECKPOINT_DIR).arrow()
         rows.context.checkpoint_config = CheckpointConfig(
             "image_key",
@@ -175,7 +165,7 @@ def _score(
         rows.write_parquet(
             path,
             filesystem=filesystem,
-            min_rows_per_file=max(1, min(ROWS_PER_FILE, remaining.num_rows // 4)),
+            min_rows_per_file=max(1, min(ROWS_PER_FILE, len(images) // 4)),
             ray_remote_args={"num_cpus": TASK_CPUS},
             write_page_checksum=True,
         )

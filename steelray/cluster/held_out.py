@@ -1,7 +1,5 @@
-"""Thresholds of a model: held-out nominal strips scored with it over a cluster."""
+"""Set a model's thresholds: score held-out nominal images on the cluster and calibrate on them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -9,71 +7,39 @@ import pyarrow.compute as pc
 import ray
 
 from steelray.cluster.connect import plan_compute
-from steelray.cluster.image_source import map_images
-from steelray.cluster.scoring_actors import ScoringActor, plan_model_bank, portable_model, running_bank
-from steelray.config import CalibrationConfig, ComputeConfig, DecodeConfig
+from steelray.cluster.driver import Report, cluster_resources
+from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, scored_images
+from steelray.config import CalibrationConfig, ComputeConfig
 from steelray.models.calibration import ALL_STRIPS, Calibration, calibrate, write_calibration
 from steelray.models.model import open_model
-from steelray.runs.batch import RunStamp
 from steelray.schema import Status
-
-
-@dataclass(frozen=True)
-class HeldOutStrips:
-    """Nominal images that a model was not fitted on, and how they are read and scored.
-
-    Attributes:
-        manifest: those of the place's images, schema `MANIFEST`.
-    """
-
-    uri: str
-    manifest: pa.Table
-    decode: DecodeConfig
-    compute: ComputeConfig
+from steelray.storage.listing import ImageSet
 
 
 def calibrate_model(
     model_uri: str,
-    strips: HeldOutStrips,
+    held_out: ImageSet,
+    compute: ComputeConfig,
     config: CalibrationConfig,
-    resources: dict[str, float],
-    report: Callable[[str], None],
+    report: Report,
     earlier: pa.Table | None = None,
-) -> tuple[Calibration, int]:
-    """Scores held-out images with a stored model, sets thresholds on them and stores these beside it.
+) -> dict[str, Any]:
+    """Score nominal images that a stored model was not fitted on, set thresholds on them and store both beside it.
 
     Args:
-        resources: of the cluster.
         earlier: score rows of other nominal strips that the thresholds rest on as well.
 
     Returns:
-        The calibration and its version.
+        What a job's summary says of the thresholds.
 
     Raises:
         ConfigError: no strip has a score.
     """
-    rows = _score(model_uri, strips, resources)
-    source = f"held out of {strips.uri}"
+    rows = _score(model_uri, held_out, compute)
+    source = f"held out of {held_out.uri}"
     if earlier is not None and earlier.num_rows:
         rows = pa.concat_tables([earlier, rows])
         source += f", and {earlier.num_rows} strips of the bank that it grew from"
-    return set_thresholds(model_uri, rows, config, source, report)
-
-
-def set_thresholds(
-    model_uri: str, rows: pa.Table, config: CalibrationConfig, source: str, report: Callable[[str], None]
-) -> tuple[Calibration, int]:
-    """Thresholds on score rows (schema `SCORES`) of nominal strips, those without a score left out; stored with them.
-
-    Args:
-        source: where the strips came from, in words.
-
-    Returns:
-        The calibration and its version.
-
-    Raises:
-        ConfigError: no strip has a score.
-    """
     rows = rows.filter(pc.equal(rows.column("status"), Status.OK))
     calibration = calibrate(
         rows.column("image_key").to_pylist(),
@@ -89,11 +55,10 @@ def set_thresholds(
             f"warning: {thresholds.num_strips} held-out images support a false-alarm rate of "
             f"{thresholds.review.rate:.3f} at best, {config.false_alarm_rate} was asked for: add nominal images"
         )
-    return calibration, version
+    return _threshold_facts(calibration, version)
 
 
-def threshold_facts(calibration: Calibration, version: int) -> dict[str, Any]:
-    """What a job says of the thresholds that it has set."""
+def _threshold_facts(calibration: Calibration, version: int) -> dict[str, Any]:
     thresholds = calibration.groups[ALL_STRIPS]
     return {
         "calibration_version": version,
@@ -105,12 +70,9 @@ def threshold_facts(calibration: Calibration, version: int) -> dict[str, Any]:
     }
 
 
-def _score(model_uri: str, strips: HeldOutStrips, resources: dict[str, float]) -> pa.Table:
-    model, compute = open_model(model_uri), strips.compute
-    portable = portable_model(model, compute)
-    with running_bank(model, plan_model_bank(model, compute), compute.gpus_per_scorer) as servers:
-        plan = plan_compute(resources.get("CPU", 0), resources.get("GPU", 0), compute, len(servers))
-        stamp = RunStamp("calibration", model.model_id, model.bank_id, model.input_size_px)
-        arguments: tuple[Any, ...] = (model, compute, plan, [ray.put(portable)], servers, stamp, None, {})
-        rows = map_images(strips.uri, strips.manifest, strips.decode, compute, plan, ScoringActor, arguments)
+def _score(model_uri: str, images: ImageSet, compute: ComputeConfig) -> pa.Table:
+    request = ScoringRequest(open_model(model_uri), compute, run_id="calibration")
+    bank_plan = plan_model_bank(request.model, compute)
+    plan = plan_compute(*cluster_resources(), compute, bank_plan.num_actors if bank_plan else 0)
+    with scored_images(images, request, plan, bank_plan) as rows:
         return pa.concat_tables(ray.get(rows.to_arrow_refs()))

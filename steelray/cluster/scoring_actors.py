@@ -1,16 +1,19 @@
-"""A trained model on the cluster: the actors that score batches, and where the memory bank lives beside them.
+"""Score images on the cluster: the actors that hold a model, and its memory bank beside them.
 
-The class is plain; Ray Data makes actors of it. Kept apart from the jobs, so that an actor loads no more than it needs.
+`ScoringActor` is a plain class; Ray Data makes actors of it. An actor loads no more than this module imports.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
+import ray.data
 
 from steelray.cluster.connect import ComputePlan
+from steelray.cluster.image_source import map_images
 from steelray.cluster.metrics import count_strips, observe_stage
 from steelray.cluster.search_actors import ActorSearch, start_search_servers
 from steelray.config import ComputeConfig, ConfigError
@@ -19,36 +22,68 @@ from steelray.models.model import Model, load_scorer, portable_embedder
 from steelray.patchcore.planner import BankPlan, plan_bank
 from steelray.patchcore.portable_embedder import PortableEmbedder
 from steelray.runs.batch import BatchScorer, RunStamp
+from steelray.storage.listing import ImageSet
+from steelray.storage.location import Location
+
+
+@dataclass(frozen=True)
+class ScoringRequest:
+    """What to score images with, and what becomes of a score.
+
+    Attributes:
+        calibration: None gives scores without verdicts, as setting thresholds needs them.
+        threshold: flags strips above it, whatever the calibration says.
+        pictures: where heatmaps of flagged images go; None keeps none.
+        save_anomaly_maps: also keep every anomaly map there.
+    """
+
+    model: Model
+    compute: ComputeConfig
+    run_id: str
+    calibration: Calibration | None = None
+    threshold: float | None = None
+    pictures: Location | None = None
+    save_anomaly_maps: bool = False
+
+
+@dataclass(frozen=True)
+class ScorerPlace:
+    """What a scoring actor finds on the cluster.
+
+    Attributes:
+        portable: reference to the model's `PortableEmbedder` or to None, in a list: the actor's arguments stay small.
+        servers: actors that hold a sharded bank; none where every scorer holds it.
+    """
+
+    num_threads: int
+    use_gpu: bool
+    portable: list[ray.ObjectRef]
+    servers: list[Any]
 
 
 class ScoringActor:
-    """Holds a loaded model; Ray Data hands it batches. Arguments as of `BatchScorer` and `load_scorer`.
+    """Holds a loaded model; Ray Data hands it batches of schema `DECODED` and takes rows of schema `SCORES`."""
 
-    Args:
-        portable: a reference to the `PortableEmbedder` or None, in a list: the actor's arguments stay small.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        compute: ComputeConfig,
-        plan: ComputePlan,
-        portable: list[ray.ObjectRef],
-        servers: list[Any],
-        stamp: RunStamp,
-        calibration: Calibration | None,
-        options: dict[str, Any],
-    ) -> None:
+    def __init__(self, request: ScoringRequest, place: ScorerPlace) -> None:
+        model = request.model
         scorer = load_scorer(
             model,
-            compute,
-            num_threads=plan.scorer_threads,
-            search=ActorSearch(servers) if servers else None,
-            portable=ray.get(portable[0]),
-            use_gpu=plan.scorer_gpus > 0,
+            request.compute,
+            num_threads=place.num_threads,
+            search=ActorSearch(place.servers) if place.servers else None,
+            portable=ray.get(place.portable[0]),
+            use_gpu=place.use_gpu,
             observe=observe_stage,
         )
-        self._score_batch = BatchScorer(scorer, stamp, calibration, observe=observe_stage, **options)
+        self._score_batch = BatchScorer(
+            scorer,
+            RunStamp(request.run_id, model.model_id, model.bank_id, model.input_size_px),
+            request.calibration,
+            threshold=request.threshold,
+            pictures=request.pictures,
+            save_anomaly_maps=request.save_anomaly_maps,
+            observe=observe_stage,
+        )
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         scored = self._score_batch(decoded)
@@ -56,15 +91,34 @@ class ScoringActor:
         return scored
 
 
+@contextmanager
+def scored_images(
+    images: ImageSet, request: ScoringRequest, plan: ComputePlan, bank_plan: BankPlan | None
+) -> Iterator[ray.data.Dataset]:
+    """Score images on the cluster.
+
+    Yields:
+        The lazy dataset of their rows, schema `SCORES`; it must be executed before the block ends, as the actors of a
+        sharded bank end with it.
+
+    Raises:
+        BankUnavailable: an actor cannot load its shard of the bank.
+    """
+    with running_bank(request.model, bank_plan, plan.scorer_gpus) as servers:
+        portable = [ray.put(portable_model(request.model, request.compute))]
+        place = ScorerPlace(plan.scorer_threads, plan.scorer_gpus > 0, portable, servers)
+        yield map_images(images, plan, request.compute.batch_size, ScoringActor, (request, place))
+
+
 def portable_model(model: Model, compute: ComputeConfig) -> PortableEmbedder | None:
-    """The model's embedder, made ready once for all CPU actors; None where it has none or runs on torch."""
+    """Export the model's embedder once for all CPU actors; None where it has none or runs on torch."""
     if model.bank is None:
         return None
     return portable_embedder(model.bank.embedder, model.bank.weights_digest, compute, compute.gpus_per_scorer > 0)
 
 
 def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: int | None = None) -> BankPlan | None:
-    """Where a model's memory bank will live; None if it has none of its own.
+    """Plan where a model's memory bank will live; None if it has none of its own.
 
     Raises:
         ConfigError: it fits nowhere, or an ensemble's banks were to be sharded.
@@ -88,7 +142,7 @@ def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: 
 
 @contextmanager
 def running_bank(model: Model, plan: BankPlan | None, gpus: float) -> Iterator[list[Any]]:
-    """The actors that hold a sharded bank, loaded, and ended afterwards; none if it is replicated.
+    """Start the actors that hold a sharded bank and end them afterwards; none if it is replicated.
 
     Raises:
         BankUnavailable: one of them cannot load its shard.

@@ -12,23 +12,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-import ray.data
 from numpy.typing import NDArray
 
 from steelray.cluster.connect import TASK_CPUS
-from steelray.cluster.image_source import MAX_BLOCK_IMAGES, ImageDatasource
+from steelray.cluster.image_source import MAX_BLOCK_IMAGES, pixel_columns, read_images
 from steelray.config import ConfigError
 from steelray.demo.synthetic import make_strip
 from steelray.evaluation.datasets import Sample, load_dataset
 from steelray.imaging.decode import Undecodable, resize
-from steelray.models.calibration import split_held_out
+from steelray.models.calibration import split_nominal
 from steelray.reconstruction.config import TrainConfig
 from steelray.reconstruction.input import black_fraction
 from steelray.runs.batch import images_of
 from steelray.schema import DECODED, MANIFEST, Status
-from steelray.storage.listing import list_archive
+from steelray.storage.listing import ImageSet, list_archive
 
 CACHED_BLOCKS = 32
 """Blocks of decoded images that a worker keeps mapped; the others it fetches from the object store again."""
@@ -38,69 +36,41 @@ GENERATED_SIZE_PX = (256, 256)
 
 @dataclass(frozen=True)
 class NominalImages:
-    """What there is to learn from, and what thresholds are set on. No strip is in both.
+    """Images to learn from and images to set thresholds on; no strip is in both."""
 
-    Attributes:
-        fit, held_out: manifests, schema `MANIFEST`; `image_index` names an image within the source.
-        source: where the images are, in words.
-    """
-
-    fit: pa.Table
-    held_out: pa.Table
-    source: str
-    _read: Callable[[pa.Table], ray.data.Dataset]
-
-    def decoded(self, manifest: pa.Table) -> ray.data.Dataset:
-        """The images of a part of the manifest, schema `DECODED`, decoded in tasks."""
-        return self._read(manifest)
+    fit: ImageSet
+    held_out: ImageSet
 
 
 def list_nominal(config: TrainConfig) -> NominalImages:
-    """Lists the nominal images and holds some out for the threshold.
+    """List the nominal images and hold some out for the threshold.
 
     Raises:
         ConfigError: nothing there, or fewer than two strips.
     """
-    data, held_out = config.data, config.calibration
+    images, strips = _nominal_images(config)
+    fit_rows, held_out_rows = split_nominal(strips, config.calibration)
+    return NominalImages(images.take(fit_rows), images.take(held_out_rows))
+
+
+def _nominal_images(config: TrainConfig) -> tuple[ImageSet, list[str]]:
+    """Return all nominal images, and the strip that each one shows."""
+    data = config.data
     if data.nominal is not None:
-        archive = data.nominal
-        manifest = list_archive(archive)
-
-        def read_archive(rows: pa.Table) -> ray.data.Dataset:
-            source = ImageDatasource(archive.uri, rows, config.decode, _rows_per_task(rows.num_rows))
-            return ray.data.read_datasource(source, override_num_blocks=source.num_tasks, num_cpus=TASK_CPUS)
-
-        fit_rows, held_out_rows = split_held_out(manifest.num_rows, held_out.held_out_fraction, held_out.seed)
-        return NominalImages(manifest.take(fit_rows), manifest.take(held_out_rows), archive.uri, read_archive)
+        manifest = list_archive(data.nominal)
+        return ImageSet(data.nominal.uri, manifest, config.decode), manifest.column("image_key").to_pylist()
+    load: Callable[[int], NDArray[np.uint8]]
     if data.dataset is not None:
         samples = load_dataset(data.dataset).fit
-        source, strips = f"{data.dataset.kind} in {data.dataset.root}", [str(sample.path) for sample in samples]
-        load: Callable[[int], NDArray[np.uint8]] = _SampleLoader(samples)
-        keys = [sample.key for sample in samples]
+        place, strips = f"{data.dataset.kind} in {data.dataset.root}", [str(sample.path) for sample in samples]
+        keys, load = [sample.key for sample in samples], _SampleLoader(samples)
     else:
         assert data.generated is not None
         keys = strips = [f"generated-{index:05d}" for index in range(data.generated)]
-        source, load = f"{data.generated} generated strips", _StripGenerator(config.seed)
-    names = sorted(set(strips))
-    _, apart_rows = split_held_out(len(names), held_out.held_out_fraction, held_out.seed)
-    apart = {names[row] for row in apart_rows}
+        place, load = f"{data.generated} generated strips", _StripGenerator(config.seed)
     rows = [{"image_index": i, "image_key": key, "etag": "", "size_bytes": 0, "last_modified": NO_TIME}
             for i, key in enumerate(keys)]  # fmt: skip
-    manifest = pa.Table.from_pylist(rows, MANIFEST)
-    is_apart = pa.array([strip in apart for strip in strips])
-
-    def read_loaded(part: pa.Table) -> ray.data.Dataset:
-        size = _rows_per_task(part.num_rows)
-        # blocks of that size from the start: a repartition asks for whole CPUs, which a scorer may leave none of
-        blocks = [part.slice(start, size).combine_chunks() for start in range(0, part.num_rows, size)]
-        listed = ray.data.from_arrow(blocks)
-        return listed.map_batches(_Loading(load), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS)
-
-    return NominalImages(manifest.filter(pc.invert(is_apart)), manifest.filter(is_apart), source, read_loaded)
-
-
-def _rows_per_task(count: int) -> int:
-    return max(1, min(MAX_BLOCK_IMAGES, count // 4))
+    return ImageSet(place, pa.Table.from_pylist(rows, MANIFEST), config.decode, load), strips
 
 
 class _SampleLoader:
@@ -126,34 +96,6 @@ class _StripGenerator:
         return make_strip(self._seed, index, size_px=GENERATED_SIZE_PX).pixels_HW[:, :, None]
 
 
-class _Loading:
-    """Rows of schema `MANIFEST` to rows of schema `DECODED`."""
-
-    def __init__(self, load: Callable[[int], NDArray[np.uint8]]) -> None:
-        self._load = load
-
-    def __call__(self, listed: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._row(row) for row in listed.to_pylist()], DECODED)
-
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            pixels_HWC = self._load(row["image_index"])
-        except Undecodable as error:
-            return {**row, "status": error.status, "error": str(error)}
-        return {**row, "status": Status.OK, **_pixel_columns(pixels_HWC)}
-
-
-def _pixel_columns(pixels_HWC: NDArray[np.uint8]) -> dict[str, Any]:
-    height_px, width_px, channels = pixels_HWC.shape
-    return {
-        "height_px": height_px,
-        "width_px": width_px,
-        "channels": channels,
-        "mean_brightness": float(pixels_HWC.mean()),
-        "pixels": pixels_HWC.tobytes(),
-    }
-
-
 class _Preparing:
     """Leaves out what is mostly black, and shrinks to the network's input what is squeezed anyway."""
 
@@ -171,7 +113,7 @@ class _Preparing:
             if self._most_black < 1 and black_fraction(image) > self._most_black:
                 row["status"], row["error"] = "too_black", "more of it is black than data.max_black_fraction allows"
                 continue
-            row.update(_pixel_columns(image if self._size_px is None else resize(image, self._size_px)))
+            row.update(pixel_columns(image if self._size_px is None else resize(image, self._size_px)))
         return pa.Table.from_pylist(rows, DECODED)
 
 
@@ -190,14 +132,14 @@ class StoredImages:
     skipped: dict[str, int]
 
 
-def store_images(config: TrainConfig, images: NominalImages) -> StoredImages:
+def store_images(config: TrainConfig, images: ImageSet) -> StoredImages:
     """Decodes the images to learn from into the object store.
 
     Raises:
         ConfigError: none of them can be used.
     """
     skipped: Counter[str] = Counter()
-    decoded = images.decoded(images.fit)
+    decoded = read_images(images, max(1, min(MAX_BLOCK_IMAGES, len(images) // 4)))
     prepared = decoded.map_batches(_Preparing(config), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS)
     blocks = prepared.to_arrow_refs()
     facts_of = ray.remote(_facts_of).options(num_cpus=TASK_CPUS)
@@ -209,7 +151,7 @@ def store_images(config: TrainConfig, images: NominalImages) -> StoredImages:
             else:
                 skipped[status] += 1
     if not numbered:
-        raise ConfigError(f"{images.source}: none of {images.fit.num_rows} images can be used: {dict(skipped)}")
+        raise ConfigError(f"{images.uri}: none of {len(images)} images can be used: {dict(skipped)}")
     return StoredImages(blocks, [place for _, place in sorted(numbered)], dict(skipped))
 
 

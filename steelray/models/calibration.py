@@ -176,17 +176,26 @@ def calibrate(
     return Calibration(config.group_pattern, groups, float(np.median(map_means_N)))
 
 
-def split_held_out(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to fit on and rows to set thresholds on, each rising; at least one of either.
+def split_nominal(strips: Sequence[str], config: CalibrationConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split nominal images into those to fit on and those to set thresholds on, at least one strip for either.
+
+    Args:
+        strips: the strip that each image shows, or is a part of; the parts of one strip stay together.
+
+    Returns:
+        Rows to fit on and rows held out, each rising.
 
     Raises:
-        ConfigError: fewer than two rows.
+        ConfigError: fewer than two strips.
     """
-    if count < MIN_NOMINAL:
+    names = sorted(set(strips))
+    if (count := len(names)) < MIN_NOMINAL:
         raise ConfigError(f"{count} nominal image(s): at least {MIN_NOMINAL} are needed, one to fit and one held out")
-    held_out = min(count - 1, max(1, round(fraction * count)))
-    order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    num_held_out = min(count - 1, max(1, round(config.held_out_fraction * count)))
+    order = np.random.default_rng(config.seed).permutation(count)
+    held_out = {names[place] for place in order[:num_held_out]}
+    is_held_out = np.array([strip in held_out for strip in strips])
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 CALIBRATIONS = "calibrations"

@@ -22,6 +22,11 @@ class BankPlan:
     bytes_per_actor: int
     reason: str
 
+    @property
+    def num_actors(self) -> int:
+        """Actors that hold the bank beside the scorers."""
+        return self.num_shards if self.placement == "sharded" else 0
+
 
 def plan_bank(
     num_vectors: int,

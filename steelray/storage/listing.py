@@ -1,16 +1,45 @@
-"""From an archive to its manifest: which objects there are, in one order, fixed before anything is scored."""
+"""List an archive: its manifest, in one order, fixed before anything is read; and `ImageSet`, the images of a manifest."""
 
 import fnmatch
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from steelray.config import ArchiveConfig, ConfigError
+from steelray.config import ArchiveConfig, ConfigError, DecodeConfig
 from steelray.schema import MANIFEST
 from steelray.storage.location import Location
 
 CHUNK_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that a pipeline reads.
+
+    Attributes:
+        uri: the place that holds them: a URI, or words where `load` is given.
+        manifest: schema `MANIFEST`; `image_index` names an image within the place.
+        decode: limits of decoding.
+        load: returns pixels_HWC uint8 of an `image_index`, for images that do not lie in a store; None reads the
+            object `image_key` below `uri`.
+    """
+
+    uri: str
+    manifest: pa.Table
+    decode: DecodeConfig
+    load: Callable[[int], NDArray[np.uint8]] | None = None
+
+    def __len__(self) -> int:
+        return int(self.manifest.num_rows)
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "ImageSet":
+        """Return the images in these rows of the manifest."""
+        return replace(self, manifest=self.manifest.take(pa.array(rows, pa.int64())))
 
 
 def _utc(moment: datetime | None) -> datetime | None:

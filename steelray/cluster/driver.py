@@ -1,0 +1,95 @@
+"""Provide the frame of every job that works on the cluster: dry run, connection, plan, expected stops and run.json."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError
+
+from steelray.cluster.connect import ComputePlan, cause_in_one_line, connected, plan_compute
+from steelray.cluster.placement import plan_on_cluster
+from steelray.config import ComputeConfig, JobFailed
+from steelray.job import num_cores, show_plan
+from steelray.patchcore.index import BankUnavailable
+from steelray.provenance import run_record
+from steelray.storage.location import Location, ObjectChanged
+
+Report = Callable[[str], None]
+"""Takes a line of progress."""
+
+EXPECTED_STOPS = (RayError, ExecutionTimeoutError, BankUnavailable, ObjectChanged, OSError, pa.ArrowInvalid)
+"""Failures of the cluster, the store or a disk; everything else is a bug and keeps its traceback."""
+
+
+@contextmanager
+def expected_stops(what: str, remedy: str = "run the same command again") -> Iterator[None]:
+    """Turn every expected stop of the block into a `JobFailed` of one line.
+
+    Args:
+        what: the work that stops, such as `run 7c1e`.
+        remedy: what the user does next.
+    """
+    try:
+        yield
+    except EXPECTED_STOPS as error:
+        raise JobFailed(f"{what} stopped: {cause_in_one_line(error)}; {remedy}") from error
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """A job that makes one model on the cluster.
+
+    Attributes:
+        config: the job's settings; has `compute` and `dry_run`.
+        target: where the model goes; run.json is written there last.
+        what: the model in words, for messages.
+        uris: what every node must reach.
+        facts: what run.json and the plan of a dry run say beside the settings.
+        num_shards: shard actors that work beside the scorers.
+        started_at: when the job began.
+    """
+
+    config: Any
+    target: Location
+    what: str
+    uris: Sequence[str]
+    facts: dict[str, Any]
+    num_shards: int = 0
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def run(self, make: Callable[[ComputePlan], dict[str, Any]], report: Report) -> dict[str, Any]:
+        """Connect, make the model and record the run; a dry run shows the plan instead.
+
+        Args:
+            make: makes the model by a plan that fits the cluster, and returns the summary.
+
+        Returns:
+            The summary.
+
+        Raises:
+            ConfigError: something the user has to correct.
+            JobFailed: the cluster or the store failed.
+        """
+        compute: ComputeConfig = self.config.compute
+        if self.config.dry_run:
+            plan = plan_compute(num_cores(), 0, compute, self.num_shards)
+            return show_plan(self.config, {**self.facts, "compute": plan.to_dict()})
+        with expected_stops(self.what), connected():
+            plan = plan_on_cluster(compute, self.num_shards, self.uris, report)
+            start_s = perf_counter()
+            summary = {**make(plan), "seconds": round(perf_counter() - start_s, 2)}
+        record = run_record(self.config, self.started_at, **self.facts, compute_plan=plan.to_dict(), summary=summary)
+        self.target.write("run.json", record)
+        return summary
+
+
+def cluster_resources() -> tuple[float, float]:
+    """Return the CPUs and GPUs of the connected cluster; nodes may have joined since it was planned."""
+    resources = ray.cluster_resources()
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
