@@ -78,7 +78,7 @@ def plan(count: int) -> dict[str, Any]:
     """From the listing to the reading tasks and the stored manifest: seconds and memory."""
     from steelray.cluster.image_source import ImageDatasource, images_per_task
     from steelray.runs.run import Run, run_id_of
-    from steelray.storage.listing import list_archive
+    from steelray.storage.listing import ImageSet, list_archive
 
     ManyObjects.count = count
     before_bytes = current_memory_bytes()
@@ -102,7 +102,7 @@ def plan(count: int) -> dict[str, Any]:
         remaining = run.remaining(manifest)
         lap("store_manifest_s")
         rows = images_per_task(remaining.num_rows, num_scorers=16, batch_size=8)
-        tasks = ImageDatasource("s3://archive/night", remaining, DecodeConfig(), rows).get_read_tasks(-1)
+        tasks = ImageDatasource(ImageSet("s3://archive/night", remaining, DecodeConfig()), rows).get_read_tasks(-1)
         lap("tasks_s")
         seconds.append(time.perf_counter() - begin_s)
         num_tasks = len(tasks)

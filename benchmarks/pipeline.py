@@ -165,6 +165,7 @@ def _plain_loop(bank_uri: str, paths: Sequence[Path]) -> Callable[[int], float]:
     from steelray.patchcore.bank import read_info, read_vectors
     from steelray.patchcore.embedder import build_patch_embedder
     from steelray.patchcore.index import IndexShard, LocalSearch
+    from steelray.patchcore.portable_embedder import Embedder
     from steelray.patchcore.scorer import PatchCoreScorer
 
     location = Location(bank_uri)
@@ -177,7 +178,9 @@ def _plain_loop(bank_uri: str, paths: Sequence[Path]) -> Callable[[int], float]:
             embeddings: np.ndarray = embedder(torch.tensor(images_BHWC).permute(0, 3, 1, 2).contiguous()).numpy()
         return embeddings
 
-    scorer = PatchCoreScorer(embed, search, info.embedder, info.scoring, embedder.stride_px)
+    scorer = PatchCoreScorer(
+        Embedder(info.embedder, embed, embedder.stride_px, embedder.weights_digest), search, info.scoring
+    )
     torch.set_num_threads(num_cores())
     bare_loop(paths[:2], scorer.score)
     return lambda count: bare_loop(paths[:count], scorer.score)

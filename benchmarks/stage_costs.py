@@ -54,10 +54,11 @@ def measure_stages(archive: Location, bank_uri: str) -> dict[str, float]:
     from steelray.models.model import load_scorer, open_model
     from steelray.runs.batch import BatchScorer, RunStamp
     from steelray.schema import DECODED
-    from steelray.storage.listing import list_archive
+    from steelray.storage.listing import ImageSet, list_archive
 
     seconds: dict[str, float] = {}
-    manifest = list_archive(ArchiveConfig(archive.uri, limit=KINDS)).to_pylist()
+    images = ImageSet(archive.uri, list_archive(ArchiveConfig(archive.uri, limit=KINDS)), DecodeConfig())
+    manifest = images.manifest.to_pylist()
     model = open_model(bank_uri)
     inside: dict[str, float] = {}
 
@@ -67,7 +68,7 @@ def measure_stages(archive: Location, bank_uri: str) -> dict[str, float]:
     scorer = load_scorer(model, ONE_THREAD, num_threads=1, observe=observe)
     stamp = RunStamp("benchmark", model.model_id, model.bank_id, model.input_size_px)
     score_batch = BatchScorer(scorer, stamp, read_calibration(bank_uri)[0], pictures=Location(f"{bank_uri}-pictures"))
-    decoded = pa.Table.from_pylist([read_image(archive, row, DecodeConfig()) for row in manifest], schema=DECODED)
+    decoded = pa.Table.from_pylist([read_image(images, archive, row) for row in manifest], schema=DECODED)
     score_batch(decoded)
     for _ in range(REPEATS):
         with cpu_seconds(seconds, "read", KINDS):

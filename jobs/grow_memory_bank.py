@@ -11,7 +11,7 @@ from steelray.patchcore.config import GrowMemoryBankConfig
 
 
 def run(config: GrowMemoryBankConfig) -> dict[str, Any]:
-    from steelray.cluster.bank_grower import grow_memory_bank
+    from steelray.cluster.bank_builder import grow_memory_bank
 
     return grow_memory_bank(config, say)
 

@@ -11,7 +11,7 @@ import pytest
 from steelray.demo.object_store import ObjectStore, running_object_store
 from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.embedder import PatchEmbedder, build_patch_embedder, compile_embedder
-from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
 from tests.nights import Plant, build_plant
 
 REPOSITORY = Path(__file__).parent.parent
@@ -58,11 +58,15 @@ def embed(embedder: PatchEmbedder) -> EmbedFunction:
 
 
 @pytest.fixture(scope="session")
-def built_plant(
-    tmp_path_factory: pytest.TempPathFactory, embedder: PatchEmbedder, embedder_config: EmbedderConfig
-) -> Plant:
+def eager(embedder: PatchEmbedder, embed: EmbedFunction) -> Embedder:
+    """`embedder` ready to run, in plain PyTorch."""
+    return Embedder(embedder.config, embed, embedder.stride_px, embedder.weights_digest)
+
+
+@pytest.fixture(scope="session")
+def built_plant(tmp_path_factory: pytest.TempPathFactory, eager: Embedder) -> Plant:
     """A small plant in a folder: bank and calibration, no archive yet. Read only."""
-    return build_plant(tmp_path_factory.mktemp("plant"), embedder, embedder_config)
+    return build_plant(tmp_path_factory.mktemp("plant"), eager)
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from steelray.imaging.decode import Undecodable, decode
 from steelray.models.calibration import Calibration, calibrate, read_calibration, write_calibration
 from steelray.models.model import load_scorer, open_model
 from steelray.patchcore.bank import bank_files
-from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
-from steelray.patchcore.embedder import PatchEmbedder, compile_embedder
+from steelray.patchcore.config import CoresetConfig, ScoringConfig
 from steelray.patchcore.fit import fit_memory_bank
+from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.scorer import Scorer
 from steelray.report.finish import Night, finish_night
 from steelray.runs.batch import BatchScorer, RunStamp
@@ -117,7 +117,7 @@ class Plant:
         return self.finish(*self.written_run(), **changes)
 
 
-def build_plant(root: Path, embedder: PatchEmbedder, config: EmbedderConfig, *, num_held_out: int = 60) -> Plant:
+def build_plant(root: Path, embedder: Embedder, *, num_held_out: int = 60) -> Plant:
     """A bank of 8 nominal strips, thresholds on others, two lines each; the archive is still empty."""
     plant = Plant(root)
     keys = [f"line{index % 2}/{index:02d}.jpg" for index in range(8)]
@@ -126,9 +126,7 @@ def build_plant(root: Path, embedder: PatchEmbedder, config: EmbedderConfig, *, 
     bank = fit_memory_bank(
         keys,
         [decode(plant.place("nominal").read(key)) for key in keys],
-        compile_embedder(embedder, backend="eager"),
-        embedder=config,
-        weights_digest=embedder.weights_digest,
+        embedder,
         coreset=CoresetConfig(ratio=0.05),
         scoring=ScoringConfig(),
     )

@@ -1,145 +1,201 @@
-"""Nominal images to a calibrated memory bank over a cluster: embed, select, write, score held-out strips, calibrate."""
+"""Build a calibrated memory bank on the cluster, or grow one by further nominal images."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
-import ray
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 
-from steelray.cluster.connect import connected, plan_compute
-from steelray.cluster.held_out import HeldOutStrips, calibrate_model, threshold_facts
-from steelray.cluster.patch_selection import NominalImages, Selection, select_patches
-from steelray.cluster.placement import plan_on_cluster
-from steelray.config import ConfigError
-from steelray.job import num_cores
-from steelray.models.calibration import Calibration, split_held_out
+from steelray.cluster.connect import ComputePlan
+from steelray.cluster.driver import ModelJob, Report
+from steelray.cluster.held_out import calibrate_model
+from steelray.cluster.patch_selection import EmbeddingRequest, Selected, select_patches
+from steelray.config import CalibrationConfig, ConfigError
+from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration, read_calibration_rows, split_nominal
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
-from steelray.models.model import portable_embedder, read_weights
-from steelray.patchcore.bank import INFO_FILE, MemoryBank, bank_files, make_bank
-from steelray.patchcore.config import BuildMemoryBankConfig
+from steelray.models.model import nominal_uris, portable_embedder
+from steelray.patchcore.bank import INFO_FILE, MemoryBank, bank_files, read_bank
+from steelray.patchcore.config import BuildMemoryBankConfig, EmbedderConfig, GrowMemoryBankConfig
 from steelray.patchcore.embedder import build_patch_embedder
-from steelray.patchcore.fit import common_size, coreset_statistics, num_centers
-from steelray.patchcore.quantised import index_bank
-from steelray.provenance import run_record
-from steelray.storage.listing import list_archive
+from steelray.patchcore.fit import Limits, coreset_limits, grown_bank, new_bank
+from steelray.patchcore.growth import centers_of, growth_limits, growth_radius
+from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
-
-Report = Callable[[str], None]
 
 
 def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str, Any]:
-    """Builds, writes and calibrates a memory bank.
+    """Build, write and calibrate a memory bank.
 
     Returns:
         The summary: bank id, sizes, cover radius, thresholds, places.
 
     Raises:
         ConfigError: something the user has to correct.
+        JobFailed: the cluster or the store failed.
     """
-    started_at = datetime.now(UTC)
-    location = Location(config.bank_uri)
-    location.check_access(create=not config.dry_run)
-    check_free(location, config.overwrite)
-    manifest = list_archive(config.nominal)
-    fit_rows, held_out_rows = split_held_out(
-        manifest.num_rows, config.calibration.held_out_fraction, config.calibration.seed
-    )
-    embedder = build_patch_embedder(config.embedder, read_weights=read_weights)
-    num_servers = config.compute.bank_shards or 1
-    facts: dict[str, Any] = {"objects": manifest.num_rows, "fit": len(fit_rows), "held_out": len(held_out_rows)}
-    facts |= {"embedding_shards": num_servers, "dim": embedder.dim}
-    if config.dry_run:
-        plan = plan_compute(num_cores(), 0, config.compute, num_servers)
-        return {"dry_run": True, "config": asdict(config), "plan": {**facts, "compute": plan.to_dict()}}
-    use_gpu = config.compute.gpus_per_scorer > 0
-    portable = portable_embedder(config.embedder, embedder.weights_digest, config.compute, use_gpu)
+    target = Location(config.bank_uri)
+    target.check_access(create=not config.dry_run)
+    _check_free(target, config.overwrite)
+    images = ImageSet(config.nominal.uri, list_archive(config.nominal), config.decode)
+    learning = _Learning(config, target, images, config.calibration)
+    embedder = build_patch_embedder(config.embedder)
+    facts = {"objects": len(images), **learning.facts(), "dim": embedder.dim}
 
-    images = NominalImages(
-        config.nominal.uri,
-        manifest.take(fit_rows),
-        config.decode,
-        config.embedder,
-        embedder.weights_digest,
-        portable,
-        config.compute,
-    )
-    settings = config.coreset
-    with connected():
-        plan = plan_on_cluster(config.compute, num_servers, (config.nominal.uri, config.bank_uri), report)
-        resources = ray.cluster_resources()  # nodes may have joined
-        report(f"embedding {len(fit_rows)} of {manifest.num_rows} nominal images in {config.nominal.uri}")
-        start_s = time.perf_counter()
-        selection = select_patches(
-            images,
-            plan,
-            lambda total: (num_centers(settings, total), settings.cover_radius or 0.0),
-            report,
-            scratch_uri=config.bank_uri,
-            num_cpus=resources.get("CPU", 1),
-        )
-        bank = _make_bank(config, embedder.weights_digest, selection)
-        write_bank(location, bank, config.overwrite)
-        report(
-            f"bank {bank.info.bank_id}: {bank.info.num_vectors} vectors; scoring {len(held_out_rows)} held-out images"
-        )
-        strips = HeldOutStrips(config.nominal.uri, manifest.take(held_out_rows), config.decode, config.compute)
-        calibration, version = calibrate_model(config.bank_uri, strips, config.calibration, resources, report)
-    summary = {
-        **bank_summary(config.bank_uri, bank, selection, calibration, version),
-        "seconds": round(time.perf_counter() - start_s, 2),
-    }
-    location.write("run.json", run_record(config, started_at, **facts, compute_plan=plan.to_dict(), summary=summary))
-    return summary
+    def make(plan: ComputePlan) -> dict[str, Any]:
+        report(f"embedding {len(learning.fit)} of {len(images)} nominal images in {images.uri}")
+        request = learning.request(config.embedder, embedder.weights_digest)
+        selected = learning.select(request, plan, coreset_limits(config.coreset), report)
+        bank = new_bank(selected.selection, config.embedder, embedder.weights_digest, config.scoring, config.index)
+        return learning.finish(bank, selected, report)
+
+    return ModelJob(
+        config, target, "the build", (images.uri, config.bank_uri), facts, num_shards=learning.num_shards
+    ).run(make, report)
 
 
-def check_free(location: Location, overwrite: bool) -> None:
-    """Raises `ConfigError` if a model is there that nobody said may be replaced."""
+def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, Any]:
+    """Add to a bank the patches of further nominal strips that it does not cover yet, and set its thresholds anew.
+
+    The strips that the old thresholds rest on count with their old scores. A larger bank could only lower these, so
+    the false-alarm rate is kept or falls.
+
+    Returns:
+        The summary: bank id, what was added, cover radius, thresholds, places.
+
+    Raises:
+        ConfigError: something the user has to correct.
+        JobFailed: the cluster or the store failed.
+    """
+    source, target = Location(config.bank_uri), Location(config.grown_uri)
+    source.check_access()
+    target.check_access(create=not config.dry_run)
+    bank = read_bank(source.read, config.bank_uri)
+    _check_free(target, config.overwrite)
+    before, version = read_calibration(config.bank_uri)
+    earlier = read_calibration_rows(config.bank_uri, version)
+    manifest, num_known = _unknown(config, bank.image_keys, earlier)
+    images = ImageSet(config.nominal.uri, manifest, config.decode)
+    learning = _Learning(config, target, images, config.calibration or _settings(before))
+    info = bank.info
+    facts = {"objects": len(images), "known": num_known, **learning.facts(), "grown_from": info.bank_id}
+    facts["nominal_uris"] = list(dict.fromkeys([*nominal_uris(config.bank_uri), images.uri]))
+    build_patch_embedder(info.embedder, info.weights_digest)
+
+    def make(plan: ComputePlan) -> dict[str, Any]:
+        report(f"embedding {len(learning.fit)} new nominal images in {images.uri}; {num_known} are known already")
+        request = learning.request(info.embedder, info.weights_digest, info.input_size_px)
+        limits = growth_limits(info, config.growth)
+        selected = learning.select(request, plan, limits, report, centers_of(bank))
+        grown = grown_bank(bank, selected.selection)
+        added, radius = grown.info.num_vectors - info.num_vectors, selected.selection.chosen.cover_radius
+        if radius > growth_radius(info, config.growth):
+            report(
+                f"warning: {added} new vectors were the most allowed, and the new strips still lie up to "
+                f"{radius:.3f} off: raise growth.ratio, or check that these strips are nominal"
+            )
+        summary = learning.finish(grown, selected, report, earlier)
+        return {**summary, "grown_from": info.bank_id, "added": added, "known": num_known}
+
+    return ModelJob(
+        config, target, "growing the bank", (images.uri, config.grown_uri), facts, num_shards=learning.num_shards
+    ).run(make, report)
+
+
+class _Learning:
+    """Nominal images on their way into a bank: those to fit on, and those that its thresholds are set on."""
+
+    def __init__(
+        self,
+        config: BuildMemoryBankConfig | GrowMemoryBankConfig,
+        target: Location,
+        images: ImageSet,
+        calibration: CalibrationConfig,
+    ) -> None:
+        fit_rows, held_out_rows = split_nominal(images.manifest.column("image_key").to_pylist(), calibration)
+        self.fit, self.held_out = images.take(fit_rows), images.take(held_out_rows)
+        self.num_shards = config.compute.bank_shards or 1
+        self._config, self._target, self._calibration = config, target, calibration
+
+    def facts(self) -> dict[str, int]:
+        """Return the counts for run.json."""
+        return {"fit": len(self.fit), "held_out": len(self.held_out), "embedding_shards": self.num_shards}
+
+    def request(
+        self, embedder: EmbedderConfig, weights_digest: str, input_size_px: tuple[int, int] | None = None
+    ) -> EmbeddingRequest:
+        """Return how the images are embedded; exports the embedder."""
+        compute = self._config.compute
+        portable = portable_embedder(embedder, weights_digest, compute, compute.gpus_per_scorer > 0)
+        return EmbeddingRequest(embedder, weights_digest, portable, compute, input_size_px)
+
+    def select(
+        self,
+        request: EmbeddingRequest,
+        plan: ComputePlan,
+        limits: Limits,
+        report: Report,
+        centers_KD: torch.Tensor | None = None,
+    ) -> Selected:
+        """Select patches of the images to fit on."""
+        scratch_uri = str(self._target)
+        return select_patches(self.fit, request, plan, limits, report, scratch_uri=scratch_uri, centers_KD=centers_KD)
+
+    def finish(
+        self, bank: MemoryBank, selected: Selected, report: Report, earlier: pa.Table | None = None
+    ) -> dict[str, Any]:
+        """Write the bank, calibrate it and return the summary.
+
+        Args:
+            earlier: score rows of other nominal strips that the thresholds rest on as well.
+        """
+        config, info = self._config, bank.info
+        if config.overwrite:
+            self._target.delete_all()
+        for name, body in bank_files(bank):
+            self._target.write(name, body)
+        report(f"bank {info.bank_id}: {info.num_vectors} vectors; scoring {len(self.held_out)} held-out images")
+        uri = config.bank_uri if isinstance(config, BuildMemoryBankConfig) else config.grown_uri
+        thresholds = calibrate_model(uri, self.held_out, config.compute, self._calibration, report, earlier)
+        return {
+            "bank_id": info.bank_id,
+            "bank_uri": uri,
+            "vectors": info.num_vectors,
+            "dim": info.dim,
+            **{name: info.coreset[name] for name in ("num_candidates", "cover_radius", "duration_s")},
+            "index": asdict(info.index),
+            "recall_at_1": info.recall["recall_at_1"] if info.recall else 1.0,
+            "embedding_s": round(selected.embedding_s, 2),
+            "skipped": selected.skipped,
+            **thresholds,
+        }
+
+
+def _check_free(location: Location, overwrite: bool) -> None:
+    """Raise `ConfigError` if a model is there that nobody said may be replaced."""
     for name, kind in ((INFO_FILE, "a memory bank"), (ENSEMBLE_FILE, "an ensemble")):
         if location.exists(name) and not overwrite:
             raise ConfigError(f"{location.uri}: holds {kind} already: set overwrite, or choose another place")
 
 
-def write_bank(location: Location, bank: MemoryBank, overwrite: bool) -> None:
-    """Stores a bank, in the place of everything that was there if it may."""
-    if overwrite:
-        location.delete_all()
-    for name, body in bank_files(bank):
-        location.write(name, body)
+def _unknown(config: GrowMemoryBankConfig, in_bank: Sequence[str], earlier: pa.Table) -> tuple[pa.Table, int]:
+    """Return the manifest of images that the bank neither holds nor was calibrated on, and the number left out."""
+    manifest = list_archive(config.nominal)
+    known = pa.array([*in_bank, *earlier.column("image_key").to_pylist()], pa.string())
+    unknown = manifest.filter(pc.invert(pc.is_in(manifest.column("image_key"), value_set=known)))
+    if unknown.num_rows == 0:
+        raise ConfigError(
+            f"{config.nominal.uri}: the bank knows the keys of all {manifest.num_rows} objects: nothing to learn"
+        )
+    return unknown, manifest.num_rows - unknown.num_rows
 
 
-def bank_summary(
-    uri: str, bank: MemoryBank, selection: Selection, calibration: Calibration, version: int
-) -> dict[str, Any]:
-    """What a job says of a bank that it has made."""
-    info = bank.info
-    return {
-        "bank_id": info.bank_id,
-        "bank_uri": uri,
-        "vectors": info.num_vectors,
-        "dim": info.dim,
-        **{name: info.coreset[name] for name in ("num_candidates", "cover_radius", "duration_s")},
-        "index": asdict(info.index),
-        "recall_at_1": info.recall["recall_at_1"] if info.recall else 1.0,
-        "embedding_s": round(selection.embedding_s, 2),
-        "skipped": selection.skipped,
-        **threshold_facts(calibration, version),
-    }
-
-
-def _make_bank(config: BuildMemoryBankConfig, weights_digest: str, selection: Selection) -> MemoryBank:
-    chosen = selection.chosen
-    bank = make_bank(
-        selection.vectors_MD,
-        selection.origins_M3,
-        selection.image_keys,
-        embedder=config.embedder,
-        weights_digest=weights_digest,
-        scoring=config.scoring,
-        input_size_px=common_size(selection.sizes_px, config.embedder),
-        coreset=coreset_statistics(
-            selection.num_candidates, chosen.cover_radius, chosen.num_rounds, selection.selection_s
-        ),
+def _settings(before: Calibration) -> CalibrationConfig:
+    """Return settings with the rates and groups of a calibration."""
+    levels = before.groups[ALL_STRIPS]
+    return CalibrationConfig(
+        false_alarm_rate=levels.review.asked_rate,
+        reject_rate=levels.reject.asked_rate,
+        group_pattern=before.group_pattern,
     )
-    return index_bank(bank, config.index, selection.queries_QD)

@@ -47,7 +47,7 @@ class EmbeddingServer:
     def points(
         self, first_index_of: dict[int, int], indices_B: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Which of the global indices lie here, and their embeddings."""
+        """Return the global indices that lie here, and their embeddings."""
         firsts = sorted((first_index_of[image], image) for image in self._images)
         starts = np.array([first for first, _ in firsts], dtype=np.int64)
         places = np.searchsorted(starts, indices_B, side="right") - 1
@@ -101,7 +101,7 @@ class RemoteShards:
         self._rounds: list[tuple[int, Any]] = []
 
     def vectors(self, indices_M: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return embeddings_MD of global indices, in the order given."""
+        """Return the embeddings of global indices, in the order given."""
         answers = ray.get([server.points.remote(self._first_index_of, indices_M) for server in self._servers])
         found = np.concatenate([indices for indices, _ in answers])
         vectors = np.concatenate([part for indices, part in answers if len(indices)])
@@ -109,7 +109,7 @@ class RemoteShards:
         return vectors[order[np.searchsorted(found[order], indices_M)]]
 
     def points(self, indices_B: torch.Tensor) -> torch.Tensor:
-        """Return `vectors` as a tensor."""
+        """Return the embeddings of global indices as the selection takes them."""
         return torch.from_numpy(self.vectors(indices_B.numpy()))
 
     def gather(self, count: int, centers_BD: torch.Tensor, picked_B: torch.Tensor) -> list[Candidates]:

@@ -1,38 +1,31 @@
-"""Several stored models to a calibrated ensemble: scales from their own held-out rows, thresholds over a cluster."""
+"""Fuse stored models into a calibrated ensemble: scales from their own held-out rows, thresholds on the cluster."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
-from steelray.cluster.connect import connected, plan_compute
-from steelray.cluster.held_out import HeldOutStrips, calibrate_model, threshold_facts
-from steelray.cluster.placement import plan_on_cluster
+from steelray.cluster.connect import ComputePlan
+from steelray.cluster.driver import ModelJob, Report
+from steelray.cluster.held_out import calibrate_model
 from steelray.config import ArchiveConfig, ConfigError
-from steelray.job import num_cores
 from steelray.models.calibration import CALIBRATIONS, read_calibration, read_calibration_rows
 from steelray.models.config import FuseModelsConfig
 from steelray.models.ensemble import INFO_FILE, EnsembleInfo, EnsembleMember, common_strips, make_ensemble, scale_of
 from steelray.models.model import CHECKPOINT_FILE, Model, common_input_size, nominal_uris, open_model
 from steelray.patchcore.bank import INFO_FILE as BANK_FILE
-from steelray.provenance import run_record
 from steelray.schema import Status
-from steelray.storage.listing import list_archive
+from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
 
 MIN_STRIPS = 2
 """Fewer have no spread."""
 
-Report = Callable[[str], None]
-
 
 def fuse_models(config: FuseModelsConfig, report: Report) -> dict[str, Any]:
-    """Writes and calibrates an ensemble.
+    """Write and calibrate an ensemble.
 
     Scales and thresholds rest on the same strips, which no member was fitted on. The scales come from the members' own
     score rows of them; the thresholds, also that of the pixels, need the strips to be scored once with the ensemble.
@@ -42,8 +35,8 @@ def fuse_models(config: FuseModelsConfig, report: Report) -> dict[str, Any]:
 
     Raises:
         ConfigError: something the user has to correct.
+        JobFailed: the cluster or the store failed.
     """
-    started_at = datetime.now(UTC)
     target = Location(config.output_uri)
     target.check_access(create=not config.dry_run)
     _check_free(target, config.overwrite)
@@ -61,28 +54,17 @@ def fuse_models(config: FuseModelsConfig, report: Report) -> dict[str, Any]:
     )
     facts: dict[str, Any] = {"model_id": info.model_id, "members": [asdict(member) for member in info.members]}
     facts |= {"input_size_px": input_size_px, "nominal_uris": [nominal_uri], "strips": info.num_strips}
-    if config.dry_run:
-        plan = plan_compute(num_cores(), 0, config.compute)
-        return {"dry_run": True, "config": asdict(config), "plan": {**facts, "compute": plan.to_dict()}}
-    with connected():
-        uris = (nominal_uri, config.output_uri, *config.model_uris)
-        plan = plan_on_cluster(config.compute, 0, uris, report)
-        start_s = time.perf_counter()
+    held_out = ImageSet(nominal_uri, manifest, config.decode)
+
+    def make(plan: ComputePlan) -> dict[str, Any]:
         _write(target, info)
         report(f"ensemble {info.model_id} of {len(models)} models; scoring {info.num_strips} held-out images")
-        strips = HeldOutStrips(nominal_uri, manifest, config.decode, config.compute)
-        calibration, version = calibrate_model(
-            config.output_uri, strips, config.calibration, ray.cluster_resources(), report
-        )
-    summary = {
-        "model_id": info.model_id,
-        "model_uri": config.output_uri,
-        "members": facts["members"],
-        **threshold_facts(calibration, version),
-        "seconds": round(time.perf_counter() - start_s, 2),
-    }
-    target.write("run.json", run_record(config, started_at, **facts, compute_plan=plan.to_dict(), summary=summary))
-    return summary
+        thresholds = calibrate_model(config.output_uri, held_out, config.compute, config.calibration, report)
+        members = facts["members"]
+        return {"model_id": info.model_id, "model_uri": config.output_uri, "members": members, **thresholds}
+
+    uris = (nominal_uri, config.output_uri, *config.model_uris)
+    return ModelJob(config, target, "the fusion", uris, facts).run(make, report)
 
 
 def _check_free(target: Location, overwrite: bool) -> None:

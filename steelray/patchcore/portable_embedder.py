@@ -1,4 +1,4 @@
-"""A patch embedder as an OpenVINO graph: all that a CPU actor needs, made once, loaded in a moment, without torch.
+"""Provide `Embedder`, ready to run, and `PortableEmbedder`, an OpenVINO graph that CPU actors load without torch.
 
 Shapes: B images, H height, W width, C channels; h, w the patch grid, D dimensions of an embedding.
 """
@@ -10,8 +10,27 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from steelray.patchcore.config import EmbedderConfig
+
 EmbedFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """images_BHWC uint8 (C = 1 or 3) to embeddings_BhwD float32."""
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """An embedder that is ready to run in this process.
+
+    Attributes:
+        embed: takes images after the resize that `config` asks for; cuts them into tiles itself.
+        stride_px: pixels per cell of the coarsest level used; no smaller image can be embedded.
+        weights_digest: of the backbone's weights.
+    """
+
+    config: EmbedderConfig
+    embed: EmbedFunction
+    stride_px: int
+    weights_digest: str
+
 
 MAX_SIZES = 4
 """Image sizes that a process keeps a compiled graph for: fixed sizes run faster, and an archive has one or two."""

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from steelray.imaging.decode import resize
-from steelray.patchcore.config import EmbedderConfig, ScoringConfig
+from steelray.patchcore.config import ScoringConfig
 from steelray.patchcore.index import BankSearch, PendingSearch
 from steelray.patchcore.own_strip import own_strip_distances
-from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.portable_embedder import Embedder
 
 Images = Sequence[NDArray[np.uint8]]
 """pixels_HWC uint8, C = 1 or 3; sizes may differ."""
@@ -55,18 +55,11 @@ class PatchCoreScorer:
     them.
     """
 
-    def __init__(
-        self,
-        embed: EmbedFunction,
-        search: BankSearch,
-        embedder: EmbedderConfig,
-        scoring: ScoringConfig,
-        stride_px: int,
-    ) -> None:
-        self.min_size_px = stride_px
-        self._embed = embed
+    def __init__(self, embedder: Embedder, search: BankSearch, scoring: ScoringConfig) -> None:
+        self.min_size_px = embedder.stride_px
+        self._embed = embedder.embed
         self._search = search
-        self._resize_px = embedder.resize_px
+        self._resize_px = embedder.config.resize_px
         self._scoring = scoring
 
     def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:

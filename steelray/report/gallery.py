@@ -19,7 +19,7 @@ from steelray.config import ComputeConfig, DecodeConfig
 from steelray.imaging.decode import Undecodable, decode, resize
 from steelray.imaging.pictures import heatmap_png, patch_jpeg, strip_thumbnail, worst_patch_center
 from steelray.models.calibration import ALL_STRIPS, Calibration
-from steelray.models.model import Model, load_embed, load_scorer, nominal_uris, portable_embedder
+from steelray.models.model import Model, load_embedder, load_scorer, nominal_uris, portable_embedder
 from steelray.patchcore.bank import read_origins
 from steelray.patchcore.portable_embedder import EmbedFunction
 from steelray.patchcore.scorer import AnomalyMaps, Images, PatchCoreScorer, Scorer
@@ -95,8 +95,8 @@ def _load(source: GallerySource) -> tuple[Scorer, EmbedFunction | None]:
     if info is None:
         return load_scorer(model, compute, num_threads=source.num_threads), None
     portable = portable_embedder(info.embedder, info.weights_digest, compute, False)
-    embed, stride_px = load_embed(info.embedder, info.weights_digest, compute, source.num_threads, portable)
-    return PatchCoreScorer(embed, _search(source), info.embedder, info.scoring, stride_px), embed
+    embedder = load_embedder(info.embedder, info.weights_digest, compute, source.num_threads, portable)
+    return PatchCoreScorer(embedder, _search(source), info.scoring), embedder.embed
 
 
 def _search(source: GallerySource) -> StoredSearch:

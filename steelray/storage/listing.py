@@ -1,4 +1,4 @@
-"""List an archive: its manifest, in one order, fixed before anything is read; and `ImageSet`, the images of a manifest."""
+"""List an archive: its manifest, in a fixed order, before anything is read; `ImageSet`, the images of a manifest."""
 
 import fnmatch
 import re

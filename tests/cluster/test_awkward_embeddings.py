@@ -17,10 +17,10 @@ ROWS, DIM = 40, 6
 
 @contextmanager
 def holding(uri: str, images: list[NDArray[np.float32]], num_shards: int) -> Iterator[RemoteShards]:
-    servers = start_embedding_servers(uri, num_shards, None, 1)
+    servers = start_embedding_servers(uri, num_shards, 1)
     try:
         ray.get([servers[index % num_shards].add.remote(index, image) for index, image in enumerate(images)])
-        yield RemoteShards(servers, {index: ROWS * index for index in range(len(images))}, None)
+        yield RemoteShards(servers, {index: ROWS * index for index in range(len(images))})
     finally:
         for server in servers:
             ray.kill(server)

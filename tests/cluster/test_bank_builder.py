@@ -8,10 +8,10 @@ from steelray.cluster.bank_builder import build_memory_bank
 from steelray.cluster.embedding_actors import RemoteShards, start_embedding_servers
 from steelray.config import ComputeConfig, ConfigError
 from steelray.imaging.decode import decode
-from steelray.models.calibration import read_calibration, read_calibration_rows, split_held_out
+from steelray.models.calibration import read_calibration, read_calibration_rows, split_nominal
 from steelray.patchcore.bank import read_bank
 from steelray.patchcore.coreset import greedy_coreset, select
-from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
+from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import fit_memory_bank
 from steelray.storage.listing import list_archive
 from steelray.storage.location import Location
@@ -20,17 +20,13 @@ from tests.cluster.conftest import EMBEDDER, World, build_config, silent
 
 def test_the_distributed_bank_is_the_one_of_a_single_process(world: World) -> None:
     config = build_config(world.nominal_uri, world.bank_uri)
-    manifest = list_archive(config.nominal)
-    fit_rows, _ = split_held_out(manifest.num_rows, 0.4, 0)
-    nominal = Location(world.nominal_uri)
-    keys = manifest.take(fit_rows).column("image_key").to_pylist()
-    embedder = build_patch_embedder(EMBEDDER)
+    every = list_archive(config.nominal).column("image_key").to_pylist()
+    fit_rows, _ = split_nominal(every, config.calibration)
+    nominal, keys = Location(world.nominal_uri), [every[row] for row in fit_rows]
     expected = fit_memory_bank(
         keys,
         [decode(nominal.read(key)) for key in keys],
-        compile_embedder(embedder, backend="openvino"),
-        embedder=EMBEDDER,
-        weights_digest=embedder.weights_digest,
+        load_embedder(EMBEDDER, backend="openvino"),
         coreset=config.coreset,
         scoring=config.scoring,
     )
@@ -52,13 +48,10 @@ def test_a_bank_of_images_in_tiles_is_the_one_of_a_single_process(world: World, 
     build_memory_bank(config, silent)
     bank = read_bank(Location(config.bank_uri).read, config.bank_uri)
     nominal = Location(world.nominal_uri)
-    embedder = build_patch_embedder(config.embedder)
     expected = fit_memory_bank(
         bank.image_keys,
         [decode(nominal.read(key)) for key in bank.image_keys],
-        compile_embedder(embedder, backend="openvino"),
-        embedder=config.embedder,
-        weights_digest=embedder.weights_digest,
+        load_embedder(config.embedder, backend="openvino"),
         coreset=config.coreset,
         scoring=config.scoring,
     )

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from steelray.cluster.archive_scorer import score_archive
-from steelray.cluster.bank_builder import build_memory_bank
-from steelray.cluster.bank_grower import grow_memory_bank
+from steelray.cluster.bank_builder import build_memory_bank, grow_memory_bank
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError
 from steelray.demo.synthetic import make_strip
 from steelray.imaging.decode import decode
@@ -13,7 +12,7 @@ from steelray.models.calibration import read_calibration, read_calibration_rows
 from steelray.models.model import nominal_uris
 from steelray.patchcore.bank import MemoryBank, read_bank
 from steelray.patchcore.config import GrowMemoryBankConfig, GrowthConfig
-from steelray.patchcore.embedder import EmbedFunction, build_patch_embedder, compile_embedder
+from steelray.patchcore.embedder import Embedder, load_embedder
 from steelray.patchcore.fit import grow_memory_bank as grow_here
 from steelray.runs.run import Run
 from steelray.storage.location import Location
@@ -25,8 +24,8 @@ COVER = GrowthConfig(cover_radius=1.0)
 
 
 @pytest.fixture(scope="module")
-def embed() -> EmbedFunction:
-    return compile_embedder(build_patch_embedder(EMBEDDER), backend="openvino")
+def embedder() -> Embedder:
+    return load_embedder(EMBEDDER, backend="openvino")
 
 
 def new_strips(uri: str, count: int = 10) -> str:
@@ -46,7 +45,7 @@ def stored(uri: str) -> MemoryBank:
 
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_the_grown_bank_is_the_one_of_a_single_process(
-    world: World, s3_uri: str, embed: EmbedFunction, num_shards: int
+    world: World, s3_uri: str, embedder: Embedder, num_shards: int
 ) -> None:
     nominal_uri = new_strips(f"{s3_uri}/nominal")
     compute = ComputeConfig(bank_shards=num_shards)
@@ -55,7 +54,7 @@ def test_the_grown_bank_is_the_one_of_a_single_process(
     keys = grown.image_keys[len(before.image_keys) :]
     assert len(keys) == 6
     images = [decode(Location(nominal_uri).read(key)) for key in keys]
-    expected = grow_here(before, keys, images, embed, COVER)
+    expected = grow_here(before, keys, images, embedder, COVER)
     assert grown.info.bank_id == expected.info.bank_id == summary["bank_id"] != before.info.bank_id
     np.testing.assert_array_equal(grown.vectors_ND, expected.vectors_ND)
     np.testing.assert_array_equal(grown.origins_N3, expected.origins_N3)

@@ -179,7 +179,7 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint(cluster: dict[str, flo
 
 def _without_ray(config: TrainConfig) -> dict[int, float]:
     """The loss of every step in this process, undisturbed."""
-    numbers = list_nominal(config).fit.column("image_index").to_pylist()
+    numbers = list_nominal(config).fit.manifest.column("image_index").to_pylist()
     images = [make_strip(config.seed, i, size_px=(256, 256)).pixels_HW[:, :, None] for i in numbers]
     session, maker = TrainingSession(config, config.total_steps(len(images))), SampleMaker(config)
     losses = {}

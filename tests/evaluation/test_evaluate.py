@@ -17,7 +17,7 @@ from steelray.patchcore.bank import bank_files
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig
 from steelray.patchcore.embedder import PatchEmbedder
 from steelray.patchcore.fit import fit_memory_bank
-from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.portable_embedder import Embedder
 from steelray.schema import SCORES
 from steelray.storage.location import Location
 
@@ -70,16 +70,14 @@ def test_a_bank_is_fitted_on_each_split_and_figures_are_averaged(folder: Path, e
 
 
 def test_a_stored_bank_gives_the_figures_of_the_one_it_was(
-    folder: Path, tmp_path: Path, embed: EmbedFunction, embedder: PatchEmbedder
+    folder: Path, tmp_path: Path, embedder: PatchEmbedder, eager: Embedder
 ) -> None:
     fitted = evaluate(config(folder, embedder.config), 1, print)
     data = load_dataset(DatasetConfig("folder", str(folder), num_fit=5))
     bank = fit_memory_bank(
         [sample.key for sample in data.fit],
         [sample.load() for sample in data.fit],
-        embed,
-        embedder=embedder.config,
-        weights_digest=embedder.weights_digest,
+        eager,
         coreset=CoresetConfig(ratio=0.2),
         scoring=config(folder, embedder.config).scoring,
     )

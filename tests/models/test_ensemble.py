@@ -26,9 +26,9 @@ from steelray.models.ensemble import (
 )
 from steelray.models.model import Model, common_input_size, load_scorer, nominal_uris, open_model
 from steelray.patchcore.bank import bank_files
-from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
-from steelray.patchcore.embedder import PatchEmbedder, compile_embedder
+from steelray.patchcore.config import CoresetConfig, ScoringConfig
 from steelray.patchcore.fit import fit_memory_bank
+from steelray.patchcore.portable_embedder import Embedder
 from steelray.reconstruction.build import build_model
 from steelray.reconstruction.checkpoint import checkpoint_files
 from steelray.reconstruction.config import DraemConfig, InputConfig
@@ -54,14 +54,12 @@ def read(body: bytes) -> EnsembleInfo:
 
 
 @pytest.fixture
-def other_bank(plant: Plant, embedder: PatchEmbedder, embedder_config: EmbedderConfig) -> str:
+def other_bank(plant: Plant, eager: Embedder) -> str:
     """A second bank of the plant, of other strips and another scoring."""
     bank = fit_memory_bank(
         ["a", "b"],
         [decode(strip(index, seed=7)) for index in range(2)],
-        compile_embedder(embedder, backend="eager"),
-        embedder=embedder_config,
-        weights_digest=embedder.weights_digest,
+        eager,
         coreset=CoresetConfig(ratio=0.05),
         scoring=ScoringConfig(image_score="max"),
     )

@@ -26,8 +26,8 @@ from steelray.patchcore.bank import (
     read_vectors,
 )
 from steelray.patchcore.config import EmbedderConfig, ScoringConfig
-from steelray.patchcore.embedder import EmbedFunction, PatchEmbedder
 from steelray.patchcore.index import IndexShard, LocalSearch
+from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.scorer import PatchCoreScorer
 from steelray.storage.location import Location
 
@@ -265,30 +265,26 @@ from steelray.imaging.decode import decode
 from steelray.storage.location import Location
 from steelray.patchcore.bank import read_bank
 from steelray.patchcore.index import IndexShard, LocalSearch
-from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
+from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.scorer import PatchCoreScorer
 
 bank = read_bank(Location(sys.argv[1]).read, sys.argv[1])
-embedder = build_patch_embedder(bank.info.embedder, bank.info.weights_digest)
-embed = compile_embedder(embedder, backend="eager")
 search = LocalSearch([IndexShard(bank.vectors_ND)])
-scorer = PatchCoreScorer(embed, search, bank.info.embedder, bank.info.scoring, embedder.stride_px)
+scorer = PatchCoreScorer(load_embedder(bank.info.embedder, backend="eager"), search, bank.info.scoring)
 maps, scores = scorer.score([decode(open(sys.argv[2], "rb").read())])
 np.savez(sys.argv[3], scores=scores, map=maps[0])
 """
 
 
-def test_a_new_process_scores_bit_for_bit_the_same(
-    tmp_path: Path, embed: EmbedFunction, embedder: PatchEmbedder, embedder_config: EmbedderConfig
-) -> None:
-    embeddings_hwD = embed(make_strip(0, 0, size_px=(64, 160)).pixels_HW[None, :, :, None])[0]
-    vectors_ND = np.ascontiguousarray(embeddings_hwD.reshape(-1, embedder.dim)[::3])
+def test_a_new_process_scores_bit_for_bit_the_same(tmp_path: Path, eager: Embedder) -> None:
+    embeddings_hwD = eager.embed(make_strip(0, 0, size_px=(64, 160)).pixels_HW[None, :, :, None])[0]
+    vectors_ND = np.ascontiguousarray(embeddings_hwD.reshape(-1, embeddings_hwD.shape[2])[::3])
     bank = make_bank(
         vectors_ND,
         np.zeros((len(vectors_ND), 3), np.int32),
         ("strip",),
-        embedder=embedder_config,
-        weights_digest=embedder.weights_digest,
+        embedder=eager.config,
+        weights_digest=eager.weights_digest,
         scoring=SCORING,
         input_size_px=None,
         coreset={},
@@ -299,7 +295,7 @@ def test_a_new_process_scores_bit_for_bit_the_same(
     command = [sys.executable, "-c", SCORE_ELSEWHERE, tmp_path / "bank", tmp_path / "strip.jpg", tmp_path / "out.npz"]
     subprocess.run(command, check=True)
     search = LocalSearch([IndexShard(vectors_ND)])
-    scorer = PatchCoreScorer(embed, search, embedder_config, SCORING, embedder.stride_px)
+    scorer = PatchCoreScorer(eager, search, SCORING)
     maps, scores = scorer.score([decode((tmp_path / "strip.jpg").read_bytes())])
     elsewhere = np.load(tmp_path / "out.npz")
     assert np.array_equal(elsewhere["scores"], scores)

@@ -183,7 +183,7 @@ class TestWeights:
         assert torch.equal(embedder.backbone.state_dict()["conv1.weight"], state["conv1.weight"])
 
     def test_a_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"none\.pth cannot be read \(No such file or directory\)"):
+        with pytest.raises(ConfigError, match=r"none\.pth cannot be read \(no such file\)"):
             build_patch_embedder(self._config(str(tmp_path / "none.pth")))
 
     @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])

@@ -12,9 +12,8 @@ from steelray.demo.synthetic import make_strip
 from steelray.imaging.decode import resize
 from steelray.patchcore.bank import MemoryBank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
-from steelray.patchcore.embedder import PatchEmbedder
-from steelray.patchcore.fit import common_size, embed_images, fit_memory_bank, patch_origins
-from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.fit import common_size, embed_image, fit_memory_bank, patch_origins
+from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg"]
 
@@ -24,18 +23,16 @@ def strips(*sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
 
 
 @pytest.fixture
-def fit(embed: EmbedFunction, embedder: PatchEmbedder) -> Callable[..., MemoryBank]:
+def fit(eager: Embedder) -> Callable[..., MemoryBank]:
     def call(
         images: list[NDArray[np.uint8]],
-        config: EmbedderConfig = embedder.config,
+        config: EmbedderConfig | None = None,
         **coreset: object,
     ) -> MemoryBank:
         return fit_memory_bank(
             KEYS[: len(images)],
             images,
-            embed,
-            embedder=config,
-            weights_digest=embedder.weights_digest,
+            replace(eager, config=config or eager.config),
             coreset=CoresetConfig(**coreset),  # type: ignore[arg-type]
             scoring=ScoringConfig(),
         )
@@ -90,7 +87,7 @@ def test_the_size_is_remembered_only_where_it_is_one(
 
 def test_images_are_resized_before_embedding(embed: EmbedFunction, embedder_config: EmbedderConfig) -> None:
     [image] = strips((64, 160))
-    [embedded] = embed_images(embed, [image], replace(embedder_config, resize_px=(32, 64)))
+    embedded = embed_image(embed, image, replace(embedder_config, resize_px=(32, 64)))
     assert np.array_equal(embedded, embed(resize(image, (32, 64))[None])[0])
 
 
@@ -114,9 +111,7 @@ def test_an_embedding_that_is_not_finite_is_named() -> None:
         fit_memory_bank(
             KEYS[:1],
             strips((64, 160)),
-            broken,
-            embedder=EmbedderConfig(),
-            weights_digest="",
+            Embedder(EmbedderConfig(), broken, 8, ""),
             coreset=CoresetConfig(),
             scoring=ScoringConfig(),
         )

@@ -12,9 +12,9 @@ from steelray.patchcore.bank import MemoryBank, bank_files, read_bank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.coreset import CoresetShard, select
 from steelray.patchcore.fit import fit_memory_bank, grow_memory_bank
+from steelray.patchcore.portable_embedder import Embedder
 
 DIM = 8
-EMBEDDER = EmbedderConfig(neighborhood=1)
 IMAGE_PX = (20, 30)
 
 
@@ -48,15 +48,18 @@ def images(count: int, kind: str, first: int = 0) -> list[NDArray[np.uint8]]:
     return [image(first + index, kind) for index in range(count)]
 
 
+EMBEDDER = Embedder(EmbedderConfig(neighborhood=1), embed, 8, "w")
+
+
 def build(shown: list[NDArray[np.uint8]], **changes: object) -> MemoryBank:
     settings: dict[str, object] = {"coreset": CoresetConfig(ratio=0.02), "scoring": ScoringConfig(), **changes}
     keys = [f"old/{place}" for place in range(len(shown))]
-    return fit_memory_bank(keys, shown, embed, embedder=EMBEDDER, weights_digest="w", **settings)  # type: ignore[arg-type]
+    return fit_memory_bank(keys, shown, EMBEDDER, **settings)  # type: ignore[arg-type]
 
 
 def grow(bank: MemoryBank, shown: list[NDArray[np.uint8]], **limits: float) -> MemoryBank:
     keys = [f"new/{place}" for place in range(len(shown))]
-    return grow_memory_bank(bank, keys, shown, embed, GrowthConfig(**limits))  # type: ignore[arg-type]
+    return grow_memory_bank(bank, keys, shown, EMBEDDER, GrowthConfig(**limits))  # type: ignore[arg-type]
 
 
 def points(shown: list[NDArray[np.uint8]]) -> torch.Tensor:
@@ -154,7 +157,7 @@ def test_a_quantised_bank_stays_one(index: IndexConfig) -> None:
 
 @pytest.mark.parametrize(
     ("shown", "complaint"),
-    [([], "there are 0 new embeddings"), ([image(0, "steel"), image(0, "nan")], "embedding 600 is not finite")],
+    [([], "no nominal images"), ([image(0, "steel"), image(0, "nan")], "embedding 600 is not finite")],
 )
 def test_nothing_and_nan_are_refused(shown: list[NDArray[np.uint8]], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):

@@ -12,10 +12,10 @@ from steelray.config import ConfigError
 from steelray.patchcore import index as shard_module
 from steelray.patchcore.bank import INDEX_FILE, MemoryBank, bank_files, make_bank, read_bank, read_info
 from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig
-from steelray.patchcore.embedder import EmbedFunction
 from steelray.patchcore.fit import fit_memory_bank
 from steelray.patchcore.index import IndexShard, LocalSearch, load_shard, shard_of
 from steelray.patchcore.planner import plan_bank, shard_bounds
+from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.quantised import index_bank, measure_recall, recall_queries
 
 DIM = 24
@@ -214,7 +214,7 @@ def test_recall_is_measured_on_patches_outside_the_bank() -> None:
     assert recall_queries(5, np.arange(5)).tolist() == [0, 1, 2, 3, 4], "when all patches are in the bank"
 
 
-def test_fitting_keeps_the_bank_as_asked(embed: EmbedFunction, embedder_config: EmbedderConfig) -> None:
+def test_fitting_keeps_the_bank_as_asked(eager: Embedder) -> None:
     from steelray.demo.synthetic import make_strip
     from steelray.patchcore.config import CoresetConfig
 
@@ -222,9 +222,7 @@ def test_fitting_keeps_the_bank_as_asked(embed: EmbedFunction, embedder_config: 
     bank = fit_memory_bank(
         ["a", "b", "c"],
         images,
-        embed,
-        embedder=embedder_config,
-        weights_digest="w",
+        eager,
         coreset=CoresetConfig(ratio=0.1),
         scoring=ScoringConfig(),
         index=IndexConfig("fp16"),

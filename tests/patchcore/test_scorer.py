@@ -10,9 +10,8 @@ from torch.nn import functional
 from steelray.demo.synthetic import make_strip
 from steelray.imaging.decode import resize
 from steelray.patchcore.config import EmbedderConfig, ScoringConfig
-from steelray.patchcore.embedder import PatchEmbedder
 from steelray.patchcore.index import IndexShard, LocalSearch
-from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
 from steelray.patchcore.scorer import MAX_BOXES, MIN_BOX_AREA_PX, PatchCoreScorer, find_regions, upsample
 
 CELL_PX = 8
@@ -32,7 +31,7 @@ def scorer(
     vectors_ND = np.array([[value, -value] for value in bank], dtype=np.float32)
     scoring = ScoringConfig(**settings)  # type: ignore[arg-type]
     search = LocalSearch([IndexShard(vectors_ND)])
-    return PatchCoreScorer(embed, search, embedder or EmbedderConfig(), scoring, CELL_PX)
+    return PatchCoreScorer(Embedder(embedder or EmbedderConfig(), embed, CELL_PX, ""), search, scoring)
 
 
 def image(cells: list[list[int]]) -> NDArray[np.uint8]:
@@ -127,11 +126,11 @@ def test_no_images_give_no_scores() -> None:
     assert (maps, scores.shape, scores.dtype) == ([], (0,), np.float32)
 
 
-def test_a_score_depends_on_its_image_alone(embed: EmbedFunction, embedder: PatchEmbedder) -> None:
+def test_a_score_depends_on_its_image_alone(eager: Embedder) -> None:
     images = [make_strip(0, n, size_px=(64, 160)).pixels_HW[:, :, None] for n in range(4)]
-    vectors_ND = np.ascontiguousarray(embed(images[0][None]).reshape(-1, embedder.dim))
+    vectors_ND = eager.embed(images[0][None]).reshape(-1, 40)
     search = LocalSearch([IndexShard(vectors_ND)])
-    one = PatchCoreScorer(embed, search, embedder.config, ScoringConfig(), embedder.stride_px)
+    one = PatchCoreScorer(eager, search, ScoringConfig())
     maps, scores = one.score(images)
     for n in (3, 1, 0, 2):
         alone_maps, alone_scores = one.score([images[n]])

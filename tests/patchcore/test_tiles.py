@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from steelray.config import ComputeConfig, ConfigError
 from steelray.demo.synthetic import make_strip
-from steelray.models.model import load_embed, portable_embedder
+from steelray.models.model import load_embedder, portable_embedder
 from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.embedder import PatchEmbedder, build_patch_embedder, compile_embedder
 from steelray.patchcore.portable_embedder import EmbedFunction
@@ -114,9 +114,9 @@ def test_jobs_embed_in_tiles_too(tiled: EmbedFunction, embedder: PatchEmbedder) 
     for backend in ("openvino", "eager"):
         compute = ComputeConfig(backend=backend)  # type: ignore[arg-type]
         portable = portable_embedder(TILED, embedder.weights_digest, compute, use_gpu=False)
-        embed, stride_px = load_embed(TILED, embedder.weights_digest, compute, 1, portable)
-        assert stride_px == embedder.stride_px
-        np.testing.assert_allclose(embed(image), expected, atol=5e-5 * np.abs(expected).max())
+        loaded = load_embedder(TILED, embedder.weights_digest, compute, 1, portable)
+        assert loaded.stride_px == embedder.stride_px
+        np.testing.assert_allclose(loaded.embed(image), expected, atol=5e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,11 @@ from steelray.evaluation.evaluate import LocalDeviation, Predictions
 from steelray.imaging.decode import Undecodable
 from steelray.models.calibration import conformal_threshold
 from steelray.models.ensemble import FusedScorer, NominalScale, fuse
-from steelray.models.model import read_weights
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig
-from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
-from steelray.patchcore.fit import embed_images, fit_memory_bank
+from steelray.patchcore.embedder import load_embedder
+from steelray.patchcore.fit import embed_image, fit_memory_bank
 from steelray.patchcore.index import IndexShard, LocalSearch
-from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.scorer import PatchCoreScorer, Scorer
 from steelray.research.ablation.embedding_cache import CachedEmbedding
 from steelray.research.ablation.judging import Judged, by_class, figures_of, judge, together
@@ -182,49 +181,35 @@ def _mask(sample: Sample, size_px: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 class _Member:
-    """One bank's way from samples to a scorer; embeddings come from the cache."""
+    """Fits one bank of a setting; embeddings come from the cache."""
 
     def __init__(self, config: AblationConfig, member: AblationMember, num_threads: int) -> None:
         self._member, self._num_threads = member, num_threads
-        self._embed, self._stride_px, self._digest = _embedder(member.embedder, num_threads)
+        self._embedder = _embedder(member.embedder, num_threads)
         folder = Path(config.cache_dir) if config.cache_dir is not None else Path(config.output_dir) / "embeddings"
-        self._cached = CachedEmbedding(self._embed, member.embedder, self._digest, folder)
+        cached = CachedEmbedding(self._embedder.embed, member.embedder, self._embedder.weights_digest, folder)
+        self._cached = replace(self._embedder, embed=cached)
 
     def fit(self, samples: Sequence[Sample]) -> tuple[Scorer, Scorer]:
-        """Return a scorer that knows these samples as normal, and the same without the cache (to time it)."""
-        embedder, scoring = self._member.embedder, self._member.scoring
-        images = [_pixels(sample) for sample in samples]
-        if self._member.coreset == CoresetConfig(ratio=1.0):  # every patch: there is nothing to select
-            embeddings = embed_images(self._cached, images, embedder)
+        """Return a scorer that knows these samples as normal, and the same without the cache, to time it."""
+        images, member = [_pixels(sample) for sample in samples], self._member
+        if member.coreset == CoresetConfig(ratio=1.0):  # every patch: there is nothing to select
+            embeddings = [embed_image(self._cached.embed, image, member.embedder) for image in images]
             vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
-            scoring.check_bank(len(vectors_ND))
+            member.scoring.check_bank(len(vectors_ND))
         else:
-            bank = fit_memory_bank(
-                [sample.key for sample in samples],
-                images,
-                self._cached,
-                embedder=embedder,
-                weights_digest=self._digest,
-                coreset=self._member.coreset,
-                scoring=scoring,
-            )
-            vectors_ND = bank.vectors_ND
+            keys = [sample.key for sample in samples]
+            coreset, scoring = member.coreset, member.scoring
+            vectors_ND = fit_memory_bank(keys, images, self._cached, coreset=coreset, scoring=scoring).vectors_ND
         search = LocalSearch([IndexShard(vectors_ND, num_threads=self._num_threads)])
-        settings = (search, embedder, scoring, self._stride_px)
-        return PatchCoreScorer(self._cached, *settings), PatchCoreScorer(self._embed, *settings)
+        cached = PatchCoreScorer(self._cached, search, member.scoring)
+        return cached, PatchCoreScorer(self._embedder, search, member.scoring)
 
 
-_EMBEDDERS: dict[tuple[EmbedderConfig, int], tuple[EmbedFunction, int, str]] = {}
-
-
-def _embedder(config: EmbedderConfig, num_threads: int) -> tuple[EmbedFunction, int, str]:
-    """Built once per process: rows of one backbone follow each other."""
-    key = (config, num_threads)
-    if key not in _EMBEDDERS:
-        module = build_patch_embedder(config, read_weights=read_weights)
-        embed = compile_embedder(module, num_threads=num_threads)
-        _EMBEDDERS[key] = (embed, module.stride_px, module.weights_digest)
-    return _EMBEDDERS[key]
+@lru_cache(maxsize=8)
+def _embedder(config: EmbedderConfig, num_threads: int) -> Embedder:
+    """Build an embedder once per process: rows of one backbone follow each other."""
+    return load_embedder(config, num_threads=num_threads)
 
 
 def _judge(predictions: Predictions, config: AblationConfig) -> Judged:

@@ -12,12 +12,10 @@ from scipy import ndimage
 
 from steelray.evaluation.datasets import Sample, load_dataset
 from steelray.evaluation.evaluate import LocalDeviation, top_mean
-from steelray.models.model import read_weights
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
-from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
-from steelray.patchcore.fit import fit_memory_bank
-from steelray.patchcore.index import IndexShard, LocalSearch
-from steelray.patchcore.scorer import PatchCoreScorer, Scorer
+from steelray.patchcore.embedder import load_embedder
+from steelray.patchcore.fit import bank_scorer, fit_memory_bank
+from steelray.patchcore.scorer import Scorer
 from steelray.reconstruction.batch import collate
 from steelray.reconstruction.conv_autoencoder import ConvAutoencoder
 from steelray.reconstruction.scorer import reconstruction_scorer
@@ -109,20 +107,11 @@ def _scorers(study: StudyConfig, fit: Sequence[Sample], num_threads: int) -> dic
 
 
 def _patchcore(fit: Sequence[Sample], num_threads: int) -> Scorer:
-    embedder_config, scoring = EmbedderConfig(levels=(2, 3, 4)), ScoringConfig(image_score="top_mean")
-    embedder = build_patch_embedder(embedder_config, read_weights=read_weights)
-    embed = compile_embedder(embedder, backend="auto", num_threads=num_threads)
-    bank = fit_memory_bank(
-        [sample.key for sample in fit],
-        [sample.load() for sample in fit],
-        embed,
-        embedder=embedder_config,
-        weights_digest=embedder.weights_digest,
-        coreset=CoresetConfig(ratio=0.02),
-        scoring=scoring,
-    )
-    search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
-    return PatchCoreScorer(embed, search, bank.info.embedder, bank.info.scoring, embedder.stride_px)
+    embedder = load_embedder(EmbedderConfig(levels=(2, 3, 4)), num_threads=num_threads)
+    keys, images = [sample.key for sample in fit], [sample.load() for sample in fit]
+    coreset, scoring = CoresetConfig(ratio=0.02), ScoringConfig(image_score="top_mean")
+    bank = fit_memory_bank(keys, images, embedder, coreset=coreset, scoring=scoring)
+    return bank_scorer(bank, embedder, num_threads)
 
 
 def _conv_autoencoder(study: StudyConfig, fit: Sequence[Sample]) -> Scorer:

@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 from steelray.config import ComputeConfig
 from steelray.evaluation import metrics
 from steelray.evaluation.datasets import NOMINAL, Dataset, Sample, load_dataset
-from steelray.evaluation.evaluate import Predictions, predict
+from steelray.evaluation.evaluate import Predictions, predict, split_samples
 from steelray.imaging.decode import resize
-from steelray.models.calibration import conformal_threshold, read_calibration, split_held_out
-from steelray.models.model import load_scorer, open_model, read_weights
+from steelray.models.calibration import conformal_threshold, read_calibration
+from steelray.models.model import load_scorer, open_model
 from steelray.patchcore.config import identity
-from steelray.patchcore.embedder import build_patch_embedder, compile_embedder
-from steelray.patchcore.fit import fit_memory_bank
-from steelray.patchcore.index import IndexShard, LocalSearch
-from steelray.patchcore.scorer import PatchCoreScorer, Scorer
+from steelray.patchcore.embedder import load_embedder
+from steelray.patchcore.fit import bank_scorer, fit_memory_bank
+from steelray.patchcore.scorer import Scorer
 from steelray.provenance import git_commit, hardware, package_versions
 from steelray.reconstruction.config import TrainConfig
 from steelray.research.thesis.config import CELLS, ThesisConfig
@@ -196,42 +195,25 @@ def _autoencoder_figures(predictions: Predictions, pixel_threshold: float, share
 
 
 def _patchcore(config: ThesisConfig, dataset: Dataset, num_threads: int) -> tuple[Scorer, float, dict[str, Any]]:
-    """A bank of the images that are not held out, the threshold that is set on the others, and what it cost."""
+    """Fit a bank on the images that are not held out; return its scorer, the threshold and the cost."""
     recipe = config.patchcore
-    strips = sorted({sample.path for sample in dataset.fit})
-    _, rows = split_held_out(len(strips), config.calibration.held_out_fraction, config.calibration.seed)
-    apart = {strips[row] for row in rows}
-    fit = [sample for sample in dataset.fit if sample.path not in apart]
-    held_out = [sample for sample in dataset.fit if sample.path in apart]
+    fit, held_out = split_samples(dataset.fit, config.calibration)
     start_s = time.perf_counter()
-    embedder = build_patch_embedder(recipe.embedder, read_weights=read_weights)
-    embed = compile_embedder(embedder, num_threads=num_threads)
-    bank = fit_memory_bank(
-        [sample.key for sample in fit],
-        [sample.load() for sample in fit],
-        embed,
-        embedder=recipe.embedder,
-        weights_digest=embedder.weights_digest,
-        coreset=recipe.coreset,
-        scoring=recipe.scoring,
-    )
+    embedder = load_embedder(recipe.embedder, num_threads=num_threads)
+    keys, images = [sample.key for sample in fit], [sample.load() for sample in fit]
+    bank = fit_memory_bank(keys, images, embedder, coreset=recipe.coreset, scoring=recipe.scoring)
     seconds = time.perf_counter() - start_s
-    search = LocalSearch([IndexShard(bank.vectors_ND, num_threads=num_threads)])
-    scorer = PatchCoreScorer(embed, search, recipe.embedder, recipe.scoring, embedder.stride_px)
+    scorer = bank_scorer(bank, embedder, num_threads)
     threshold = conformal_threshold(predict(scorer, held_out).scores_N, config.calibration.false_alarm_rate).value
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (
-        scorer,
-        threshold,
-        {
-            "training_s": round(seconds, 2),
-            "training_peak_bytes": peak_bytes,
-            "training_images_per_s": round(len(fit) / seconds, 2),
-            "held_out": len(held_out),
-            "num_fit": len(fit),
-            "bank_vectors": bank.info.num_vectors,
-        },
-    )
+    cost = {
+        "training_s": round(seconds, 2),
+        "training_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "training_images_per_s": round(len(fit) / seconds, 2),
+        "held_out": len(held_out),
+        "num_fit": len(fit),
+        "bank_vectors": bank.info.num_vectors,
+    }
+    return scorer, threshold, cost
 
 
 def examples(samples: list[Sample], predictions: Predictions) -> list[Example]:
