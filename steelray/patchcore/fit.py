@@ -104,8 +104,8 @@ def select_patches(
     vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
     start_s = time.perf_counter()
     points_ND = torch.from_numpy(vectors_ND)
-    shard = CoresetShard(points_ND.cuda() if torch.cuda.is_available() else points_ND)
     try:
+        shard = CoresetShard(points_ND.cuda() if torch.cuda.is_available() else points_ND)
         limit, radius = limits(len(vectors_ND))
         chosen = select([shard], limit, centers_KD=centers_KD, cover_radius=radius, progress=progress)
     except ValueError as error:
