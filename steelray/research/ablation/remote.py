@@ -5,6 +5,7 @@ from typing import Any
 
 import ray
 
+from steelray.cluster.driver import expected_stops
 from steelray.config import ConfigError
 from steelray.research.ablation.results import Row
 from steelray.research.ablation.rows import evaluate_row
@@ -18,6 +19,7 @@ def remote_rows(config: AblationConfig, rows: Sequence[Row]) -> Iterator[tuple[R
 
     Raises:
         ConfigError: the cluster has no node for a row, or the data or a setting cannot be used.
+        JobFailed: a row's worker was lost too often, or the row failed.
     """
     num_cpus, total = config.num_cpus_per_row, ray.cluster_resources().get("CPU", 0.0)
     if num_cpus > total:
@@ -27,12 +29,13 @@ def remote_rows(config: AblationConfig, rows: Sequence[Row]) -> Iterator[tuple[R
     try:
         while waiting:
             [ended], _ = ray.wait(list(waiting))
-            try:
-                found = ray.get(ended)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, ConfigError):
-                    raise ConfigError(str(error.cause)) from None
-                raise
+            with expected_stops("the ablation", "run the same command to go on"):
+                try:
+                    found = ray.get(ended)
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, ConfigError):
+                        raise ConfigError(str(error.cause)) from None
+                    raise
             yield waiting.pop(ended), found
     finally:
         for left in waiting:

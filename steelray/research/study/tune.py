@@ -18,8 +18,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Repeater
 from ray.tune.search.optuna import OptunaSearch
 
-from steelray.cluster.connect import connected
-from steelray.config import ConfigError, DatasetConfig
+from steelray.cluster.connect import cause_in_one_line, connected
+from steelray.cluster.driver import expected_stops
+from steelray.config import ConfigError, DatasetConfig, JobFailed
 from steelray.research.study.config import StudyConfig
 from steelray.research.study.data import StudyImages
 from steelray.research.study.plan import Trial
@@ -54,7 +55,7 @@ def run_study(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str
     points = check_points(study.train, study.fix, study.search.axes) if searching else []
     results = StudyResults(study.results_dir, study, provenance())
     finished = {row["trial_id"]: row for row in read_trials(study.results_dir)}
-    with connected() as cluster:
+    with expected_stops("the study", "run the same command to go on"), connected() as cluster:
         _check_resources(study, cluster)
         if searching:
             done = [row for row in finished.values() if row["arm"] == SEARCH_ARM]
@@ -164,7 +165,8 @@ def _run(
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     grid = tuner.fit()
     if grid.errors:
-        raise RuntimeError(f"{len(grid.errors)} trials failed; the first: {grid.errors[0]}")
+        cause = cause_in_one_line(grid.errors[0])
+        raise JobFailed(f"{len(grid.errors)} trials failed, the first: {cause}; run the same command to go on")
     return callback.num_rows
 
 
