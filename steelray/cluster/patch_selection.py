@@ -23,7 +23,7 @@ from steelray.config import ComputeConfig, ConfigError
 from steelray.models.model import load_embedder
 from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.coreset import select
-from steelray.patchcore.fit import Limits, Selection, embed_image, patch_origins
+from steelray.patchcore.fit import Limits, Selection, patch_origins
 from steelray.patchcore.portable_embedder import PortableEmbedder
 from steelray.patchcore.quantised import recall_queries
 from steelray.runs.batch import images_of
@@ -93,7 +93,7 @@ class EmbeddingActor:
             if min(self._embedder.config.resize_px or image.shape[:2]) < self._embedder.stride_px:
                 row["status"] = Status.TOO_SMALL
                 continue
-            embeddings_hwD = embed_image(self._embedder.embed, image, self._embedder.config)
+            embeddings_hwD = self._embedder.embed_image(image)
             row["grid_rows"], row["grid_columns"], dim = embeddings_hwD.shape
             server = self._servers[row["image_index"] % len(self._servers)]
             acknowledgements.append(server.add.remote(row["image_index"], embeddings_hwD.reshape(-1, dim)))

@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
-from steelray.imaging.decode import resize
 from steelray.patchcore.bank import MemoryBank, make_bank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.coreset import Coreset, CoresetShard, Progress, num_centers_of, select
 from steelray.patchcore.growth import centers_of, growth_limits
 from steelray.patchcore.index import LocalSearch, shard_of
-from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
+from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.quantised import index_bank, recall_queries
 from steelray.patchcore.scorer import PatchCoreScorer
 
@@ -47,13 +46,6 @@ class Selection:
     num_candidates: int
     queries_QD: NDArray[np.float32]
     duration_s: float
-
-
-def embed_image(embed: EmbedFunction, image_HWC: NDArray[np.uint8], config: EmbedderConfig) -> NDArray[np.float32]:
-    """Return the patch embeddings hwD of an image, after the configured resize."""
-    resized_HWC = image_HWC if config.resize_px is None else resize(image_HWC, config.resize_px)
-    embeddings_hwD: NDArray[np.float32] = embed(resized_HWC[None])[0]
-    return embeddings_hwD
 
 
 def patch_origins(grids: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
@@ -100,7 +92,7 @@ def select_patches(
     """
     if not images:
         raise ConfigError("no nominal images: nothing to learn from")
-    embeddings = [embed_image(embedder.embed, image, embedder.config) for image in images]
+    embeddings = [embedder.embed_image(image) for image in images]
     vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
     start_s = time.perf_counter()
     points_ND = torch.from_numpy(vectors_ND)

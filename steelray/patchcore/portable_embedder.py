@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from steelray.imaging.decode import resize
 from steelray.patchcore.config import EmbedderConfig
 
 EmbedFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -30,6 +31,14 @@ class Embedder:
     embed: EmbedFunction
     stride_px: int
     weights_digest: str
+
+    def embed_image(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the patch embeddings hwD of an image, after the configured resize."""
+        size_px = self.config.resize_px
+        embeddings_hwD: NDArray[np.float32] = self.embed(
+            (image_HWC if size_px is None else resize(image_HWC, size_px))[None]
+        )[0]
+        return embeddings_hwD
 
 
 MAX_SIZES = 4

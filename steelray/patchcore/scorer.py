@@ -57,9 +57,8 @@ class PatchCoreScorer:
 
     def __init__(self, embedder: Embedder, search: BankSearch, scoring: ScoringConfig) -> None:
         self.min_size_px = embedder.stride_px
-        self._embed = embedder.embed
+        self.embedder = embedder
         self._search = search
-        self._resize_px = embedder.config.resize_px
         self._scoring = scoring
 
     def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
@@ -82,7 +81,7 @@ class PatchCoreScorer:
     def _submit(self, stack_BHWC: NDArray[np.uint8], axes: tuple[int, ...]) -> "list[_View]":
         """Embeds images mirrored along axes of BHWC, and starts their searches."""
         views = []
-        for embeddings_hwD in self._embed(np.flip(stack_BHWC, axes)):
+        for embeddings_hwD in self.embedder.embed(np.flip(stack_BHWC, axes)):
             finite = bool(np.isfinite(embeddings_hwD).all())
             if not finite:
                 embeddings_hwD = np.zeros_like(embeddings_hwD)  # an index has no answer to what is not finite
@@ -110,7 +109,8 @@ class PatchCoreScorer:
         return distances_hw, np.flip(neighbor_weights(squared_QK).reshape(view.grid), axes)
 
     def _prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return image if self._resize_px is None else resize(image, self._resize_px)
+        size_px = self.embedder.config.resize_px
+        return image if size_px is None else resize(image, size_px)
 
 
 @dataclass(frozen=True)

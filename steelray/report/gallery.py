@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from steelray.config import ComputeConfig, DecodeConfig
-from steelray.imaging.decode import Undecodable, decode, resize
+from steelray.imaging.decode import Undecodable, decode
 from steelray.imaging.pictures import heatmap_png, patch_jpeg, strip_thumbnail, worst_patch_center
 from steelray.models.calibration import ALL_STRIPS, Calibration
-from steelray.models.model import Model, load_embedder, load_scorer, nominal_uris, portable_embedder
+from steelray.models.model import Model, load_scorer, nominal_uris, portable_embedder
 from steelray.patchcore.bank import read_origins
-from steelray.patchcore.portable_embedder import EmbedFunction
+from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.scorer import AnomalyMaps, Images, PatchCoreScorer, Scorer
 from steelray.patchcore.stored_search import StoredSearch
 from steelray.report.data import GalleryItem
@@ -70,11 +70,11 @@ def make_gallery(source: GallerySource, scores: pa.Table, count: int) -> list[Ga
     if not found:
         return []
     pixels = [image for _, image in found]
-    scorer, embed = _load(source)
+    scorer = _load(source)
     maps = _score(scorer, pixels, source.compute.batch_size)
     nominal: Sequence[NominalPatch | None] = [None] * len(found)
-    if embed is not None:
-        nominal = _nearest_patches(source, embed, pixels, maps)
+    if isinstance(scorer, PatchCoreScorer):
+        nominal = _nearest_patches(source, scorer.embedder, pixels, maps)
     return [
         _item(source, row, image, map_HW, patch)
         for (row, image), map_HW, patch in zip(found, maps, nominal, strict=True)
@@ -89,14 +89,13 @@ def _fetch(source: GallerySource, row: dict[str, Any]) -> NDArray[np.uint8] | No
         return None
 
 
-def _load(source: GallerySource) -> tuple[Scorer, EmbedFunction | None]:
-    """The model, and for PatchCore its embedder. The bank stays in storage: it may be larger than this machine."""
+def _load(source: GallerySource) -> Scorer:
+    """Load the model. A bank stays in storage: it may be larger than this machine."""
     model, compute, info = source.model, source.compute, source.model.bank
     if info is None:
-        return load_scorer(model, compute, num_threads=source.num_threads), None
+        return load_scorer(model, compute, num_threads=source.num_threads)
     portable = portable_embedder(info.embedder, info.weights_digest, compute, False)
-    embedder = load_embedder(info.embedder, info.weights_digest, compute, source.num_threads, portable)
-    return PatchCoreScorer(embedder, _search(source), info.scoring), embedder.embed
+    return load_scorer(model, compute, num_threads=source.num_threads, search=_search(source), portable=portable)
 
 
 def _search(source: GallerySource) -> StoredSearch:
@@ -112,7 +111,7 @@ def _score(scorer: Scorer, images: Images, batch_size: int) -> AnomalyMaps:
 
 
 def _nearest_patches(
-    source: GallerySource, embed: EmbedFunction, images: Images, maps: AnomalyMaps
+    source: GallerySource, embedder: Embedder, images: Images, maps: AnomalyMaps
 ) -> list[NominalPatch | None]:
     """For the worst patch of each strip, the nominal patch that the memory bank holds nearest to it."""
     info, location = source.model.bank, Location(source.model.uri)
@@ -122,12 +121,12 @@ def _nearest_patches(
         return [None] * len(images)
     queries, cells_px = [], []
     for image, map_HW in zip(images, maps, strict=True):
-        seen = image if info.embedder.resize_px is None else resize(image, info.embedder.resize_px)
-        embeddings_hwD = embed(seen[None])[0]
+        embeddings_hwD = embedder.embed_image(image)
         grid = embeddings_hwD.shape[:2]
+        seen_px = info.embedder.resize_px or image.shape[:2]
         row, column = worst_patch_center(map_HW, grid)
         queries.append(embeddings_hwD[row, column])
-        cells_px.append((seen.shape[0] / grid[0], seen.shape[1] / grid[1]))
+        cells_px.append((seen_px[0] / grid[0], seen_px[1] / grid[1]))
     _, ids_QK = _search(source).submit(np.stack(queries), 1).result()
     origins_N3, keys = read_origins(location.read, info)
 

@@ -12,7 +12,7 @@ from steelray.demo.synthetic import make_strip
 from steelray.imaging.decode import resize
 from steelray.patchcore.bank import MemoryBank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
-from steelray.patchcore.fit import common_size, embed_image, fit_memory_bank, patch_origins
+from steelray.patchcore.fit import common_size, fit_memory_bank, patch_origins
 from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg"]
@@ -85,9 +85,9 @@ def test_the_size_is_remembered_only_where_it_is_one(
     assert common_size([(1, 2), (1, 2)], embedder_config) == (1, 2)
 
 
-def test_images_are_resized_before_embedding(embed: EmbedFunction, embedder_config: EmbedderConfig) -> None:
+def test_images_are_resized_before_embedding(embed: EmbedFunction, eager: Embedder) -> None:
     [image] = strips((64, 160))
-    embedded = embed_image(embed, image, replace(embedder_config, resize_px=(32, 64)))
+    embedded = replace(eager, config=replace(eager.config, resize_px=(32, 64))).embed_image(image)
     assert np.array_equal(embedded, embed(resize(image, (32, 64))[None])[0])
 
 

@@ -26,7 +26,7 @@ from steelray.models.calibration import conformal_threshold
 from steelray.models.ensemble import FusedScorer, NominalScale, fuse
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig
 from steelray.patchcore.embedder import load_embedder
-from steelray.patchcore.fit import embed_image, fit_memory_bank
+from steelray.patchcore.fit import fit_memory_bank
 from steelray.patchcore.index import IndexShard, LocalSearch
 from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.scorer import PatchCoreScorer, Scorer
@@ -194,7 +194,7 @@ class _Member:
         """Return a scorer that knows these samples as normal, and the same without the cache, to time it."""
         images, member = [_pixels(sample) for sample in samples], self._member
         if member.coreset == CoresetConfig(ratio=1.0):  # every patch: there is nothing to select
-            embeddings = [embed_image(self._cached.embed, image, member.embedder) for image in images]
+            embeddings = [self._cached.embed_image(image) for image in images]
             vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
             member.scoring.check_bank(len(vectors_ND))
         else:
