@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from steelray.config import ConfigError
 from steelray.reconstruction.batch import Batch, collate
 from steelray.reconstruction.config import TrainConfig
 from steelray.reconstruction.curves import loss_curves_png
-from steelray.reconstruction.run import CURVES_FILE, TENSORBOARD, Row, TrainRun
+from steelray.reconstruction.run import CURVES_FILE, TENSORBOARD, Failure, Row, TrainRun
 from steelray.reconstruction.session import NonFiniteLoss, TrainingSession
 from steelray.reconstruction.synthesis import SampleMaker, samples_of_step
 
@@ -146,18 +146,18 @@ class _Worker:
 
     def _stop(self, error: Exception) -> str:
         """Says why the run ends here: neither a retry nor another worker would help."""
-        failure: dict[str, Any] = {"step": self.session.step, "reason": str(error), "rank": self.rank}
+        failure = Failure(self.session.step, str(error), self.rank)
         if isinstance(error, NonFiniteLoss):
-            failure |= {"term": error.term, "keys": list(error.keys)}
+            failure = replace(failure, term=error.term, keys=error.keys)
             if error.term == CLIPPED_TERM and self.world > 1 and self._told_by_another():
                 return str(error)
         elif isinstance(error, OSError):
-            failure["reason"] = f"the checkpoint could not be stored: {error}"
+            failure = replace(failure, reason=f"the checkpoint could not be stored: {error}")
         try:
             self.folder.write_failure(failure)
         except OSError:
             print(f"failure.json could not be stored either: {failure}", file=sys.stderr)
-        return str(failure["reason"])[:500]
+        return failure.reason[:500]
 
     def _told_by_another(self) -> bool:
         """Gives the worker whose own loss is not finite the time to say so."""

@@ -164,6 +164,6 @@ def _fit(config: TrainConfig, folder: TrainRun, settings: WorkerSettings) -> Non
         (folder.location / RAY_FOLDER).delete_all()
     if (failure := folder.failure()) is not None:
         raise JobFailed(
-            f"run {config.run_name} stopped at step {failure['step']}: {failure['reason']}; "
+            f"run {config.run_name} stopped at step {failure.step}: {failure.reason}; "
             f"the newest checkpoint is of step {folder.newest_step() or 0}"
         )

@@ -1,4 +1,4 @@
-"""Training samples stacked into tensors. Shapes: B images, C = 3 channels (RGB), H height, W width."""
+"""A batch of training samples as tensors. Shapes: B images, C = 3 channels (RGB), H height, W width."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from steelray.reconstruction.synthesis import TrainingSample
 
 @dataclass(frozen=True)
 class Batch:
-    """Training samples, stacked: images and targets float32 in [0, 1], masks and foreground bool."""
+    """Stacked training samples: images and targets float32 in [0, 1], masks and foreground bool."""
 
     keys: tuple[str, ...]
     images_BCHW: torch.Tensor
@@ -20,7 +20,7 @@ class Batch:
     foreground_BHW: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """On a device; images in the channels-last layout that its convolutions prefer."""
+        """Move the batch to a device; images get the channels-last layout, in which convolutions run faster."""
 
         def move(images_BCHW: torch.Tensor) -> torch.Tensor:
             return images_BCHW.to(device, non_blocking=True, memory_format=torch.channels_last)
@@ -35,7 +35,7 @@ class Batch:
 
 
 def collate(samples: Sequence[TrainingSample]) -> Batch:
-    """Stacks samples of one size."""
+    """Stack samples of the same size into a batch."""
     counted = [sample.foreground_HW for sample in samples if sample.foreground_HW is not None]
     return Batch(
         keys=tuple(sample.key for sample in samples),

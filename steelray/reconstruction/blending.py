@@ -1,4 +1,4 @@
-"""Putting an anomaly source into an image: alpha blending as DRAEM does, and a seamless variant.
+"""Blending of an anomaly source into an image: alpha blending as in DRAEM, and a seamless variant.
 
 Shapes: C = 3 channels, H height, W width; values in [0, 1].
 """
@@ -14,7 +14,10 @@ COARSEST_PX = 4
 
 
 def alpha_blend(image_CHW: Floats, source_CHW: Floats, mask_HW: Mask, opacity: float) -> Floats:
-    """I_a = M̄ ⊙ I + β (M ⊙ I) + (1 - β)(M ⊙ A) with β = 1 - opacity: β is the image's weight, as in DRAEM's code."""
+    """Blend a source into an image under a mask.
+
+    I_a = M̄ ⊙ I + β (M ⊙ I) + (1 - β)(M ⊙ A) with β = 1 - opacity: β is the image's weight, as in DRAEM's code.
+    """
     blended_CHW = image_CHW.copy()
     inside_CN = image_CHW[:, mask_HW]
     blended_CHW[:, mask_HW] = inside_CN + np.float32(opacity) * (source_CHW[:, mask_HW] - inside_CN)
@@ -22,7 +25,7 @@ def alpha_blend(image_CHW: Floats, source_CHW: Floats, mask_HW: Mask, opacity: f
 
 
 def match_contrast(source_CHW: Floats, image_CHW: Floats, mask_HW: Mask) -> Floats:
-    """The source with each channel's mean and standard deviation under the mask made those of the image."""
+    """Rescale each channel of the source to the image's mean and standard deviation under the mask."""
     source_CN, image_CN = source_CHW[:, mask_HW], image_CHW[:, mask_HW]
     gain_C = image_CN.std(axis=1) / np.maximum(source_CN.std(axis=1), 1e-3)
     shifted_CHW = (source_CHW - source_CN.mean(axis=1)[:, None, None]) * gain_C[:, None, None]
@@ -30,10 +33,10 @@ def match_contrast(source_CHW: Floats, image_CHW: Floats, mask_HW: Mask) -> Floa
 
 
 def meet_at_edge(source_CHW: Floats, image_CHW: Floats, mask_HW: Mask) -> Floats:
-    """The source shifted so that it meets the image at the mask's edge and keeps its gradients inside.
+    """Shift the source so that it equals the image at the mask's edge and keeps its gradients inside.
 
-    Poisson blending (Pérez et al. 2003) in its membrane form: what is added is harmonic under the mask and equals
-    image - source around it. Solved approximately, coarse to fine.
+    Poisson blending (Pérez et al. 2003) in its membrane form: the shift is harmonic under the mask and equals
+    image - source around it. It is solved approximately, coarse to fine.
     """
     if mask_HW.all():
         return source_CHW
@@ -41,9 +44,10 @@ def meet_at_edge(source_CHW: Floats, image_CHW: Floats, mask_HW: Mask) -> Floats
 
 
 def harmonic_fill(values_CHW: Floats, unknown_HW: Mask) -> Floats:
-    """Values with the unknown ones replaced by a solution of Laplace's equation (the image's own edge is insulated).
+    """Replace the unknown values by a solution of Laplace's equation, with no flux across the image's border.
 
-    Approximate: a fixed number of Jacobi relaxations from the solution at half the size. At least one value is known.
+    The solution is approximate: a fixed number of Jacobi relaxations that start from the solution at half the size.
+    At least one value must be known.
     """
     if not unknown_HW.any():
         return values_CHW
@@ -66,7 +70,7 @@ def harmonic_fill(values_CHW: Floats, unknown_HW: Mask) -> Floats:
 
 
 def _halved_sum(planes_CHW: Floats) -> Floats:
-    """Sums of squares of four pixels; an odd edge is filled with zeros."""
+    """Sum every 2x2 block of pixels; an odd edge is padded with zeros."""
     channels, height_px, width_px = planes_CHW.shape
     even_CHW = np.pad(planes_CHW, ((0, 0), (0, height_px % 2), (0, width_px % 2)))
     blocks = even_CHW.reshape(channels, (height_px + 1) // 2, 2, (width_px + 1) // 2, 2)

@@ -1,4 +1,4 @@
-"""From a network's config to the network."""
+"""Construction of a network from its config."""
 
 import torch
 
@@ -10,7 +10,7 @@ Network = Draem | ConvAutoencoder
 
 
 def build_model(config: NetworkConfig, seed: int = 0) -> Network:
-    """The network with its initial weights, the same for the same seed; torch's own generator is left as it was."""
+    """Build a network with initial weights that follow from the seed alone; torch's global generator is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Draem(config) if isinstance(config, DraemConfig) else ConvAutoencoder(config)

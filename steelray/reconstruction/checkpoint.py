@@ -1,10 +1,10 @@
-"""A trained network and its file format, without pickle and without a word on where files are kept.
+"""File format of a trained network, without pickle. The caller decides where the files are stored.
 
-    model.safetensors    the weights that score
-    resume.safetensors   what a run needs besides them to go on exactly; only where the run may go on
-    checkpoint.json      everything needed to score with it; written last, so a checkpoint without it is not there
+    model.safetensors    weights used for scoring
+    resume.safetensors   the rest of the training state; only in checkpoints from which a run can continue
+    checkpoint.json      description of the model; written last, so a checkpoint without it does not count
 
-`model_id` is a digest of weights, network and input. Calibrations lie beside it, as beside a memory bank.
+`model_id` is a digest of weights, network and input. Calibrations lie beside these files, as in a memory bank.
 """
 
 import hashlib
@@ -40,23 +40,23 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """checkpoint.json"""
+    """Contents of checkpoint.json."""
 
     kind: ModelKind
     network: NetworkConfig
     input: InputConfig
     weights_sha256: str
-    """Of model.safetensors; checked before it is used."""
+    """Digest of model.safetensors, checked when the file is read."""
     resume_sha256: str | None
-    """Of resume.safetensors; None where there is none."""
+    """Digest of resume.safetensors; None without that file."""
     training: dict[str, Any]
-    """Where the weights come from: run, step, data, settings, metrics, versions."""
+    """Provenance of the weights: run, step, data, settings, metrics, versions."""
     created_at: str
     format_version: int = FORMAT_VERSION
 
     @property
     def model_id(self) -> str:
-        """Digest of everything that a score depends on."""
+        """Digest of everything that determines a score."""
         settings = {"kind": self.kind, "network": asdict(self.network), "input": asdict(self.input)}
         text = json.dumps({**settings, "weights": self.weights_sha256}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -70,11 +70,11 @@ def checkpoint_files(
     resume: Tensors | None = None,
     training: dict[str, Any] | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """The checkpoint's files, in the order in which they must be written.
+    """Yield the name and body of each file of a checkpoint, in the order in which they must be written.
 
     Args:
-        weights, resume: contiguous CPU tensors by name, as `TrainingSession.state_dict` gives them.
-        training: provenance, kept as it is; must be JSON.
+        weights, resume: contiguous CPU tensors by name, as `TrainingSession.state_dict` returns them.
+        training: provenance, stored unchanged; must be JSON-able.
     """
     body = safetensors.torch.save(weights)
     weights_sha256, resume_sha256 = _sha256(body), None
@@ -96,13 +96,13 @@ def checkpoint_files(
 
 
 def read_info(read: Read, where: str) -> CheckpointInfo:
-    """Parses checkpoint.json.
+    """Read and check checkpoint.json.
 
     Args:
         where: the checkpoint's URI, for messages.
 
     Raises:
-        ConfigError: no checkpoint, or one of another format version.
+        ConfigError: the file is missing, damaged, edited, or of another format version.
     """
     raw = read_description(read, INFO_FILE, where, "checkpoint", FORMAT_VERSION, "train again")
     try:
@@ -116,48 +116,50 @@ def read_info(read: Read, where: str) -> CheckpointInfo:
         raise ConfigError(f"{where}/{INFO_FILE}: incomplete or damaged ({error}); train again") from None
     if info.model_id != stored_id:
         raise ConfigError(
-            f"{where}/{INFO_FILE}: its settings are not those of model {stored_id}; it was changed by hand"
+            f"{where}/{INFO_FILE}: its settings do not match model_id {stored_id}: the file was edited; train again"
         )
     return info
 
 
 def read_weights(read: Read, info: CheckpointInfo, where: str) -> Tensors:
-    """The weights that score. Raises `ConfigError` if the file is missing or is not the one in checkpoint.json."""
+    """Read the weights for scoring. Raise `ConfigError` if the file is missing or its digest differs."""
     return _verified(read, WEIGHTS_FILE, info.weights_sha256, where)
 
 
 def read_resume(read: Read, info: CheckpointInfo, where: str) -> dict[str, Tensors]:
-    """What `TrainingSession.load_state_dict` takes.
+    """Read the state that `TrainingSession.load_state_dict` takes.
 
     Raises:
         ConfigError: the checkpoint is for scoring only, or a file is missing or damaged.
     """
     if info.resume_sha256 is None:
-        raise ConfigError(f"{where}: a checkpoint for scoring only, a run cannot go on from it: give another run_name")
+        raise ConfigError(
+            f"{where}: this checkpoint is for scoring only, no run can continue from it: give another run_name"
+        )
     resume = _verified(read, RESUME_FILE, info.resume_sha256, where)
     return {"weights": read_weights(read, info, where), "resume": resume}
 
 
 def load_network(read: Read, info: CheckpointInfo, where: str) -> Network:
-    """The network with its weights, in evaluation mode.
+    """Load the network with its weights, in evaluation mode.
 
     Raises:
-        ConfigError: as `read_weights`, or the weights are not those of this network.
+        ConfigError: the weights cannot be read or do not fit this network.
     """
     model = build_model(info.network)
     try:
         model.load_state_dict(read_weights(read, info, where))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ConfigError(f"{where}/{WEIGHTS_FILE}: not the weights of this {info.kind} network ({reason})") from None
+        raise ConfigError(f"{where}/{WEIGHTS_FILE}: does not fit this {info.kind} network ({reason})") from None
     return model.eval()
 
 
 def check_agreement(info: CheckpointInfo, network: NetworkConfig, input_config: InputConfig, where: str) -> None:
-    """Raises `ConfigError` unless a checkpoint is one of this network on this input."""
+    """Raise `ConfigError` unless the checkpoint was made with this network config and this input config."""
     if info.kind != kind_of(network):
         raise ConfigError(
-            f"{where}: a checkpoint of {info.kind}, not of {kind_of(network)}: set model to {info.kind}, "
+            f"{where}: this is a checkpoint of {info.kind}, not of {kind_of(network)}: set model to {info.kind}, "
             "or give another run_name"
         )
     for section, given, stored in ((info.kind, network, info.network), ("input", input_config, info.input)):

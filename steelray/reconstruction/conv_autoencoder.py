@@ -14,13 +14,13 @@ CHANNELS = (3, 32, 64, 128, 256)
 
 
 class ConvAutoencoder(nn.Module):
-    """Images to their reconstructions: four convolutions down (3-32-64-128-256), four transposed ones back.
+    """Autoencoder of four convolutions (channels 3-32-64-128-256) and four transposed convolutions.
 
-    Kernel 3, stride 2, padding 1 and ReLU throughout, as in the thesis's table 2; the transposed convolutions have
-    an output padding of 1, without which the size would not come back.
+    Kernel 3, stride 2, padding 1 and ReLU throughout, as in the thesis's table 2. The transposed convolutions have
+    an output padding of 1, which restores the input's size.
 
-    Differs from PyTorch's initialisation in one number: the last layer's bias starts at 0.5, since a channel that is
-    negative everywhere at the start would get no gradient through its ReLU and stay black for ever.
+    Differs from PyTorch's default initialisation in the last layer's bias, which starts at 0.5: a channel that is
+    negative everywhere at the start would get no gradient through its ReLU and stay black.
     """
 
     def __init__(self, config: ConvAutoencoderConfig) -> None:
@@ -40,9 +40,9 @@ class ConvAutoencoder(nn.Module):
             nn.init.constant_(self.decoder[-1].bias, 0.5)  # type: ignore[arg-type]
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """images_BCHW float in [0, 1] to reconstructions_BCHW float32."""
+        """Reconstruct images_BCHW (float in [0, 1]) as reconstructions_BCHW (float32)."""
         features_BCHW = self.decoder[:-1](self.encoder(images_BCHW))
-        with torch.autocast(images_BCHW.device.type, enabled=False):  # in bf16 1/256 could not be told from nothing
+        with torch.autocast(images_BCHW.device.type, enabled=False):  # bf16 cannot resolve 1/256 near 1
             outputs_BCHW: torch.Tensor = self.decoder[-1](features_BCHW.float())
         if self.config.output_activation == "relu":
             return outputs_BCHW.relu()

@@ -1,4 +1,4 @@
-"""The loss of a training run as a picture, as the thesis shows it (its figures 16 and 17)."""
+"""Loss curves of a training run as a picture, in the style of the thesis's figures 16 and 17."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,17 @@ from matplotlib.figure import Figure
 
 TERMS = ("total", "l2", "ssim", "focal")
 SMOOTH_ROWS = 10
-"""The running mean is over so many rows, or a tenth of a shorter run."""
+"""Rows in the running mean; a tenth of the run if it has fewer than ten times as many."""
 THESIS_RANGE = (0.05, 0.1)
-"""What the thesis calls converged: the range of the total loss of DRAEM on MVTec."""
+"""Total loss at which the thesis calls DRAEM converged on MVTec."""
 
 
 def loss_curves_png(rows: Sequence[Mapping[str, float]], title: str) -> bytes:
-    """Total and terms over the epochs, logarithmic, each with its running mean; the thesis's range for DRAEM.
+    """Plot the total loss and its terms over the epochs, with running means, on a logarithmic scale.
 
     Args:
-        rows: of the run's metrics: `epoch`, `total` and the terms that there are.
+        rows: the run's metrics: `epoch`, `total` and the terms of its network. With `ssim` among them (DRAEM) the
+            thesis's range of convergence is shaded.
     """
     figure = Figure(figsize=(8, 4), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
@@ -43,7 +44,7 @@ def loss_curves_png(rows: Sequence[Mapping[str, float]], title: str) -> bytes:
 
 
 def _running_mean(values_N: Any) -> Any:
-    """Mean of the last rows, of fewer at the start."""
+    """Average each value with those before it, fewer at the start."""
     sums = np.cumsum(np.insert(values_N, 0, 0.0))
     ends = np.arange(1, len(values_N) + 1)
     starts = np.maximum(0, ends - max(1, min(SMOOTH_ROWS, len(values_N) // 10)))

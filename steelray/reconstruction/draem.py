@@ -1,7 +1,7 @@
-"""DRAEM's two networks (Zavrtanik et al. 2021, section 3): one repairs an image, the other compares the two.
+"""DRAEM's two networks (Zavrtanik et al. 2021, section 3): one repairs an image, the other compares it with the repair.
 
-This module knows nothing of anomalies, losses and training. Shapes: B images, C = 3 channels (RGB), H height and
-W width, both divisible by 32.
+Anomalies, losses and training are not handled here. Shapes: B images, C = 3 channels (RGB), H height and W width, both
+divisible by 32.
 """
 
 import math
@@ -15,13 +15,13 @@ from steelray.reconstruction.config import DraemConfig
 
 RECONSTRUCTIVE_CHANNELS = 128
 DISCRIMINATIVE_CHANNELS = 64
-"""Of the first block, at width 1."""
+"""Channels of each network's first block at width 1."""
 
 
 class Draem(nn.Module):
-    """Images to reconstructions and to the logits of (nominal, anomalous) per pixel.
+    """Reconstructive and discriminative network in sequence.
 
-    Initialised as the official code does: convolution weights N(0, 0.02), normalisation weights N(1, 0.02).
+    Initialised as in the official code: convolution weights N(0, 0.02), normalisation weights N(1, 0.02).
     """
 
     def __init__(self, config: DraemConfig) -> None:
@@ -35,10 +35,13 @@ class Draem(nn.Module):
     def forward(
         self, images_BCHW: torch.Tensor, detach_reconstruction: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """images_BCHW float32 in [0, 1] to reconstructions_BCHW and logits_B2HW, both float32.
+        """Reconstruct images_BCHW (float32 in [0, 1]) and segment their anomalies.
 
         Args:
-            detach_reconstruction: the discriminative network's gradient does not reach the reconstructive one.
+            detach_reconstruction: stop the discriminative network's gradient before the reconstructive one.
+
+        Returns:
+            reconstructions_BCHW and logits_B2HW of (nominal, anomalous), both float32.
         """
         reconstructions_BCHW = self.reconstructive(images_BCHW)
         seen_BCHW = reconstructions_BCHW.detach() if detach_reconstruction else reconstructions_BCHW
@@ -46,7 +49,7 @@ class Draem(nn.Module):
 
 
 class ReconstructiveNetwork(nn.Module):
-    """An autoencoder without skips: four halvings (or fewer), channels w, 2w, 4w, 8w, 8w; linear output."""
+    """Autoencoder without skip connections: up to four halvings, channels w, 2w, 4w, 8w, 8w; linear output."""
 
     def __init__(self, width: int, norm: str, halvings: int = 4) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class ReconstructiveNetwork(nn.Module):
 
 
 class DiscriminativeNetwork(nn.Module):
-    """A U-Net over reconstruction and image: five halvings, channels w, 2w, 4w, 8w, 8w, 8w; two logits."""
+    """U-Net over reconstruction and image: five halvings, channels w, 2w, 4w, 8w, 8w, 8w; two logits."""
 
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class DiscriminativeNetwork(nn.Module):
         self.head = Float32Conv2d(w, 2, kernel_size=3, padding=1)
 
     def forward(self, pairs_BCHW: torch.Tensor) -> torch.Tensor:
-        """pairs_BCHW, C = 6: the reconstruction, then the image."""
+        """Compute logits_B2HW from pairs_BCHW, C = 6: the reconstruction, then the image."""
         skips = []
         features_BCHW = pairs_BCHW
         for level, block in enumerate(self.encoder):
@@ -99,7 +102,7 @@ class DiscriminativeNetwork(nn.Module):
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution that autocast leaves in float32: in bf16 an output near 1 could not tell 1/256 apart."""
+    """Convolution that stays in float32 under autocast: bf16 cannot resolve 1/256 in an output near 1."""
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images_BCHW.device.type, enabled=False):
@@ -122,7 +125,7 @@ def _up(inside: int, outside: int, norm: str) -> nn.Sequential:
 
 
 def num_groups(channels: int) -> int:
-    """Groups of a group normalisation: of at least four channels each, at most 32."""
+    """Return the number of groups of a group normalisation: at most 32, with at least four channels each."""
     return math.gcd(32, channels // 4)
 
 

@@ -1,6 +1,6 @@
-"""From an image of any size to inputs of the size that a network was trained at, and back to one map.
+"""Preparation of images as network inputs for training and scoring, and assembly of the maps of their tiles.
 
-Training and scoring prepare an image by the same functions, by the `InputConfig` that lies in the checkpoint. Shapes:
+Training and scoring use the same functions and the same `InputConfig`, which is stored in the checkpoint. Shapes:
 H height, W width, C channels (1 or 3) as read; h, w the network's input; T tiles of one image.
 """
 
@@ -16,7 +16,7 @@ from steelray.reconstruction.perlin import gaussian_blur
 Pixels = NDArray[np.uint8]
 
 BLACK_LEVEL = 8
-"""Grey level below which a pixel is not strip but the black beside it."""
+"""Grey level below which a pixel belongs to the black beside the strip."""
 BLACK_SIGMA_PX = 2.0
 MID_GREY = 127.5
 MAX_GAIN = 4.0
@@ -24,17 +24,17 @@ MAX_CROPS = 10
 
 
 def foreground_mask(pixels_HWC: Pixels) -> NDArray[np.bool_]:
-    """Where the strip is, mask_HW: smoothed grey level of at least `BLACK_LEVEL`."""
+    """Return mask_HW, True on the strip: where the smoothed grey level is at least `BLACK_LEVEL`."""
     return gaussian_blur(pixels_HWC.mean(axis=2, dtype=np.float32), BLACK_SIGMA_PX) >= BLACK_LEVEL
 
 
 def black_fraction(pixels_HWC: Pixels) -> float:
-    """Share of an image that is not foreground."""
+    """Return the share of an image that is not foreground."""
     return 1.0 - float(foreground_mask(pixels_HWC).mean())
 
 
 def normalize_brightness(pixels_HWC: Pixels) -> Pixels:
-    """Scales an image so that the mean grey level of its foreground is mid grey, by a factor of `MAX_GAIN` at most."""
+    """Scale an image by at most `MAX_GAIN` either way so that the mean of its foreground is mid grey."""
     foreground_HW = foreground_mask(pixels_HWC)
     if not foreground_HW.any():
         return pixels_HWC
@@ -46,10 +46,10 @@ def normalize_brightness(pixels_HWC: Pixels) -> Pixels:
 def training_view(
     pixels_HWC: Pixels, config: InputConfig, rng: np.random.Generator, max_black_fraction: float = 1.0
 ) -> Pixels:
-    """What the network is trained on of an image, pixels_hwC: all of it, squeezed, or a random crop.
+    """Return the part of an image to train on, pixels_hwC: the whole image resized, or a random crop.
 
     Args:
-        max_black_fraction: draw another crop, `MAX_CROPS` times at most, while more than this is black.
+        max_black_fraction: draw another crop while more than this share is black, `MAX_CROPS` crops at most.
     """
     pixels_HWC = _normalized(pixels_HWC, config)
     if config.tiling == "squeeze":
@@ -65,10 +65,10 @@ def training_view(
 
 
 def scoring_views(pixels_HWC: Pixels, config: InputConfig) -> tuple[list[Pixels], list[Tile]]:
-    """All that the network has to see of an image: T views pixels_hwC, and where each lies in the image's map.
+    """Return the T views pixels_hwC that cover an image, and the place of each in the image's map.
 
-    With tiling `crop` the image is shrunk by `scoring_scale` first; then, where it is smaller than the network's input,
-    padded with its edge pixels below and to the right.
+    With tiling `crop` the image is first shrunk by `scoring_scale`. If it is then smaller than the network's input, it
+    is padded with its edge pixels below and to the right.
     """
     pixels_HWC = _normalized(pixels_HWC, config)
     if config.tiling == "squeeze":
@@ -80,7 +80,7 @@ def scoring_views(pixels_HWC: Pixels, config: InputConfig) -> tuple[list[Pixels]
 
 
 def scored_size_px(image_size_px: tuple[int, int], config: InputConfig) -> tuple[int, int]:
-    """Height and width at which the network sees an image in scoring, all tiles together, padding not counted."""
+    """Return the height and width at which an image is scored, all tiles together and without padding."""
     if config.tiling == "squeeze":
         return config.size_px
     height_px, width_px = (max(1, round(size_px * config.scoring_scale)) for size_px in image_size_px)
@@ -88,14 +88,14 @@ def scored_size_px(image_size_px: tuple[int, int], config: InputConfig) -> tuple
 
 
 def map_size_px(image_size_px: tuple[int, int], config: InputConfig) -> tuple[int, int]:
-    """Height and width of an image's anomaly map."""
+    """Return the height and width of an image's anomaly map."""
     return config.size_px if config.tiling == "squeeze" else image_size_px
 
 
 def merge_tiles(
     maps: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], size_px: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """One map of `size_px` from its tiles' maps: their mean where they overlap; what pads the image is cut off."""
+    """Assemble a map of `size_px` from the maps of its tiles: average overlaps, cut off padding."""
     height_px = max(tile.top_px + tile.height_px for tile in tiles)
     width_px = max(tile.left_px + tile.width_px for tile in tiles)
     total_HW = np.zeros((height_px, width_px), dtype=np.float32)
@@ -107,7 +107,7 @@ def merge_tiles(
 
 
 def to_unit_range(pixels_HWC: Pixels) -> NDArray[np.float32]:
-    """The network's input values, image_3HW float32 in [0, 1], RGB; grey is repeated. No mean or deviation is taken."""
+    """Convert pixels to image_3HW, float32 in [0, 1], RGB; grey is repeated. Values are not standardised."""
     image_CHW = pixels_HWC.transpose(2, 0, 1).astype(np.float32) / 255
     return np.repeat(image_CHW, 3, axis=0) if image_CHW.shape[0] == 1 else np.ascontiguousarray(image_CHW)
 
@@ -119,7 +119,7 @@ def _normalized(pixels_HWC: Pixels, config: InputConfig) -> Pixels:
 def _resized(pixels_HWC: Pixels, size_px: tuple[int, int]) -> Pixels:
     if pixels_HWC.shape[:2] == size_px:
         return pixels_HWC
-    from steelray.imaging.decode import resize  # here, because it brings pyarrow, which a machine that trains may lack
+    from steelray.imaging.decode import resize  # imports pyarrow, which a machine that only trains may lack
 
     return resize(pixels_HWC, size_px)
 

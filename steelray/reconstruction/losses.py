@@ -1,4 +1,4 @@
-"""The loss terms of DRAEM (Zavrtanik et al. 2021, section 3): L2, SSIM and focal, always in float32.
+"""DRAEM's loss terms (Zavrtanik et al. 2021, section 3): L2, SSIM and focal, always in float32.
 
 Shapes: B images, C channels, H height, W width. Images lie in [0, 1]; a reconstruction may leave that range.
 """
@@ -13,33 +13,33 @@ from torch.nn import functional
 SSIM_WINDOW_PX = 11
 SSIM_SIGMA_PX = 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
-"""(K1 L)² and (K2 L)² with the dynamic range L = 1, fixed. Differs from the official code, which guesses L from the
-values of the reconstruction and so jumps when one pixel falls below -0.5."""
+"""(K1 L)² and (K2 L)² with a fixed dynamic range L = 1. Differs from the official code, which infers L from the
+reconstruction's values, so that its loss jumps when one pixel falls below -0.5."""
 
 
 def l2_loss(
     reconstructions_BCHW: torch.Tensor, targets_BCHW: torch.Tensor, weights_BHW: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean squared error, over the pixels that `weights_BHW` counts (None: all)."""
+    """Return the mean squared error over the pixels weighted by `weights_BHW` (None: all)."""
     return _mean((reconstructions_BCHW.float() - targets_BCHW.float()).square(), weights_BHW)
 
 
 def ssim_loss(
     reconstructions_BCHW: torch.Tensor, targets_BCHW: torch.Tensor, weights_BHW: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """1 - SSIM, over the pixels that `weights_BHW` counts (None: all); in [0, 2]."""
+    """Return 1 - SSIM over the pixels weighted by `weights_BHW` (None: all); in [0, 2]."""
     return 1 - _mean(ssim_map(reconstructions_BCHW, targets_BCHW), weights_BHW)
 
 
 def ssim_map(first_BCHW: torch.Tensor, second_BCHW: torch.Tensor) -> torch.Tensor:
-    """Structural similarity around every pixel (Wang et al. 2004), similarity_BCHW float32.
+    """Compute the structural similarity around every pixel (Wang et al. 2004), similarity_BCHW float32.
 
-    Gaussian window of 11 pixels and sigma 1.5, zero beyond the image's edge, as in the official code. Computed in
-    float32 under autocast too: E[x²] - μ² is a difference of nearly equal numbers.
+    The window is Gaussian, of 11 pixels and sigma 1.5, with zeros beyond the image's edge, as in the official code.
+    Autocast is off because E[x²] - μ² is a difference of nearly equal numbers.
     """
     with torch.autocast(first_BCHW.device.type, enabled=False):
         x, y = first_BCHW.float(), second_BCHW.float()
-        # two banded matrix products per plane: the same sums as a convolution, and no TF32 unless it is asked for
+        # two banded matrix products per plane equal a convolution, and use TF32 only if it is enabled
         rows_HH = _window_matrix(x.shape[-2], x.device)
         columns_WW = _window_matrix(x.shape[-1], x.device)
         planes = torch.stack((x, y, x * x, y * y, x * y)).contiguous()
@@ -53,20 +53,20 @@ def ssim_map(first_BCHW: torch.Tensor, second_BCHW: torch.Tensor) -> torch.Tenso
 
 @lru_cache(maxsize=32)
 def _window_matrix(size_px: int, device: torch.device) -> torch.Tensor:
-    """Symmetric and banded: row i holds the window centred on pixel i, cut off at the edges."""
+    """Build a symmetric, banded matrix: row i holds the window centred on pixel i, cut off at the edges."""
     offsets = np.arange(size_px)[:, None] - np.arange(size_px)[None, :]
     kernel = np.exp(-(offsets**2) / (2 * SSIM_SIGMA_PX**2)) * (np.abs(offsets) <= SSIM_WINDOW_PX // 2)
     reach = np.arange(SSIM_WINDOW_PX) - SSIM_WINDOW_PX // 2
     kernel /= np.exp(-(reach**2) / (2 * SSIM_SIGMA_PX**2)).sum()
-    with torch.inference_mode(False):  # the first call may be an evaluation, a later one a training step
+    with torch.inference_mode(False):  # the cached matrix may be made in an evaluation and used in a training step
         return torch.tensor(kernel, dtype=torch.float32, device=device)
 
 
 def focal_loss(logits_B2HW: torch.Tensor, masks_BHW: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
-    """-(1 - p)^γ log p, p the softmax probability of a pixel's true class, averaged over all pixels (Lin et al. 2017).
+    """Return -(1 - p)^γ log p averaged over all pixels, p the probability of a pixel's true class (Lin et al. 2017).
 
-    Both classes weigh the same: no α. Differs from the official code in numbers only: log p comes from the log-softmax,
-    where that one smooths the labels by 1e-5 and takes the logarithm of p + 1e-5.
+    Both classes have the same weight: no α. Differs from the official code numerically: log p comes from the
+    log-softmax, instead of labels smoothed by 1e-5 and the logarithm of p + 1e-5.
 
     Args:
         masks_BHW: True or 1 where the pixel is anomalous (class 1).
@@ -76,14 +76,14 @@ def focal_loss(logits_B2HW: torch.Tensor, masks_BHW: torch.Tensor, gamma: float 
     log_p = log_probabilities_B2HW.gather(1, chosen_B1HW)
     if gamma == 0:
         return -log_p.mean()
-    other_p = log_probabilities_B2HW.gather(1, 1 - chosen_B1HW).exp()  # 1 - p without the difference
+    other_p = log_probabilities_B2HW.gather(1, 1 - chosen_B1HW).exp()  # 1 - p without cancellation
     return -(other_p.pow(gamma) * log_p).mean()
 
 
 def best_constant_focal(anomalous_fraction: float, gamma: float = 2.0) -> float:
-    """The least focal loss of a segmentation that says the same of every pixel.
+    """Return the least focal loss of a segmentation that gives every pixel the same probability q.
 
-    A focal loss is only worth something below this: min over q of π (1-q)^γ (-log q) + (1-π) q^γ (-log(1-q)).
+    A segmentation has learnt something only below it: min over q of π (1-q)^γ (-log q) + (1-π) q^γ (-log(1-q)).
 
     Args:
         anomalous_fraction: π, the share of anomalous pixels, in [0, 1].
@@ -102,9 +102,10 @@ def best_constant_focal(anomalous_fraction: float, gamma: float = 2.0) -> float:
 
 
 def grain_floor(grain_sd: float) -> float:
-    """1 - SSIM of a perfectly smooth reconstruction of a surface with grain of this standard deviation (in [0, 1]).
+    """Return the least 1 - SSIM that a smooth reconstruction of a grainy surface can reach: s² / (s² + C2).
 
-    s² / (s² + C2): what no smooth reconstruction gets below.
+    Args:
+        grain_sd: s, the grain's standard deviation, for values in [0, 1]; not finite: 1 is returned.
     """
     return grain_sd**2 / (grain_sd**2 + SSIM_C2) if math.isfinite(grain_sd) else 1.0
 

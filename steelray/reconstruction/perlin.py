@@ -16,10 +16,10 @@ Floats = NDArray[np.float32]
 
 
 def perlin_noise(rng: np.random.Generator, size_px: tuple[int, int], cells: tuple[int, int]) -> Floats:
-    """Perlin noise, noise_HW about within [-1, 1].
+    """Draw Perlin noise, noise_HW about within [-1, 1].
 
-    The noise is bilinear in the faded weights of the two axes, so it is two products of small matrices, for any size:
-    the cells need not divide it.
+    The noise is bilinear in the faded weights of the two axes, so two products of small matrices give it. The number of
+    cells need not divide the size.
 
     Args:
         cells: grid cells along the height and along the width.
@@ -33,7 +33,7 @@ def perlin_noise(rng: np.random.Generator, size_px: tuple[int, int], cells: tupl
 
 @lru_cache(maxsize=64)
 def _axis(size_px: int, cells: int) -> tuple[Floats, Floats]:
-    """Each pixel's weight on the two grid points around it, and that weight times its distance from the point."""
+    """Return each pixel's weight on its two grid points, and that weight times the distance from the point."""
     position = np.arange(size_px) * cells / size_px
     cell = np.floor(position).astype(int)
     t = position - cell
@@ -46,12 +46,12 @@ def _axis(size_px: int, cells: int) -> tuple[Floats, Floats]:
 
 
 def perlin_mask(rng: np.random.Generator, size_px: tuple[int, int], exponents: tuple[int, int]) -> NDArray[np.bool_]:
-    """Where an anomaly goes, mask_HW: Perlin noise turned by up to 90 degrees either way, above a threshold of 0.5.
+    """Draw an anomaly's mask_HW: Perlin noise, rotated by up to 90 degrees either way, above a threshold of 0.5.
 
-    About one in twenty is empty.
+    About one mask in twenty is empty.
 
     Args:
-        exponents: the noise has 2^k cells along each axis, k drawn for each axis between these two, both included.
+        exponents: smallest and largest k; the noise has 2^k cells along an axis, k drawn for each axis.
     """
     rows, columns = (2 ** int(k) for k in rng.integers(exponents[0], exponents[1] + 1, 2))
     noise_HW = perlin_noise(rng, size_px, (rows, columns))
@@ -59,7 +59,7 @@ def perlin_mask(rng: np.random.Generator, size_px: tuple[int, int], exponents: t
 
 
 def rotate(pixels: NDArray[Any], angle_deg: float) -> NDArray[Any]:
-    """Turns float HW or uint8 HWC pixels about their centre, bilinear, size kept, zero (black) beyond the edge."""
+    """Rotate float HW or uint8 HWC pixels about their centre, bilinear, same size, zeros beyond the edge."""
     squeezed = pixels.ndim == 3 and pixels.shape[2] == 1
     image = Image.fromarray(pixels[:, :, 0] if squeezed else pixels)
     turned = np.asarray(image.rotate(angle_deg, Image.Resampling.BILINEAR))
@@ -67,7 +67,7 @@ def rotate(pixels: NDArray[Any], angle_deg: float) -> NDArray[Any]:
 
 
 def gaussian_blur(pixels_HWC: Floats, sigma_px: float) -> Floats:
-    """Gaussian smoothing of pixels_HWC or pixels_HW; at the edges the window is cut off and weighs 1 again."""
+    """Smooth pixels_HWC or pixels_HW with a Gaussian window, cut off at the edges and normalised to a sum of 1."""
     if sigma_px == 0:
         return pixels_HWC
     rows_HH, columns_WW = (_gaussian_matrix(size, sigma_px) for size in pixels_HWC.shape[:2])

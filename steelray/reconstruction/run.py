@@ -1,18 +1,18 @@
-"""A training run's folder: its settings, checkpoints, metrics and curves. Knows no Ray and no network.
+"""Folder of a training run: settings, checkpoints, metrics and curves.
 
-output_uri/RUN_NAME/settings.json              what the run was started with
-output_uri/RUN_NAME/checkpoints/STEP/          format in `checkpoint`; one without checkpoint.json is not there
+output_uri/RUN_NAME/settings.json              settings that the run was started with
+output_uri/RUN_NAME/checkpoints/STEP/          format in `checkpoint`; one without checkpoint.json does not count
 output_uri/RUN_NAME/metrics.parquet            a row per logged step, up to the newest checkpoint
-output_uri/RUN_NAME/tensorboard/               the same for TensorBoard
-output_uri/RUN_NAME/loss_curves.png            the same as a picture
-output_uri/RUN_NAME/failure.json               why the run stopped for good, such as a loss that is not finite
+output_uri/RUN_NAME/tensorboard/               the metrics for TensorBoard
+output_uri/RUN_NAME/loss_curves.png            the metrics as a picture
+output_uri/RUN_NAME/failure.json               reason why the run stopped for good, such as a loss that is not finite
 output_uri/RUN_NAME/model.safetensors, checkpoint.json, calibrations/    the finished model, a `--model_uri`
 output_uri/RUN_NAME/run.json                   written last: a run without it is not complete
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -37,22 +37,33 @@ FREE = {
     "num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "checkpoint_every_steps", "keep_checkpoints",
     "log_every_steps", "overwrite", "dry_run", "mlflow_uri", "output_uri",
 }  # fmt: skip
-"""Settings that may change when a run goes on: its result does not depend on them."""
+"""Settings that may change when a run continues, because its result does not depend on them."""
 
 Row = dict[str, float]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Contents of failure.json; `term` and `keys` name the loss term and the batch of a loss that is not finite."""
+
+    step: int
+    reason: str
+    rank: int
+    term: str | None = None
+    keys: tuple[str, ...] = ()
+
+
 class TrainRun:
-    """One run's folder."""
+    """Folder of one training run."""
 
     def __init__(self, output_uri: str, run_name: str) -> None:
         self.location = Location(f"{output_uri.rstrip('/')}/{run_name}")
 
     def begin(self, config: TrainConfig) -> int | None:
-        """Starts the run, or finds that it goes on.
+        """Start the run, or continue one of the same name.
 
         Returns:
-            The step of the checkpoint that it goes on from; None for a new run.
+            The step of the checkpoint to continue from; None without one.
 
         Raises:
             ConfigError: a run of this name was started with other settings.
@@ -81,25 +92,25 @@ class TrainRun:
         return step
 
     def checkpoint_at(self, step: int) -> Location:
-        """Where the checkpoint after so many steps lies."""
+        """Return the location of the checkpoint after `step` steps."""
         return self.location / f"{CHECKPOINTS}/{step:08d}"
 
     def steps(self) -> list[int]:
-        """The steps of all whole checkpoints, rising."""
+        """List the steps of all complete checkpoints in ascending order."""
         names = [stored.key for stored in (self.location / CHECKPOINTS).list()]
         suffix = f"/{checkpoint.INFO_FILE}"
         return sorted(int(name.removesuffix(suffix)) for name in names if name.endswith(suffix))
 
     def newest_step(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """Return the step of the newest complete checkpoint."""
         steps = self.steps()
         return steps[-1] if steps else None
 
     def save(self, config: TrainConfig, state: dict[str, checkpoint.Tensors], step: int, rows: list[Row]) -> None:
-        """Stores a checkpoint with the metrics up to it, and then deletes what retention no longer keeps.
+        """Write a checkpoint and the metrics up to it, then delete the checkpoints beyond `keep_checkpoints`.
 
         Raises:
-            OSError: the store failed. The checkpoints of before are whole, and so are their metrics.
+            OSError: the store failed. Earlier checkpoints and their metrics remain complete.
         """
         training = {"run_name": config.run_name, "step": step, "seed": config.seed}
         self.write_metrics(rows)
@@ -109,20 +120,20 @@ class TrainRun:
         )
         kept = {f"{old:08d}" for old in self.steps()[-config.keep_checkpoints :]}
         folder = self.location / CHECKPOINTS
-        # checkpoint.json goes first, so that what is half deleted is not taken for whole
+        # checkpoint.json is deleted first, so that a half-deleted checkpoint does not count as complete
         keys = sorted((stored.key for stored in folder.list()), key=lambda key: not key.endswith(checkpoint.INFO_FILE))
         for key in keys:
             if key.partition("/")[0] not in kept:
                 folder.delete(key)
 
     def load(self, step: int) -> dict[str, checkpoint.Tensors]:
-        """What `TrainingSession.load_state_dict` takes. Raises `ConfigError` if the checkpoint is damaged."""
+        """Read the state that `TrainingSession.load_state_dict` takes. Raise `ConfigError` if it is damaged."""
         location = self.checkpoint_at(step)
         info = checkpoint.read_info(location.read, str(location))
         return checkpoint.read_resume(location.read, info, str(location))
 
     def write_model(self, config: TrainConfig, weights: checkpoint.Tensors, training: dict[str, Any]) -> CheckpointInfo:
-        """Stores the finished model, without what a run needs to go on."""
+        """Write the finished model, without the state needed to continue training."""
         self._write(
             self.location, checkpoint.checkpoint_files(config.network, config.input, weights, training=training)
         )
@@ -133,7 +144,7 @@ class TrainRun:
             location.write(name, body)
 
     def metrics(self, before_step: int | None = None) -> list[Row]:
-        """The logged rows, of steps below `before_step` only."""
+        """Read the logged rows, up to and including `before_step` if it is given."""
         try:
             table = pq.read_table(pa.BufferReader(self.location.read(METRICS_FILE)))
         except ObjectMissing:
@@ -141,22 +152,23 @@ class TrainRun:
         return [row for row in table.to_pylist() if before_step is None or row["step"] <= before_step]
 
     def write_metrics(self, rows: list[Row]) -> None:
-        """Replaces the table of metrics."""
+        """Replace the table of metrics; keep it if there are no rows."""
         if rows:
             sink = pa.BufferOutputStream()
             pq.write_table(pa.Table.from_pylist(rows), sink)
             self.location.write(METRICS_FILE, sink.getvalue().to_pybytes())
 
-    def write_failure(self, failure: dict[str, Any]) -> None:
-        """Keeps why the run stopped."""
-        self.location.write(FAILURE_FILE, json.dumps(failure, indent=2).encode())
+    def write_failure(self, failure: Failure) -> None:
+        """Record why the run stopped for good."""
+        self.location.write(FAILURE_FILE, json.dumps(asdict(failure), indent=2).encode())
 
-    def failure(self) -> dict[str, Any] | None:
-        """Why the run stopped, if it did."""
-        return self._json(FAILURE_FILE)
+    def failure(self) -> Failure | None:
+        """Read why the run stopped; None if it did not."""
+        raw = self._json(FAILURE_FILE)
+        return None if raw is None else Failure(**{**raw, "keys": tuple(raw["keys"])})
 
     def record(self) -> dict[str, Any] | None:
-        """run.json, if the run is complete."""
+        """Read run.json; None if the run is not complete."""
         return self._json(RECORD_FILE)
 
     def _json(self, name: str) -> dict[str, Any] | None:
@@ -167,7 +179,7 @@ class TrainRun:
         return value
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")

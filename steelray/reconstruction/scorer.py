@@ -1,4 +1,4 @@
-"""Score images with a trained network: `DraemScorer` and `ConvAutoencoderScorer`.
+"""Scorers of trained networks: `DraemScorer` and `ConvAutoencoderScorer`.
 
 Both implement `steelray.patchcore.scorer.Scorer`. Shapes: H height, W width, C channels of an image or its map;
 h, w the network's input; B views in one pass; N images.
@@ -25,17 +25,17 @@ SCORE_WINDOW_PX = 21
 """Side of the square over which a map is averaged before its maximum is taken."""
 GPU_VIEWS = 8
 CPU_PASS_PX = 256 * 256
-"""Pixels of a pass on CPUs: one view of the usual size, several of smaller ones."""
+"""Pixels in one pass on CPUs: one view of 256x256, or several smaller ones."""
 
 
 class _ReconstructionScorer(ABC):
-    """Prepares images, runs the network, puts the maps together; the score is the maximum of a map's 21×21 box average.
+    """Base of the scorers: an image's score is the maximum of its map's 21×21 box average.
 
-    As in DRAEM's official code zeros beyond the edge count in the average. The window is in pixels of the network's
-    input, also where `scoring_scale` shrinks images.
+    As in DRAEM's official code, zeros beyond the edge count in the average. The window is in pixels of the network's
+    input, even if `scoring_scale` shrinks images.
 
-    Every pass has the same number of views (filled up with zeros), so that the arithmetic of one view is the same
-    whatever the others are: a score does not depend on the batch, to the last bit.
+    Every pass has the same number of views, padded with zero views, so that a score does not depend on the other images
+    of the batch, to the last bit.
     """
 
     min_size_px = 1
@@ -55,7 +55,7 @@ class _ReconstructionScorer(ABC):
         self._views_per_pass = GPU_VIEWS if self._device.type == "cuda" else max(1, CPU_PASS_PX // size_px)
 
     def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[Map], NDArray[np.float32]]:
-        """Anomaly maps and raw anomaly scores of images (uint8 HWC, C = 1 or 3), in their order."""
+        """Return the anomaly maps and raw anomaly scores of images (uint8 HWC, C = 1 or 3), in their order."""
         plans = [scoring_views(image, self._input) for image in images]
         view_maps = iter(self._run([view for views, _ in plans for view in views]))
         sizes_px = [(image.shape[0], image.shape[1]) for image in images]
@@ -85,11 +85,11 @@ class _ReconstructionScorer(ABC):
 
     @abstractmethod
     def _maps(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """maps_Bhw of images in [0, 1]."""
+        """Compute maps_Bhw of images in [0, 1]."""
 
 
 class DraemScorer(_ReconstructionScorer):
-    """The softmax probability of an anomaly at every pixel."""
+    """Scorer whose map is the softmax probability of an anomaly at every pixel."""
 
     def _maps(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         _, logits_B2HW = self._model(images_BCHW)
@@ -98,9 +98,9 @@ class DraemScorer(_ReconstructionScorer):
 
 
 class ConvAutoencoderScorer(_ReconstructionScorer):
-    """The thesis's difference image: absolute difference of image and reconstruction, averaged over the channels.
+    """Scorer whose map is the absolute difference of image and reconstruction, averaged over the channels.
 
-    Differs from the thesis in the score, which there is the share of pixels above a threshold (`defect_shares`).
+    Differs from the thesis in the score, which is the share of pixels above a threshold there (`defect_shares`).
     """
 
     def _maps(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -111,7 +111,7 @@ class ConvAutoencoderScorer(_ReconstructionScorer):
 def reconstruction_scorer(
     model: Network, input_config: InputConfig, device: torch.device | str = "cpu"
 ) -> DraemScorer | ConvAutoencoderScorer:
-    """The scorer of a trained network."""
+    """Return the scorer of a trained network."""
     if isinstance(model, ConvAutoencoder):
         return ConvAutoencoderScorer(model, input_config, device)
     assert isinstance(model, Draem)
@@ -119,7 +119,7 @@ def reconstruction_scorer(
 
 
 def resize_map(map_HW: Map, size_px: tuple[int, int]) -> Map:
-    """A map at this height and width, bilinear."""
+    """Resize a map to this height and width, bilinear."""
     if map_HW.shape == size_px:
         return map_HW
     map_11HW = torch.from_numpy(map_HW)[None, None]
@@ -127,9 +127,9 @@ def resize_map(map_HW: Map, size_px: tuple[int, int]) -> Map:
 
 
 def smooth_map(map_HW: Map, sigma_px: float) -> Map:
-    """A map convolved with a Gaussian, mirrored at its edges.
+    """Convolve a map with a Gaussian, mirrored at the map's edges.
 
-    By cosine transform, because a kernel as wide as these takes longer the wider it is.
+    The cosine transform takes the same time for every width, whereas a convolution slows down with a wide kernel.
     """
     spectrum_HW = fft.dctn(map_HW, type=2)
     for axis, size in enumerate(map_HW.shape):
@@ -139,5 +139,5 @@ def smooth_map(map_HW: Map, sigma_px: float) -> Map:
 
 
 def box_maximum(map_HW: Map, window_px: int) -> float:
-    """The largest mean over a square of pixels, zero beyond the edge."""
+    """Return the largest mean over a square of pixels, with zeros beyond the edge."""
     return float(ndimage.uniform_filter(map_HW, window_px, mode="constant").max())

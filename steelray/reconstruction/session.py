@@ -1,11 +1,12 @@
-"""One training step and one evaluation pass, for DRAEM and for the convolutional autoencoder: plain PyTorch.
+"""Training steps and evaluation of DRAEM and the convolutional autoencoder in plain PyTorch.
 
-This module knows nothing of Ray, of where images come from and of where checkpoints go. Needs torch and numpy only.
-Shapes: B images, C = 3 channels, H height, W width.
+Ray, the source of images and the place of checkpoints are not handled here. Shapes: B images, C = 3 channels,
+H height, W width.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steelray.config import ConfigError
 from steelray.reconstruction.batch import Batch
-from steelray.reconstruction.batch_statistics import batch_norms, buffers_kept
 from steelray.reconstruction.build import build_model
 from steelray.reconstruction.config import LossConfig, TrainConfig
 from steelray.reconstruction.draem import Draem
@@ -25,12 +25,12 @@ Tensors = dict[str, torch.Tensor]
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss term or the gradient is not finite; the weights are still those of before the step.
+    """Raised if a loss term or the gradient is not finite; the weights are unchanged by the step.
 
     Attributes:
-        step: the step that failed, from 0.
+        step: the failed step, counted from 0.
         term: the first term that is not finite: `l2`, `ssim`, `focal`, `total` or `grad_norm`.
-        keys: of the batch's images.
+        keys: keys of the batch's images.
     """
 
     def __init__(self, step: int, term: str, keys: tuple[str, ...]) -> None:
@@ -38,11 +38,11 @@ class NonFiniteLoss(RuntimeError):
         self.step, self.term, self.keys = step, term, keys
 
     def __str__(self) -> str:
-        return f"step {self.step}: {self.term} is not finite; the batch: {', '.join(self.keys)}"
+        return f"step {self.step}: {self.term} is not finite; images of the batch: {', '.join(self.keys)}"
 
 
 def loss_terms(outputs: Any, batch: Batch, gamma: float) -> Tensors:
-    """The unweighted loss terms of a network's outputs, each a scalar with its graph.
+    """Compute the unweighted loss terms of a network's outputs, each a differentiable scalar.
 
     Args:
         outputs: `Draem`'s pair of reconstructions_BCHW and logits_B2HW, or `ConvAutoencoder`'s reconstructions_BCHW.
@@ -59,24 +59,24 @@ def loss_terms(outputs: Any, batch: Batch, gamma: float) -> Tensors:
 
 
 def total_loss(terms: Tensors, config: LossConfig) -> torch.Tensor:
-    """The weighted sum of the terms that there are."""
+    """Return the weighted sum of the given terms."""
     weights = {"l2": config.w_l2, "ssim": config.w_ssim, "focal": config.w_focal}
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
 class TrainingSession:
-    """A network, its optimiser and how far they are.
+    """A network, its optimiser and their progress.
 
     Args:
-        num_steps: of the whole run; the schedule's shares are of this (`TrainConfig.total_steps`).
-        device: where to train. Networks are kept channels-last.
-        wrap: puts the network into what spreads its gradients, such as DistributedDataParallel; each process then steps
-            on its share of the batch. It gets the network on its device. Batch normalisation stays per process unless
-            this converts it.
+        num_steps: length of the whole run (`TrainConfig.total_steps`), to which the schedule's shares refer.
+        device: device to train on. Networks are kept channels-last.
+        wrap: wraps the network, already on its device, in a module that averages gradients over processes, such as
+            DistributedDataParallel; each process then steps on its share of the batch. Batch normalisation stays per
+            process unless `wrap` converts it.
 
     Attributes:
-        model: the network itself, unwrapped.
-        step: how many steps are done.
+        model: the network, unwrapped.
+        step: number of completed steps.
     """
 
     def __init__(
@@ -106,14 +106,14 @@ class TrainingSession:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The network that is evaluated and stored: the averaged one where there is an average."""
+        """Network that is evaluated and stored: the averaged one if `optimizer.ema` is on."""
         return self._average.module if self._average is not None else self.model
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One step on this process's share of the batch.
+        """Take one step on this process's share of the batch.
 
         Returns:
-            Every loss term (unweighted), `total` (weighted), `grad_norm` of all and of each sub-network before
+            Every loss term (unweighted), `total` (weighted), `grad_norm` of the network and of each sub-network before
             clipping, and `learning_rate`.
 
         Raises:
@@ -133,7 +133,7 @@ class TrainingSession:
         norms = self._gradient_norms()
         if config.optimizer.clip > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, config.optimizer.clip, norms["grad_norm"])
-        metrics = _to_floats({**terms, "total": total, **norms})  # the one wait for the device
+        metrics = _to_floats({**terms, "total": total, **norms})  # the only synchronisation with the device
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             raise NonFiniteLoss(self.step, broken[0], batch.keys)
@@ -144,11 +144,11 @@ class TrainingSession:
         return {**metrics, "learning_rate": rate}
 
     def evaluate(self, batches: Iterable[Batch], *, batch_statistics: bool = False) -> dict[str, float]:
-        """The mean loss terms and `total` of batches, weighted by their images; changes nothing.
+        """Return the mean loss terms and `total` over all images of the batches, without changing the session.
 
         Args:
-            batch_statistics: normalise as a training step does: by each batch's own statistics instead of the running
-                ones, unless those are frozen by now.
+            batch_statistics: normalise as a training step does: by each batch's statistics instead of the running ones,
+                unless those are frozen already.
 
         Raises:
             ValueError: no batches.
@@ -171,10 +171,10 @@ class TrainingSession:
         return {name: value / count for name, value in sums.items()}
 
     def gradient_report(self, batch: Batch) -> dict[str, float]:
-        """How the weighted loss terms pull at the reconstructing network; changes nothing.
+        """Compare the gradients of the weighted loss terms in the reconstructive network, without changing the session.
 
         Returns:
-            `norm_TERM` of each term's gradient and `cosine_TERM_TERM` of each pair (0 where one of them is zero).
+            `norm_TERM` of each term's gradient and `cosine_TERM_TERM` of each pair (0 if either gradient is zero).
         """
         model = self.model
         network = model.reconstructive if isinstance(model, Draem) else model
@@ -193,10 +193,10 @@ class TrainingSession:
         return _to_floats(report)
 
     def state_dict(self) -> dict[str, Tensors]:
-        """All that a run needs to go on exactly, as two flat dicts of CPU tensors.
+        """Return the state from which a run continues exactly, as two flat dicts of CPU tensors.
 
-        `weights`: of `eval_model`, all that scoring needs. `resume`: the rest: the optimiser's moments, the step, and
-        the raw weights where those above are averaged.
+        `weights`: those of `eval_model`, enough for scoring. `resume`: the optimiser's moments, the step and, if
+        `weights` are averaged, the raw weights.
         """
         resume: Tensors = {"step": torch.tensor(self.step)}
         for name, parameter in zip(self._names, self._parameters, strict=True):
@@ -208,10 +208,10 @@ class TrainingSession:
         return {"weights": _copied(self.eval_model.state_dict()), "resume": _copied(resume)}
 
     def load_state_dict(self, state: dict[str, Tensors]) -> None:
-        """Goes on from a `state_dict`; a run that does equals one that was never interrupted.
+        """Continue from a `state_dict`; the run then equals one that was never interrupted.
 
         Raises:
-            ConfigError: it is that of another network, or was made with other ema settings.
+            ConfigError: the state belongs to another network or was made with another ema setting.
         """
         weights, resume = state["weights"], state["resume"]
         with_average = "num_averaged" in resume
@@ -241,7 +241,7 @@ class TrainingSession:
         for number, moments in state.items():
             parameter = self._parameters[number]
             for moment, value in moments.items():
-                if value.shape == parameter.shape and value.dim():  # in the layout that the optimiser would give it
+                if value.shape == parameter.shape and value.dim():  # in the memory layout of its parameter
                     moments[moment] = torch.empty_like(parameter, device="cpu").copy_(value).detach()
                 elif value.dim():
                     raise KeyError(f"moment of {self._names[number]} has shape {tuple(value.shape)}")
@@ -272,6 +272,25 @@ class TrainingSession:
         return norms
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """List the batch normalisation layers of a model."""
+    return [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm)]
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Restore running statistics and the training mode when the context ends."""
+    was_training = model.training
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
+        model.train(was_training)
+
+
 def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
@@ -282,7 +301,7 @@ def _to_floats(values: Tensors) -> dict[str, float]:
 
 
 def _copied(tensors: Tensors) -> Tensors:
-    # contiguous, because a file knows no memory layout; a copy, because training goes on
+    # contiguous, because a file stores no memory layout; a copy, because training continues
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in tensors.items()

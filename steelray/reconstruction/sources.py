@@ -1,7 +1,6 @@
-"""Where the look of a synthetic anomaly comes from: textures in a folder or bucket, or generated noise.
+"""Sources of synthetic anomalies: textures in a folder or bucket, or generated noise.
 
-Every source draws with the generator that it is given, and from nothing else. Shapes: H height, W width, 3 channels
-(RGB), uint8.
+The generator passed to a source is its only randomness. Shapes: H height, W width, 3 channels (RGB), uint8.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,23 +22,23 @@ MAX_BROKEN = 32
 
 
 class AnomalySource(Protocol):
-    """Something to take anomalies from."""
+    """Interface of a source of anomalies."""
 
     def draw(self, rng: np.random.Generator, size_px: tuple[int, int]) -> Pixels:
-        """source_HW3 of this height and width, read only."""
+        """Draw source_HW3 of this height and width, read only."""
 
 
 class ImageSource:
-    """Images by number, resized to what is asked for.
+    """Source that draws from numbered images and resizes them.
 
     Args:
-        load: returns pixels_HWC uint8 (C = 1 or 3) for a number below `count`. Where it raises, the next one is taken.
-        what: for messages, such as the folder's URI.
+        load: returns pixels_HWC uint8 (C = 1 or 3) of a number below `count`. If it raises, the next image is drawn.
+        what: name of the source in messages, such as the folder's URI.
     """
 
     def __init__(self, count: int, load: Callable[[int], Pixels], what: str) -> None:
         if count == 0:
-            raise ConfigError(f"{what}: no images in it to make anomalies from; give a folder of textures, or null")
+            raise ConfigError(f"{what}: no images found to make anomalies from; give a folder of textures, or null")
         self._count, self._load, self._what = count, load, what
         self._cache: dict[tuple[int, tuple[int, int]], Pixels] = {}
 
@@ -49,9 +48,9 @@ class ImageSource:
         for offset in range(min(self._count, MAX_BROKEN)):
             try:
                 return self._resized((first + offset) % self._count, size_px)
-            except Exception as error:  # one bad file must not end a run of hours; many in a row must
+            except Exception as error:  # a run of hours survives one bad file, but not many in a row
                 failure = error
-        raise ConfigError(f"{self._what}: no usable image among {min(self._count, MAX_BROKEN)}, the last: {failure}")
+        raise ConfigError(f"{self._what}: no usable image among {min(self._count, MAX_BROKEN)}; last error: {failure}")
 
     def _resized(self, number: int, size_px: tuple[int, int]) -> Pixels:
         key = (number, size_px)
@@ -67,12 +66,12 @@ class ImageSource:
 
 
 def list_textures(uri: str) -> ImageSource:
-    """The images in a folder or under an s3:// prefix, at any depth, in key order (DTD keeps them as CLASS/*.jpg).
+    """List the images in a folder or under an s3:// prefix, at any depth and in key order, as a source.
 
     Raises:
-        ConfigError: it cannot be listed, or holds no images.
+        ConfigError: `uri` cannot be listed or holds no images.
     """
-    # here, because they bring pyarrow, which a machine that only trains may lack
+    # these import pyarrow, which a machine that only trains may lack
     from steelray.imaging.decode import decode
     from steelray.storage.location import Location
 
@@ -83,13 +82,13 @@ def list_textures(uri: str) -> ImageSource:
 
 
 class GeneratedSource:
-    """Coloured noise, stripes and grain, for a machine without textures."""
+    """Source of coloured noise, stripes and grain, for training without textures."""
 
     def draw(self, rng: np.random.Generator, size_px: tuple[int, int]) -> Pixels:
         rows, columns = (2 ** int(k) for k in rng.integers(1, 6, 2))
         field_HW = perlin_noise(rng, size_px, (rows, columns))
         kind = rng.integers(3)
-        if kind == 0:  # clouds, with a finer octave
+        if kind == 0:  # clouds with a finer octave
             field_HW = 0.5 + 0.5 * field_HW + 0.25 * perlin_noise(rng, size_px, (2 * rows, 2 * columns))
         elif kind == 1:  # wavy stripes
             down_HW, across_HW = np.ogrid[: size_px[0], : size_px[1]]
@@ -105,10 +104,10 @@ class GeneratedSource:
 
 
 def augment_source(rng: np.random.Generator, source_HW3: Pixels) -> Pixels:
-    """Three different ones of the ten augmenters of the official code, in random order.
+    """Apply three of the official code's ten augmenters, in random order.
 
-    Differs from it in what imgaug does that torchvision and Pillow do not: brightness is changed on RGB rather than in
-    a random colour space.
+    Differs from the official code, which uses imgaug, in that brightness is changed in RGB instead of a random colour
+    space.
     """
     image = Image.fromarray(source_HW3)
     for number in rng.choice(len(AUGMENTERS), NUM_AUGMENTERS, replace=False):
@@ -148,7 +147,7 @@ def _invert(rng: np.random.Generator, image: Image.Image) -> Image.Image:
 
 
 def _autocontrast(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    return ImageOps.autocontrast(image, cutoff=int(rng.integers(0, 21)))  # torchvision's has no cut-off
+    return ImageOps.autocontrast(image, cutoff=int(rng.integers(0, 21)))  # torchvision's version has no cutoff
 
 
 def _equalize(rng: np.random.Generator, image: Image.Image) -> Image.Image:
@@ -167,7 +166,7 @@ NUM_AUGMENTERS = 3
 
 
 def _by_table(image: Image.Image, channels: Sequence[NDArray[Any]]) -> Image.Image:
-    """Every channel's values through a table of 256."""
+    """Map each channel's values through its table of 256."""
     return image.point([int(value) for value in np.clip(np.concatenate(channels), 0, 255)])
 
 

@@ -1,6 +1,6 @@
-"""From a nominal image to a training sample: DRAEM's synthetic anomalies (Zavrtanik et al. 2021, section 3.3).
+"""Training samples from nominal images: DRAEM's synthetic anomalies (Zavrtanik et al. 2021, section 3.3).
 
-A sample follows from the image, the config and (seed, epoch, index) alone, whichever worker makes it. Shapes: C = 3
+A sample depends on the image, the config and (seed, epoch, index) only, not on the worker that makes it. Shapes: C = 3
 channels (RGB), H height and W width of the network's input; N training images.
 """
 
@@ -24,13 +24,13 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One image as the network is trained on it.
+    """One training image with its target.
 
     Attributes:
-        image_CHW: what the network sees, float32 in [0, 1].
-        target_CHW: what it should reconstruct, float32 in [0, 1].
-        mask_HW: where the image is anomalous.
-        foreground_HW: the pixels that the reconstruction loss counts; None counts all.
+        image_CHW: the network's input, float32 in [0, 1].
+        target_CHW: the desired reconstruction, float32 in [0, 1].
+        mask_HW: True on anomalous pixels.
+        foreground_HW: True on pixels that count in the reconstruction loss; None counts all.
     """
 
     key: str
@@ -41,14 +41,14 @@ class TrainingSample:
 
 
 class SampleMaker:
-    """Makes the training samples of a run.
+    """Maker of a run's training samples.
 
     Args:
-        textures: the anomaly source; None: what `config.synthesis.texture_uri` says.
+        textures: source of anomalies; None: that of `config.synthesis.texture_uri`.
         others: the run's training images, pixels_HWC uint8 each, for `self_source_probability`.
 
     Raises:
-        ConfigError: the textures cannot be had, or `others` is missing or empty and needed.
+        ConfigError: the textures cannot be listed, or `others` is needed but missing or empty.
     """
 
     def __init__(
@@ -64,17 +64,18 @@ class SampleMaker:
         if config.model == "conv_ae":
             return
         if config.synthesis.self_source_probability > 0 and not others:
-            raise ConfigError("self_source_probability is not 0: anomalies need the training images to be taken from")
+            raise ConfigError("self_source_probability is above 0 but there are no training images to draw from")
         if textures is not None:
             self._textures = textures
         elif config.synthesis.texture_uri is not None:
             self._textures = list_textures(config.synthesis.texture_uri)
 
     def sample(self, pixels_HWC: NDArray[np.uint8], key: str, *, epoch: int, index: int) -> TrainingSample:
-        """The sample of one image, pixels_HWC uint8 (C = 1 or 3) of any size.
+        """Make the sample of one image, pixels_HWC uint8 (C = 1 or 3) of any size.
 
         Args:
-            epoch, index: the pass over the images, and the image's number in it: with the run's seed, its randomness.
+            epoch, index: number of the pass over the images, and the image's number in the pass. They and the run's
+                seed determine the sample's randomness.
         """
         config, synthesis = self._config, self._config.synthesis
         rng = np.random.default_rng([config.seed, epoch, index])
@@ -136,10 +137,10 @@ def _turned(view_hwC: NDArray[np.uint8], config: SynthesisConfig, rng: np.random
 
 
 def samples_of_step(step: int, batch_size: int, num_images: int, seed: int) -> list[tuple[int, int]]:
-    """Which images a training step sees: (epoch, index) of each, the same for any number of workers.
+    """List (epoch, index) of the images in a training step, for all workers together.
 
     The images of all epochs, each epoch shuffled by (seed, epoch), form one sequence; a step takes the next
-    `batch_size` of it. Worker r of n takes every n-th from r.
+    `batch_size` of it. Worker r of n takes every n-th image from r.
     """
     positions = range(step * batch_size, (step + 1) * batch_size)
     places = (divmod(position, num_images) for position in positions)

@@ -147,7 +147,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_from_it(
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(cluster: dict[str, float], tmp_path: Path) -> None:
     config = config_of(tmp_path, optimizer=OptimizerConfig(lr=1e30))
-    with pytest.raises(RuntimeError, match=r"stopped at step 1: step 1: l2 is not finite; the batch: generated-"):
+    with pytest.raises(
+        RuntimeError, match=r"stopped at step 1: step 1: l2 is not finite; images of the batch: generated-"
+    ):
         train_model(config, silent)
     failure = json.loads((tmp_path / "run/failure.json").read_text())
     assert (failure["step"], failure["term"], len(failure["keys"])) == (1, "l2", 4)

@@ -129,7 +129,7 @@ def flipped(files: dict[str, bytes], name: str) -> dict[str, bytes]:
         (lambda f: changed(f, network={"width": 0.3}), "incomplete or damaged"),
         (lambda f: changed(f, kind="unet"), "incomplete or damaged"),
         (lambda f: changed(f, surprise=1), "incomplete or damaged"),
-        (lambda f: changed(f, network={"width": 0.5, "norm": "bn"}), "changed by hand"),
+        (lambda f: changed(f, network={"width": 0.5, "norm": "bn"}), "the file was edited"),
         (lambda f: {k: v for k, v in f.items() if k != WEIGHTS_FILE}, f"{WEIGHTS_FILE} is missing"),
         (lambda f: flipped(f, WEIGHTS_FILE), f"{WEIGHTS_FILE}: digest differs"),
     ],
@@ -157,7 +157,7 @@ def test_a_checkpoint_for_scoring_only_says_so() -> None:
 def test_weights_of_another_width_are_refused() -> None:
     other = build_model(DraemConfig(width=1 / 8)).state_dict()
     files = dict(checkpoint_files(NETWORKS[0], INPUT, other))
-    with pytest.raises(ConfigError, match="not the weights of this draem network"):
+    with pytest.raises(ConfigError, match="does not fit this draem network"):
         load_network(files.__getitem__, read_info(files.__getitem__, WHERE), WHERE)
     assert read_weights(files.__getitem__, read_info(files.__getitem__, WHERE), WHERE)
 

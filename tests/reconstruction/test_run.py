@@ -12,7 +12,7 @@ import torch
 
 from steelray.config import ArchiveConfig, ConfigError
 from steelray.reconstruction.config import DraemConfig, InputConfig, OptimizerConfig, TrainConfig, TrainDataConfig
-from steelray.reconstruction.run import TrainRun
+from steelray.reconstruction.run import Failure, TrainRun
 from steelray.reconstruction.session import TrainingSession
 
 CONFIG = TrainConfig(
@@ -107,6 +107,6 @@ def test_what_a_result_does_not_depend_on_may_change(run: TrainRun, state: dict[
 
 def test_overwrite_starts_afresh(run: TrainRun, state: dict[str, dict[str, torch.Tensor]]) -> None:
     run.save(CONFIG, state, 1, ROWS[:1])
-    run.write_failure({"step": 1, "reason": "x"})
+    run.write_failure(Failure(1, "x", rank=0))
     assert run.begin(replace(CONFIG, batch_size=4, overwrite=True)) is None
     assert (run.steps(), run.metrics(), run.failure()) == ([], [], None)

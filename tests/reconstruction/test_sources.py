@@ -73,7 +73,7 @@ def test_channel_order_is_red_green_blue(tmp_path: Path) -> None:
 
 def test_no_textures_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(ConfigError, match="no images in it to make anomalies from"):
+    with pytest.raises(ConfigError, match="no images found to make anomalies from"):
         list_textures(str(tmp_path))
     with pytest.raises(ConfigError, match="no such folder"):
         list_textures(str(tmp_path / "absent"))
