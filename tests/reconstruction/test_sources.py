@@ -86,7 +86,7 @@ def test_a_broken_texture_is_passed_over(tmp_path: Path) -> None:
 
 def test_nothing_but_broken_textures_ends_with_the_reason(tmp_path: Path) -> None:
     fill(str(tmp_path), {"b.png": b"broken"})
-    with pytest.raises(ConfigError, match=r"no usable image among 1, .*not a JPEG"):
+    with pytest.raises(ConfigError, match=r"no usable image among 1; .*not a JPEG"):
         draws(list_textures(str(tmp_path)), 1)
 
 
