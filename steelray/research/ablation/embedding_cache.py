@@ -1,4 +1,4 @@
-"""Embeddings that are computed once and kept in a folder, by the content of the image. Safe beside other processes."""
+"""A folder of embeddings, keyed by the content of the image. Several processes may share it."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from steelray.patchcore.portable_embedder import EmbedFunction
 
 
 class CachedEmbedding:
-    """An `EmbedFunction` that looks into a folder first.
+    """Looks an embedding up in a folder before it computes it; an `EmbedFunction`.
 
     Args:
-        folder: one subfolder per embedder is made in it, named by the digest of its settings and weights.
+        folder: gets one subfolder per embedder, named by the digest of its settings and weights.
     """
 
     def __init__(self, embed: EmbedFunction, config: EmbedderConfig, weights_digest: str, folder: Path) -> None:
@@ -34,7 +34,7 @@ class CachedEmbedding:
         path = self._folder / f"{digest}.npy"
         try:
             embeddings_hwD: NDArray[np.float32] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # not there, or cut short by a full disk
+        except (OSError, ValueError, EOFError):  # missing, or cut short by a full disk
             embeddings_hwD = self._embed(image_HWC[None])[0]
             unfinished = path.with_suffix(f".{os.getpid()}.tmp")
             with unfinished.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The figures of an ablation's row: whole strips, parts of strips, pixels, and each defect class.
+"""The figures of an ablation's row: by whole strips, parts of strips, pixels and defect class.
 
 Shapes: N images or parts of images; maps HW.
 """
@@ -14,12 +14,12 @@ from steelray.evaluation.datasets import NOMINAL
 from steelray.evaluation.evaluate import Predictions, top_mean
 
 TOP_FRACTION = 0.004
-"""A part's score is the mean of this share of its map's pixels: 409 of a 400x256 quarter, as in the thesis."""
+"""A part's score is the mean of this share of its highest pixels; 409 of a 400x256 quarter, as in the thesis."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Strips (N), their parts, and a sample of their pixels: labels and scores that figures are made of."""
+    """Labels and scores of strips (N), of their parts, and of a sample of their pixels."""
 
     labels_N: NDArray[np.bool_]
     scores_N: NDArray[np.float32]
@@ -32,7 +32,7 @@ class Judged:
 
 
 def judge(predictions: Predictions, *, parts: int, pixel_step: int) -> Judged:
-    """Cuts strips into parts of their width, and takes every `pixel_step`-th pixel."""
+    """Cut strips into parts of their width, and take every `pixel_step`-th pixel."""
     step, kinds = pixel_step, predictions.defect_types
     masks = [p for mask_HW in predictions.masks for p in np.array_split(mask_HW, parts, axis=1)]
     maps = [p for map_HW in predictions.anomaly_maps for p in np.array_split(map_HW, parts, axis=1)]
@@ -49,14 +49,14 @@ def judge(predictions: Predictions, *, parts: int, pixel_step: int) -> Judged:
 
 
 def together(groups: Sequence[Judged]) -> Judged:
-    """Several groups of strips as one."""
+    """Join several groups of strips."""
     columns = zip(*(vars(group).values() for group in groups), strict=True)
     joined = [np.concatenate(c) if isinstance(c[0], np.ndarray) else [v for part in c for v in part] for c in columns]
     return Judged(*joined)  # type: ignore[arg-type]
 
 
 def figures_of(judged: Judged, *, pixels: bool) -> dict[str, float]:
-    """AUROC of strips, parts and pixels; with `pixels` also AP, AUPRO and the best accuracy that a threshold has."""
+    """Return AUROC of strips, parts and pixels; with `pixels` also AP, AUPRO and the best accuracy of any threshold."""
     figures = {
         "image_auroc": metrics.image_auroc(judged.labels_N, judged.scores_N),
         "part_auroc": metrics.image_auroc(judged.part_labels_N, judged.part_scores_N),
@@ -70,7 +70,7 @@ def figures_of(judged: Judged, *, pixels: bool) -> dict[str, float]:
 
 
 def by_class(judged: Judged, part_threshold: float) -> dict[str, dict[str, float]]:
-    """Per defect class (strips of several classes count for each): AUROC against nominal strips, recall of parts."""
+    """Return AUROC against nominal strips and recall of parts per defect class; strips count for each of their classes."""
     result = {}
     nominal_N = ~judged.labels_N
     clean_N = np.array([kind == NOMINAL for kind in judged.part_kinds])

@@ -1,4 +1,4 @@
-"""Pictures of an ablation: the settings side by side, and the worst misses and false alarms of one of them.
+"""Pictures of an ablation: its settings side by side, and the worst misses and false alarms of one setting.
 
 Shapes: maps and masks HW, one per image.
 """
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from steelray.evaluation.datasets import Sample
@@ -21,12 +21,10 @@ SHOWN = 10
 
 
 def draw_summaries(summaries: Sequence[dict[str, Any]], path: Path) -> None:
-    """AUROC of every setting with its spread over the splits, as an SVG or PNG."""
-    mpl.use("agg")
-    from matplotlib import pyplot
-
+    """Draw the AUROC of every setting with its spread over the splits, as an SVG or PNG."""
     names = [summary["setting"] for summary in summaries]
-    figure, axes = pyplot.subplots(1, len(FIGURES), figsize=(11, 1 + 0.28 * len(names)), sharey=True)
+    figure = Figure(figsize=(11, 1 + 0.28 * len(names)), layout="tight")
+    axes: Any = figure.subplots(1, len(FIGURES), sharey=True)
     for axis, (key, title) in zip(axes, FIGURES.items(), strict=True):
         means = [summary["mean"][key] for summary in summaries]
         spreads = [summary["std"][key] for summary in summaries]
@@ -35,20 +33,18 @@ def draw_summaries(summaries: Sequence[dict[str, Any]], path: Path) -> None:
         axis.grid(axis="x", alpha=0.4)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 @dataclass(frozen=True)
 class JudgedPart:
-    """A part of a strip that the scorer got wrong, or nearly."""
+    """One part of a strip with its score and anomaly map."""
 
     key: str
     part: int
-    """Counted from the left, from 0."""
+    """Number from the left, from 0."""
     defect_type: str
-    """Of the whole strip."""
+    """Defect type of the whole strip."""
     score: float
     image_HW: NDArray[np.uint8]
     map_HW: NDArray[np.float32]
@@ -58,7 +54,7 @@ class JudgedPart:
 def worst_parts(
     samples: Sequence[Sample], predictions: Predictions, parts: int
 ) -> tuple[list[JudgedPart], list[JudgedPart]]:
-    """The defective parts with the lowest scores and the nominal ones with the highest, at most ten each."""
+    """Return the defective parts with the lowest scores and the nominal ones with the highest, at most ten each."""
     judged = []
     for sample, map_HW, mask_HW in zip(samples, predictions.anomaly_maps, predictions.masks, strict=True):
         columns = zip(
@@ -76,11 +72,9 @@ def worst_parts(
 
 
 def draw_gallery(parts: Sequence[JudgedPart], threshold: float, path: Path) -> None:
-    """Every part twice: as it is with the labelled defect outlined, and its anomaly map (threshold at mid scale)."""
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(len(parts), 2, figsize=(8, 2.75 * len(parts)), squeeze=False)
+    """Draw every part twice: with the labelled defect outlined, and as its anomaly map (threshold at mid scale)."""
+    figure = Figure(figsize=(8, 2.75 * len(parts)), layout="tight")
+    axes: Any = figure.subplots(len(parts), 2, squeeze=False)
     for row, part in zip(axes, parts, strict=True):
         row[0].imshow(part.image_HW, cmap="gray", vmin=0, vmax=255)
         if part.mask_HW.any():
@@ -90,6 +84,4 @@ def draw_gallery(parts: Sequence[JudgedPart], threshold: float, path: Path) -> N
         row[1].set_title(f"score {part.score:.3g}, threshold {threshold:.3g}", fontsize=9)
         for axis in row:
             axis.set_axis_off()
-    figure.tight_layout()
     figure.savefig(path, dpi=70)
-    pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""Rows of an ablation side by side: one Ray task per setting and split."""
+"""Parallel evaluation of ablation rows: one Ray task per setting and split."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from steelray.research.ablation.settings import AblationConfig
 
 
 def remote_rows(config: AblationConfig, rows: Sequence[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """Evaluates rows on the cluster and yields each as it ends.
+    """Evaluate rows on the cluster and yield each as it ends.
 
-    The folders of the config must be shared by all nodes. A row whose worker died is tried again by Ray.
+    All nodes must share the folders of the config. Ray repeats a row whose worker died.
 
     Raises:
         ConfigError: the cluster has no node for a row, or the data or a setting cannot be used.

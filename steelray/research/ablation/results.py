@@ -1,4 +1,4 @@
-"""Results of an ablation: rows as JSON lines that a rerun skips, and the tables made of them."""
+"""Results of an ablation: JSON lines, one per finished row, and the tables made of them."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from steelray.research.ablation.settings import AblationConfig, AblationSetting
 ROWS_FILE = "results.jsonl"
 TABLE_FILE = "ablation.md"
 SHARED = ("parts", "folds", "false_alarm_rates", "validation_fraction", "pixel_step")
-"""Settings of the whole ablation that a row's figures depend on."""
+"""Settings of the whole ablation on which a row's figures depend."""
 
 Row = tuple[AblationSetting, int]
 """A setting and a split seed."""
 RunRows = Callable[[Sequence[Row]], Iterator[tuple[Row, dict[str, Any]]]]
-"""Evaluates rows, in any order."""
+"""A function that evaluates rows and yields each when it is done, in any order."""
 
 COLUMNS = {
     "image_auroc": "strip AUROC",
@@ -31,11 +31,11 @@ COLUMNS = {
     "part_best_accuracy": "best part accuracy",
 }
 CHOICE = "validation_part_auroc"
-"""The figure by which settings are compared where a choice is made."""
+"""Figure by which a setting is chosen."""
 
 
 def row_id(config: AblationConfig, row: Row) -> str:
-    """Digest of all that a row's figures depend on, but for the code and the images, which may lie anywhere."""
+    """Return the digest of all settings that a row's figures depend on; code and place of the images do not count."""
     setting, seed = row
     shared = {name: getattr(config, name) for name in SHARED}
     facts = {
@@ -49,7 +49,7 @@ def row_id(config: AblationConfig, row: Row) -> str:
 
 
 def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """Finished rows by their id; a last line that was cut short counts as not there."""
+    """Read the finished rows by their id; a last line that was cut short is ignored."""
     rows = {}
     path = folder / ROWS_FILE
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -62,17 +62,17 @@ def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def rows_to_do(config: AblationConfig) -> list[Row]:
-    """Rows that results.jsonl does not hold yet, setting by setting."""
+    """List the rows that results.jsonl does not hold yet, setting by setting."""
     done = read_rows(Path(config.output_dir))
     rows = [(setting, seed) for setting in config.settings for seed in config.seeds]
     return [row for row in rows if row_id(config, row) not in done]
 
 
 def run_ablation(config: AblationConfig, run_rows: RunRows, report: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Evaluates what is still to do and writes the tables.
+    """Evaluate the missing rows and write the tables.
 
     Args:
-        report: takes a line on every row.
+        report: receives a line on every row.
 
     Returns:
         One summary per setting, in the order of the settings.
@@ -84,7 +84,7 @@ def run_ablation(config: AblationConfig, run_rows: RunRows, report: Callable[[st
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ROWS_FILE
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
-        path.write_bytes(path.read_bytes() + b"\n")  # the line that a stopped run cut short
+        path.write_bytes(path.read_bytes() + b"\n")  # ends the line that a stopped run cut short
     to_do = rows_to_do(config)
     report(f"{len(to_do)} of {len(config.settings) * len(config.seeds)} rows to do")
     with path.open("a") as file:
@@ -99,7 +99,7 @@ def run_ablation(config: AblationConfig, run_rows: RunRows, report: Callable[[st
 
 
 def summarize(config: AblationConfig) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds, per setting.
+    """Summarise each setting: mean and standard deviation over the seeds.
 
     Raises:
         ConfigError: a row is missing.
@@ -128,9 +128,9 @@ def summarize(config: AblationConfig) -> list[dict[str, Any]]:
 
 
 def best_setting(summaries: Sequence[dict[str, Any]]) -> str | None:
-    """The setting that the validation half prefers; None where there is no such half.
+    """Return the setting that is best on the validation half; None without such a half.
 
-    Rows with other strips to learn from ask how many and how clean, and are no choice.
+    Settings that fit on fewer or contaminated strips answer another question and cannot be chosen.
     """
     judged = [summary for summary in summaries if CHOICE in summary["mean"] and summary["learns_from_all"]]
     return max(judged, key=lambda summary: summary["mean"][CHOICE])["setting"] if judged else None
@@ -148,7 +148,7 @@ def _mean_by_class(rows: Sequence[dict[str, dict[str, float]]]) -> dict[str, dic
 
 
 def _accuracy_columns(figures: dict[str, float]) -> dict[str, str]:
-    """Those at thresholds from nominal strips, which differ by the false-alarm rate."""
+    """Return figure and title of the accuracies at thresholds from nominal strips, by false-alarm rate."""
     names = [name for name in figures if name.rpartition("_")[0] in ("part_accuracy", "accuracy")]
     columns = {}
     for name in sorted(names, key=lambda name: (not name.startswith("part"), float(name.rpartition("_")[2]))):
@@ -158,7 +158,7 @@ def _accuracy_columns(figures: dict[str, float]) -> dict[str, str]:
 
 
 def to_markdown(summaries: Sequence[dict[str, Any]]) -> str:
-    """The table of all settings, that of the two halves, and that of the defect classes."""
+    """Format the tables of all settings, of the two halves, and of the defect classes."""
     return "\n".join(_markdown_lines(summaries)) + "\n"
 
 

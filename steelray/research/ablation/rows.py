@@ -1,9 +1,9 @@
-"""Which settings detect best: every setting on every split, by strips that it has not seen. Single process, no Ray.
+"""Evaluation of one ablation setting on one split of the strips. Single process, no Ray.
 
-A split has four groups of strips, none in two of them: nominal ones to fit on, nominal ones held out, and two halves of
-the defective ones. Nominal strips of the first group are also scored by banks that were built without them (K folds);
-these scores set the threshold, and stand for nominal strips where a choice is made ("validation": they and the first
-half of the defective strips). "Test" is what no choice may look at: the held-out nominal strips and the second half.
+A split has four disjoint groups: nominal strips to fit on, nominal strips held out, and two halves of the defective
+ones. The strips to fit on are also scored by banks built without them (K folds). These scores set the threshold; with
+the first half of the defective strips they form the "validation" side, by which settings are chosen. The "test" side,
+which no choice may look at, is the held-out nominal strips and the second half.
 """
 
 import random
@@ -39,7 +39,7 @@ TIMED_STRIPS = 3
 
 @dataclass(frozen=True)
 class Split:
-    """Strips of one seed; no strip is in two groups."""
+    """The four groups of one seed."""
 
     fit: list[Sample]
     held_out: list[Sample]
@@ -48,7 +48,7 @@ class Split:
 
 
 def split_strips(config: AblationConfig, setting: AblationSetting, seed: int) -> Split:
-    """The strips of a setting on one split. Settings of one seed share groups, unless they differ in `num_fit`.
+    """Split the strips of a setting. Settings of one seed share groups, unless they differ in `num_fit`.
 
     Raises:
         ConfigError: too few nominal strips for a threshold, or no defective ones.
@@ -72,7 +72,7 @@ def split_strips(config: AblationConfig, setting: AblationSetting, seed: int) ->
 
 
 def evaluate_row(config: AblationConfig, setting: AblationSetting, seed: int, num_threads: int) -> dict[str, Any]:
-    """One setting on one split.
+    """Evaluate one setting on one split.
 
     Returns:
         A JSON-ready row: `figures` by name, `by_class`, counts, seconds per strip.
@@ -114,7 +114,7 @@ def evaluate_row(config: AblationConfig, setting: AblationSetting, seed: int, nu
 def predict_split(
     config: AblationConfig, setting: AblationSetting, seed: int, num_threads: int
 ) -> tuple[list[Sample], Predictions, float]:
-    """All strips that a setting is judged on, what it says of them, and its threshold for parts of strips."""
+    """Return the strips that a setting is judged on, its predictions for them, and its threshold for parts."""
     split = split_strips(config, setting, seed)
     scorer, nominal, _ = _fit(config, setting, split, num_threads)
     samples = [*split.held_out, *split.validation, *split.test]
@@ -124,7 +124,7 @@ def predict_split(
 def _fit(
     config: AblationConfig, setting: AblationSetting, split: Split, num_threads: int
 ) -> tuple[Scorer, Predictions, Scorer]:
-    """The fitted scorer, what scorers fitted without them say of the strips to fit on, and one without a cache."""
+    """Return the fitted scorer, out-of-fold predictions for the strips to fit on, and the scorer without a cache."""
     if setting.method == "local_deviation":
         baseline = LocalDeviation()
         return baseline, _predict(baseline, split.fit), baseline
@@ -155,7 +155,7 @@ def _scale(nominal: Predictions) -> NominalScale:
 
 @lru_cache(maxsize=512)
 def _pixels(sample: Sample) -> NDArray[np.uint8]:
-    """pixels_HWC. Every bank and every setting of this process looks at the same strips."""
+    """Load pixels_HWC once per process: every bank and every setting reads the same strips."""
     try:
         pixels_HWC = sample.load()
     except (Undecodable, OSError) as error:
@@ -231,7 +231,7 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
 
 
 def _seconds_per_strip(scorer: Scorer, samples: Sequence[Sample]) -> float:
-    """Of one strip without the cache: the fastest of a few, so that other work on the machine counts little."""
+    """Time a strip without the cache; the fastest of a few, so that other work on the machine counts little."""
     image = _pixels(samples[0])
     scorer.score([image])
     seconds = []

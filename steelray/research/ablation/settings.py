@@ -1,4 +1,4 @@
-"""The settings of an ablation: which options are compared, on which splits. Imports neither torch nor ray."""
+"""Settings of an ablation: the options to compare and the splits to compare them on. Loads neither torch nor ray."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,13 +9,13 @@ from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConf
 
 @dataclass(frozen=True)
 class AblationMember:
-    """One memory bank of a setting, and how it is searched."""
+    """One memory bank of a setting, with its scoring."""
 
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     weight: float = 1.0
-    """Share of this bank in the sum, where there are several; each is first scaled by what nominal strips show."""
+    """Weight of this bank in the fused score of several members; each is first scaled by nominal scores."""
 
     def __post_init__(self) -> None:
         require(self.weight > 0, f"a member's weight must be > 0, not {self.weight}")
@@ -26,15 +26,15 @@ class AblationSetting:
     """One row of the table."""
 
     name: str
-    """What the table calls it."""
+    """Name in the table."""
     method: Literal["patchcore", "local_deviation"] = "patchcore"
-    """`local_deviation`: the baseline that learns nothing; members are not used."""
+    """Method; `local_deviation` is the baseline without training and ignores members."""
     members: tuple[AblationMember, ...] = field(default_factory=lambda: (AblationMember(),))
-    """Several are fused: a bank per feature level, several backbones or several input sizes."""
+    """Memory banks; several, such as one per level, backbone or input size, are fused."""
     num_fit: int | None = None
-    """Nominal strips to learn from, instead of the data's `num_fit`: for a learning curve."""
+    """Number of nominal strips to fit on; null: `data.num_fit`. For a learning curve."""
     contamination: float = 0.0
-    """Share of the strips to learn from that are defective ones in truth, taken from the validation half."""
+    """Share of the strips to fit on that are replaced by defective ones from the validation half."""
 
     def __post_init__(self) -> None:
         require(bool(self.name), "a setting needs a name")
@@ -45,33 +45,33 @@ class AblationSetting:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """jobs/ablate.py"""
+    """Options of jobs/ablate.py."""
 
     data: DatasetConfig
     settings: tuple[AblationSetting, ...]
-    """The rows of the table, in its order."""
+    """Rows of the table, in order."""
     output_dir: str
-    """Where results.jsonl (one line per row and split, which a rerun skips), the table and the figures go."""
+    """Folder for results.jsonl (one line per setting and split; a rerun skips these), the table and the figures."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Split seeds; the table holds mean and standard deviation over them."""
+    """Seeds of the splits; the table has mean and standard deviation over them."""
     parts: int = 4
-    """Each image is also judged in this many parts of its width, as the thesis does; 1: whole images only."""
+    """Number of parts, along its width, in which each image is also judged, as in the thesis; 1: whole images only."""
     folds: int = 5
-    """The nominal strips are scored by banks that have not seen them, in this many rounds, for the threshold."""
+    """Number of rounds in which the strips to fit on are scored by banks without them, for the threshold."""
     false_alarm_rates: tuple[float, ...] = (0.05, 0.2)
-    """Shares of nominal parts, and of strips, above the thresholds at which accuracy is taken; recall at the first."""
+    """False-alarm rates, of nominal parts and strips, of the thresholds for accuracy; recall uses the first."""
     validation_fraction: float = 0.5
-    """Share of the defective strips that a choice may look at; figures are also given for the others alone."""
+    """Share of the defective strips by which settings are chosen; the others are also judged alone."""
     pixel_step: int = 4
-    """Pixel figures are taken at every so many pixels in both directions."""
+    """Distance between the pixels that are judged, in both directions; pixels."""
     gallery_of: str | None = None
-    """Name of the setting whose worst misses and false alarms are drawn, on the first split."""
+    """Name of the setting whose worst misses and false alarms on the first split are drawn; null: none."""
     cache_dir: str | None = None
-    """Where embeddings are kept; null: output_dir/embeddings."""
+    """Folder for embeddings; null: output_dir/embeddings."""
     num_cpus_per_row: float = 1.0
-    """Rows run side by side, each with this many CPUs."""
+    """CPUs per row; rows run in parallel."""
     dry_run: bool = False
-    """Print the resolved settings and the rows that are still to do, and do nothing."""
+    """Print the resolved settings and the missing rows, and stop."""
 
     def __post_init__(self) -> None:
         names = [setting.name for setting in self.settings]
@@ -91,5 +91,5 @@ class AblationConfig:
         require(self.num_cpus_per_row > 0, f"num_cpus_per_row must be > 0, not {self.num_cpus_per_row}")
         require(
             self.gallery_of is None or self.gallery_of in names,
-            f"gallery_of is {self.gallery_of!r}, which no setting is called",
+            f"gallery_of: no setting is named {self.gallery_of!r}; give one of {names}",
         )

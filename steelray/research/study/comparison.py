@@ -1,4 +1,4 @@
-"""Baseline and fix on the study's test split, beside PatchCore, ConvAE, and two methods that learn nothing."""
+"""Comparison of baseline and fix with PatchCore, ConvAE and two methods without training, on the test split."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from steelray.storage.location import Location
 
 
 class MedianDifference:
-    """Learns nothing: the absolute difference of the smoothed grey level to the strip's median; a `Scorer`."""
+    """Scores without training: smoothed absolute difference of the grey level to the strip's median; a `Scorer`."""
 
     min_size_px = 1
 
@@ -40,7 +40,7 @@ class MedianDifference:
         self._sigma_px = sigma_px
 
     def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
-        """Anomaly maps and scores of images, uint8 HWC."""
+        """Return anomaly maps and scores of images, uint8 HWC."""
         maps = []
         for image in images:
             grey_HW = image.astype(np.float32).mean(axis=2)
@@ -49,10 +49,9 @@ class MedianDifference:
 
 
 def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int = 1) -> dict[str, Any]:
-    """Fits each method on the study's fit strips and scores its test strips, and so do the claim's kept networks.
+    """Fit each method on the study's fit strips and score its test strips with it and with the claim's kept networks.
 
-    Writes detection.json to the results, method by method. Methods that are in it already are not run again; the
-    networks are always read anew.
+    Writes detection.json after every method. Methods that it already holds are not run again; the networks always are.
 
     Raises:
         ConfigError: there are no results of this study yet, or the dataset cannot be used.
@@ -115,7 +114,7 @@ def _patchcore(fit: Sequence[Sample], num_threads: int) -> Scorer:
 
 
 def _conv_autoencoder(study: StudyConfig, fit: Sequence[Sample]) -> Scorer:
-    """Trained on the same crops, for as many steps."""
+    """Train an autoencoder on the same crops, for as many steps."""
     config = replace(study.train, model="conv_ae")
     images = [sample.load() for sample in fit]
     maker = SampleMaker(config)

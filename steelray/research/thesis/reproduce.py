@@ -1,7 +1,7 @@
-"""The thesis's two tables anew: three methods on MVTec bottle and on Severstal, in its protocol. Knows no Ray.
+"""Reproduction of the thesis's two tables: three methods on MVTec bottle and on Severstal, by its protocol. No Ray.
 
-Every cell (dataset, method) leaves a JSON file, so that a run goes on where it stopped. Single process but for the
-training, which the caller supplies.
+Every cell (dataset, method) is stored in a JSON file, and a rerun computes only the missing ones. The caller supplies
+the training; all else runs in one process.
 """
 
 import hashlib
@@ -37,18 +37,18 @@ from steelray.research.thesis.tables import to_markdown
 
 Report = Callable[[str], None]
 MAP_SIZE_PX = (256, 256)
-"""Height and width at which every map is judged, the thesis's, whatever the network's input."""
+"""Height and width at which every map is judged, as in the thesis, whatever the network's input."""
 TUNED_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
-"""Quantiles of the normal test images' pixels that are tried as pixel thresholds of the autoencoder."""
+"""Quantiles of the nominal test images' pixels that are tried as pixel thresholds of the autoencoder."""
 Train = Callable[[TrainConfig], dict[str, Any]]
-"""jobs/train.py as a function: trains and calibrates, and returns its summary."""
+"""jobs/train.py as a function: trains, calibrates and returns its summary."""
 
 
 def reproduce(config: ThesisConfig, num_threads: int, train: Train, report: Report) -> dict[str, Any]:
-    """Computes the cells that are missing, then writes tables and JSON of all that are there.
+    """Compute the missing cells, then write the tables of all that there are.
 
     Returns:
-        The tables as JSON, and which cells were computed now.
+        The cells computed now, the missing ones, the main figures of each cell, and the path of the tables.
 
     Raises:
         ConfigError: a dataset cannot be used.
@@ -61,7 +61,7 @@ def reproduce(config: ThesisConfig, num_threads: int, train: Train, report: Repo
         found = json.loads(path.read_text()) if path.is_file() else None
         settings = cell_settings(config, cell)
         if found is not None and found["settings_sha256"] != _digest(settings):
-            report(f"{cell}: computed with other settings before, so anew")
+            report(f"{cell}: was computed with other settings; computing it again")
             found = None
         if found is None and (not config.only or cell in config.only):
             report(f"{cell}: {config.label}")
@@ -78,7 +78,7 @@ def reproduce(config: ThesisConfig, num_threads: int, train: Train, report: Repo
 
 
 def cell_settings(config: ThesisConfig, cell: str) -> dict[str, Any]:
-    """Everything that a cell's figures depend on, as JSON."""
+    """Return all settings that a cell's figures depend on, as JSON."""
     dataset, method = cell.split("/")
     if method == "patchcore":
         recipe: Any = {**identity(config.patchcore), "calibration": asdict(config.calibration)}
@@ -137,12 +137,12 @@ def _compute(
 
 
 def judge(method: str, predictions: Predictions, threshold: float) -> tuple[dict[str, float], float]:
-    """All figures of a cell, in [0, 1], and the threshold of its pixels.
+    """Return all figures of a cell, in [0, 1], and its pixel threshold.
 
-    `classification` is the thesis's: the mean of the accuracies on normal images and on every defect type, at the
+    `classification` is the thesis's: the mean of the accuracies on nominal images and on every defect type, at the
     threshold that is best on the test images themselves (largest true- minus false-positive rate). For conv_ae the
-    image's score is the share of pixels above the best pixel threshold. `..._held_out` are at the threshold that was
-    set on held-out normal images.
+    image's score is the share of pixels above the best pixel threshold. Figures named `..._held_out` use the threshold
+    set on held-out nominal images.
     """
     labels_N = np.array([kind != NOMINAL for kind in predictions.defect_types])
     masks, maps, scores_N = predictions.masks, predictions.anomaly_maps, predictions.scores_N
@@ -170,10 +170,10 @@ def judge(method: str, predictions: Predictions, threshold: float) -> tuple[dict
 
 
 def _autoencoder_figures(predictions: Predictions, pixel_threshold: float, share_threshold: float) -> dict[str, float]:
-    """What the thesis calls the autoencoder's segmentation performance, and what thresholds picked by hand could give.
+    """Return the thesis's figures for the autoencoder, also with thresholds tuned by hand.
 
     `segmentation_accuracy`: share of pixels that the binarised map gets right. `..._tuned`: at the pixel threshold,
-    out of `TUNED_THRESHOLDS`, that is best for it on the test images. `no_defect_accuracy`: of a map that is all black.
+    out of `TUNED_THRESHOLDS`, that is best on the test images. `no_defect_accuracy`: of a map without any defect.
     """
     masks, maps, kinds = predictions.masks, predictions.anomaly_maps, predictions.defect_types
     labels_N = np.array([kind != NOMINAL for kind in kinds])
@@ -217,14 +217,14 @@ def _patchcore(config: ThesisConfig, dataset: Dataset, num_threads: int) -> tupl
 
 
 def examples(samples: list[Sample], predictions: Predictions) -> list[Example]:
-    """Of normal images and of every defect type the one with the median score."""
+    """Choose the image with the median score among the nominal ones and for every defect type."""
     kinds = sorted(set(predictions.defect_types), key=lambda kind: (kind != NOMINAL, kind))
     chosen = []
     for kind in kinds:
         members = [i for i, other in enumerate(predictions.defect_types) if other == kind]
-        middle = sorted(members, key=lambda i: float(predictions.scores_N[i]))[len(members) // 2]
-        map_HW = predictions.anomaly_maps[middle]
-        pixels_HWC: NDArray[np.uint8] = resize(samples[middle].load(), (map_HW.shape[0], map_HW.shape[1]))
-        score = float(predictions.scores_N[middle])
-        chosen.append(Example(kind, score, pixels_HWC, predictions.masks[middle], map_HW))
+        median = sorted(members, key=lambda i: float(predictions.scores_N[i]))[len(members) // 2]
+        map_HW = predictions.anomaly_maps[median]
+        pixels_HWC: NDArray[np.uint8] = resize(samples[median].load(), (map_HW.shape[0], map_HW.shape[1]))
+        score = float(predictions.scores_N[median])
+        chosen.append(Example(kind, score, pixels_HWC, predictions.masks[median], map_HW))
     return chosen
