@@ -24,6 +24,15 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
         yield store
 
 
+@pytest.fixture(scope="session")
+def cluster(object_store: ObjectStore) -> Iterator[dict[str, float]]:
+    """Ray with two CPUs, started after the store so that its workers reach it."""
+    from steelray.cluster.connect import connected
+
+    with connected(num_cpus=2) as resources:
+        yield resources
+
+
 @pytest.fixture
 def s3_uri(object_store: ObjectStore) -> str:
     """An empty s3:// prefix of the test's own."""

@@ -1,7 +1,7 @@
-"""How many machines a night takes and what it costs, from measured costs per strip. Pure arithmetic; knows no Ray.
+"""Capacity planning: machines, time and price of a run, from measured costs per strip. Pure arithmetic, no Ray.
 
-The model: a strip asks each resource of the cluster (CPUs, GPUs, network, the store's requests) for a fixed amount. The
-rate is what the scarcest of them allows; that one is named. On top comes a fixed time until the first strip is scored.
+Each strip uses a fixed amount of every resource (CPUs, GPUs, network, requests to the store). The scarcest resource
+sets the rate and is named in the plan. A fixed startup time is added.
 """
 
 from collections.abc import Sequence
@@ -13,84 +13,84 @@ from steelray.config import ConfigError, require
 GIGABIT_BYTES = 1e9 / 8
 FLOAT_BYTES = 4
 ANSWER_BYTES = 12
-"""Of one neighbour: float32 distance, int64 id."""
+"""Size of one neighbour: float32 distance and int64 id."""
 
 
 @dataclass(frozen=True)
 class StageCosts:
-    """What one strip costs, by stage; measured by benchmarks/stage_costs.py."""
+    """Costs of one strip by stage, as benchmarks/stage_costs.py measures them."""
 
     measured_on: str
     """Hardware, date and commit of the measurement."""
     read_cpu_s: float
-    """CPU seconds to fetch it from the store."""
+    """CPU seconds to fetch a strip from the store."""
     decode_cpu_s: float
     """CPU seconds from JPEG to pixels."""
     embed_cpu_s: float
-    """CPU seconds of the backbone; nothing where a GPU does it."""
+    """CPU seconds of the backbone; not used with a GPU."""
     search_cpu_s: float
-    """CPU seconds of the nearest-neighbour search in a bank of `search_vectors`; grows in proportion."""
+    """CPU seconds of the search in a bank of `search_vectors`; proportional to the size of the bank."""
     search_vectors: int
-    """Vectors of the bank that `search_cpu_s` was measured with."""
+    """Vectors in the bank with which `search_cpu_s` was measured."""
     finish_cpu_s: float
-    """CPU seconds for map, score, verdict and the row."""
+    """CPU seconds for map, score, verdict and row."""
     overhead_cpu_s: float
-    """CPU seconds of Ray: moving the strip's pixels and row between processes, writing the table."""
+    """CPU seconds of Ray: moving pixels and rows between processes, writing the table."""
     startup_s: float
-    """From the start of the job to the first strip: actors that load backbone and bank."""
+    """Seconds from the start of the job to the first strip, while actors load backbone and bank."""
     image_bytes: float
-    """What is read per strip."""
+    """Bytes read per strip."""
     result_bytes: float
-    """What is written per strip: its row, and a heatmap where it is flagged."""
+    """Bytes written per strip: its row, and a heatmap if it is flagged."""
     queries: int
-    """Patches of a strip."""
+    """Patches per strip."""
     dim: int
-    """Values of a patch embedding."""
+    """Dimension of a patch embedding."""
     embed_gpu_s: float
     """GPU seconds of the backbone."""
     search_gpu_s: float
     """GPU seconds of the search in a bank of `search_vectors`."""
     cpu_measured: bool = True
-    """False: some of the CPU figures are assumptions, and every prediction says so."""
+    """Whether all CPU figures were measured; false marks every prediction as estimated."""
     gpu_measured: bool = False
-    """False: the two GPU figures are estimates from arithmetic, and every prediction that uses them says so."""
+    """Whether the two GPU figures were measured; false marks every prediction that uses them as estimated."""
 
 
 @dataclass(frozen=True)
 class InstanceType:
-    """A machine to hire, or to own."""
+    """One kind of machine, rented or owned."""
 
     name: str
     vcpus: int
     network_gbit: float
-    """What it sustains, not what it bursts to."""
+    """Sustained bandwidth, not burst; Gbit/s."""
     usd_per_hour: float
     source: str
-    """Where price and network come from, and of which date."""
+    """Source and date of price and bandwidth."""
     gpus: int = 0
     spot_usd_per_hour: float | None = None
     core_speed: float = 1.0
-    """A vCPU's speed as a share of the measured one's."""
+    """Speed of a vCPU relative to the measured one."""
     gpu_speed: float = 1.0
-    """A GPU's speed as a share of the one that the GPU figures stand for."""
+    """Speed of a GPU relative to that of the GPU figures."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A night."""
+    """A run to plan for."""
 
     strips: int = 1_000_000
     """Images to score."""
     hours: float = 6.0
-    """The time there is."""
+    """Time allowed; hours."""
     bank_vectors: int = 20_000
-    """Vectors of the memory bank."""
+    """Vectors in the memory bank."""
     placement: Literal["replicated", "sharded"] = "replicated"
-    """Where the bank lives."""
+    """Placement of the bank."""
     num_shards: int = 4
-    """Shard actors, where it is sharded."""
+    """Shard actors of a sharded bank."""
     store_gets_per_s: float = 5500
-    """Requests that the store answers; S3 documents 5,500 GET per second and prefix."""
+    """Requests per second that the store answers; S3 documents 5,500 GET per prefix."""
 
     def __post_init__(self) -> None:
         for name in ("strips", "hours", "bank_vectors", "num_shards", "store_gets_per_s"):
@@ -99,37 +99,37 @@ class Workload:
 
 @dataclass(frozen=True)
 class PlanCapacityConfig:
-    """jobs/plan_capacity.py"""
+    """Options of jobs/plan_capacity.py."""
 
     costs: StageCosts
     instances: list[InstanceType] = field(default_factory=list)
     strips: int = 1_000_000
-    """Images to score in a night."""
+    """Images to score."""
     hours: float = 6.0
-    """The time there is for them."""
+    """Time allowed; hours."""
     bank_vectors: int = 20_000
-    """Vectors of the memory bank."""
+    """Vectors in the memory bank."""
     placement: Literal["replicated", "sharded"] = "replicated"
-    """Where the bank lives."""
+    """Placement of the bank."""
     num_shards: int = 4
-    """Shard actors, where it is sharded."""
+    """Shard actors of a sharded bank."""
     max_nodes: int = 1000
-    """More than this is no plan."""
+    """Largest cluster to consider; machines."""
     dry_run: bool = False
-    """The same: this job only calculates."""
+    """Accepted as by every job; this one only calculates anyway."""
 
     def __post_init__(self) -> None:
-        require(len(self.instances) > 0, "instances is empty: name at least one machine, as jobs/configs/capacity.yaml")
+        require(len(self.instances) > 0, "instances is empty: name a machine as in jobs/configs/capacity.yaml")
 
     @property
     def workload(self) -> Workload:
-        """The night that is asked for."""
+        """The run to plan for."""
         return Workload(self.strips, self.hours, self.bank_vectors, self.placement, self.num_shards)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a cluster of one kind of machine makes of a night."""
+    """Predicted time and price of a run on a cluster of one kind of machine."""
 
     instance: str
     nodes: int
@@ -141,29 +141,29 @@ class Prediction:
     saturated: str
     """The resource that sets the rate: `cpu`, `gpu`, `network` or `store`."""
     load: dict[str, float]
-    """Share of every resource that is in use at that rate."""
+    """Share of every resource in use at that rate."""
     network_bytes_per_s: float
-    """Over all nodes: images in, results out, and the queries of a sharded bank."""
+    """Bytes per second over all nodes: images, results, and the queries of a sharded bank."""
     estimated: bool
-    """Rests on figures that were not measured."""
+    """Whether some of the figures behind it were not measured."""
 
 
 def network_bytes(costs: StageCosts, workload: Workload, nodes: int) -> float:
-    """Bytes that one strip moves between machines.
+    """Return the bytes that one strip moves between machines.
 
-    Sharded, its queries go to every other node that holds a shard, once, and one answer comes back from each shard.
+    With a sharded bank, its queries go once to every other node with a shard, and each shard returns one answer.
     """
     moved = costs.image_bytes + costs.result_bytes
     if workload.placement == "sharded":
         holders = min(workload.num_shards, nodes)
-        elsewhere = holders - holders / nodes  # the strip's own node is one of them as often as it has a shard
+        elsewhere = holders - holders / nodes  # less the strip's own node, as often as it has a shard
         moved += costs.queries * costs.dim * FLOAT_BYTES * elsewhere
         moved += costs.queries * ANSWER_BYTES * workload.num_shards * elsewhere / holders
     return moved
 
 
 def cpu_seconds(costs: StageCosts, workload: Workload, use_gpu: bool) -> dict[str, float]:
-    """CPU seconds of one strip, by stage."""
+    """Return the CPU seconds of one strip by stage."""
     seconds = {
         "read": costs.read_cpu_s,
         "decode": costs.decode_cpu_s,
@@ -177,7 +177,7 @@ def cpu_seconds(costs: StageCosts, workload: Workload, use_gpu: bool) -> dict[st
 
 
 def predict(costs: StageCosts, instance: InstanceType, nodes: int, workload: Workload) -> Prediction:
-    """Rate, time and price of a night on `nodes` machines of a kind."""
+    """Predict rate, time and price of a run on `nodes` machines of a kind."""
     use_gpu = instance.gpus > 0
     moved = network_bytes(costs, workload, nodes)
     limits = {
@@ -207,29 +207,29 @@ def predict(costs: StageCosts, instance: InstanceType, nodes: int, workload: Wor
     )
 
 
-def plan_night(costs: StageCosts, instance: InstanceType, workload: Workload, max_nodes: int = 1000) -> Prediction:
-    """The smallest cluster of a kind that ends in time.
+def plan_run(costs: StageCosts, instance: InstanceType, workload: Workload, max_nodes: int = 1000) -> Prediction:
+    """Find the smallest cluster of a kind that finishes in time.
 
     Raises:
-        ConfigError: none does, and what stands in the way.
+        ConfigError: none does; the message names the limiting resource.
     """
     low, high = 1, max_nodes
     best = predict(costs, instance, high, workload)
     if best.hours > workload.hours:
         raise ConfigError(
             f"{workload.strips} strips take {best.hours:.1f} h on {max_nodes} x {instance.name} ({best.saturated} is "
-            f"the limit), {workload.hours:g} h are there: give more hours"
+            f"the limit), but hours is {workload.hours:g}: raise it"
             + (", spread the archive over more prefixes" if best.saturated == "store" else "")
         )
-    while low < high:  # the rate never falls with a node more
-        middle = (low + high) // 2
-        tried = predict(costs, instance, middle, workload)
-        low, high = (low, middle) if tried.hours <= workload.hours else (middle + 1, high)
+    while low < high:  # bisection: one more node never lowers the rate
+        nodes = (low + high) // 2
+        in_time = predict(costs, instance, nodes, workload).hours <= workload.hours
+        low, high = (low, nodes) if in_time else (nodes + 1, high)
     return predict(costs, instance, low, workload)
 
 
 def to_markdown(predictions: Sequence[Prediction], workload: Workload) -> str:
-    """A table, one line per kind of machine."""
+    """Format predictions as a table, one line per kind of machine."""
     lines = [
         f"{workload.strips:,} strips in {workload.hours:g} h, bank of {workload.bank_vectors:,} vectors, "
         f"{workload.placement}:",
@@ -251,12 +251,12 @@ def to_markdown(predictions: Sequence[Prediction], workload: Workload) -> str:
 
 
 def plan_capacity(config: PlanCapacityConfig) -> tuple[str, dict[str, Any]]:
-    """A table, and the same as data: what jobs/plan_capacity.py prints."""
+    """Plan for every kind of machine; return a table and the same as data, for jobs/plan_capacity.py to print."""
     workload = config.workload
     found, impossible = [], {}
     for instance in config.instances:
         try:
-            found.append(plan_night(config.costs, instance, workload, config.max_nodes))
+            found.append(plan_run(config.costs, instance, workload, config.max_nodes))
         except ConfigError as error:
             impossible[instance.name] = str(error)
     table = to_markdown(found, workload) + "".join(f"\n\n{name}: {line}." for name, line in impossible.items())

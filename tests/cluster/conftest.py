@@ -1,15 +1,12 @@
 """One small Ray cluster for all distributed tests, and a small bank in S3 to score with."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from steelray.cluster.archive_scorer import score_archive
 from steelray.cluster.bank_builder import build_memory_bank
-from steelray.cluster.connect import connected
 from steelray.config import ArchiveConfig, CalibrationConfig, ReportConfig
-from steelray.demo.object_store import ObjectStore
 from steelray.demo.synthetic import DEFECTS, make_strip
 from steelray.patchcore.config import BuildMemoryBankConfig, CoresetConfig, EmbedderConfig
 from steelray.runs.config import ScoreArchiveConfig
@@ -51,13 +48,6 @@ class World:
 
 def silent(line: str) -> None:
     """Takes no notice of progress."""
-
-
-@pytest.fixture(scope="session")
-def cluster(object_store: ObjectStore) -> Iterator[dict[str, float]]:
-    """Ray with two CPUs, started after the store so that its workers reach it."""
-    with connected(num_cpus=2) as resources:
-        yield resources
 
 
 @pytest.fixture(scope="session")

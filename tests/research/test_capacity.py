@@ -14,7 +14,7 @@ from steelray.research.capacity import (
     Workload,
     network_bytes,
     plan_capacity,
-    plan_night,
+    plan_run,
     predict,
 )
 
@@ -38,11 +38,11 @@ COSTS = StageCosts(
 )
 CPU = InstanceType("cpu-16", 16, 10, 0.80, "a test", spot_usd_per_hour=0.30)
 GPU = InstanceType("gpu-8", 8, 10, 1.00, "a test", gpus=1)
-NIGHT = Workload(strips=1_000_000, hours=6, bank_vectors=10_000, store_gets_per_s=1e9)
+RUN = Workload(strips=1_000_000, hours=6, bank_vectors=10_000, store_gets_per_s=1e9)
 
 
 def test_a_rate_by_hand() -> None:
-    one = predict(COSTS, CPU, 2, NIGHT)
+    one = predict(COSTS, CPU, 2, RUN)
     assert one.strips_per_s == pytest.approx(2 * 16 / 0.1)
     assert one.saturated == "cpu"
     assert one.hours == pytest.approx((30 + 1_000_000 / 320) / 3600)
@@ -52,25 +52,25 @@ def test_a_rate_by_hand() -> None:
 
 
 def test_a_gpu_takes_backbone_and_search_off_the_cpus() -> None:
-    one = predict(COSTS, GPU, 1, NIGHT)
+    one = predict(COSTS, GPU, 1, RUN)
     assert one.saturated == "cpu", "decoding keeps the GPU waiting"
     assert one.strips_per_s == pytest.approx(8 / 0.03)
     assert one.load["gpu"] == pytest.approx(8 / 0.03 * 0.002)
     assert one.gpu_hours == pytest.approx(one.hours)
     assert one.estimated, "its GPU figures were not measured"
     slow = replace(COSTS, embed_gpu_s=0.01, gpu_measured=True)
-    assert predict(slow, GPU, 1, NIGHT).saturated == "gpu"
-    assert not predict(slow, GPU, 1, NIGHT).estimated
+    assert predict(slow, GPU, 1, RUN).saturated == "gpu"
+    assert not predict(slow, GPU, 1, RUN).estimated
 
 
 def test_the_search_grows_with_the_bank_and_the_rest_does_not() -> None:
-    small, large = (predict(COSTS, CPU, 1, replace(NIGHT, bank_vectors=n)).strips_per_s for n in (10_000, 100_000))
+    small, large = (predict(COSTS, CPU, 1, replace(RUN, bank_vectors=n)).strips_per_s for n in (10_000, 100_000))
     assert 16 / large - 16 / small == pytest.approx(0.02 * 9)
 
 
 def test_a_sharded_bank_sends_its_queries_over_the_network() -> None:
-    sharded = replace(NIGHT, placement="sharded", num_shards=4)
-    plain = network_bytes(COSTS, NIGHT, 8)
+    sharded = replace(RUN, placement="sharded", num_shards=4)
+    plain = network_bytes(COSTS, RUN, 8)
     assert plain == 201_000
     assert network_bytes(COSTS, sharded, 1) == plain, "on one machine nothing leaves it"
     queries = 6400 * 152 * 4
@@ -82,21 +82,21 @@ def test_a_sharded_bank_sends_its_queries_over_the_network() -> None:
 
 
 def test_more_machines_are_never_slower_and_the_smallest_number_in_time_is_chosen() -> None:
-    rates = [predict(COSTS, CPU, nodes, NIGHT).strips_per_s for nodes in range(1, 20)]
+    rates = [predict(COSTS, CPU, nodes, RUN).strips_per_s for nodes in range(1, 20)]
     assert rates == sorted(rates)
     for strips in (1_000, 1_000_000, 20_000_000, 100_000_000):
-        night = replace(NIGHT, strips=strips)
-        plan = plan_night(COSTS, CPU, night)
-        assert plan.hours <= night.hours
+        run = replace(RUN, strips=strips)
+        plan = plan_run(COSTS, CPU, run)
+        assert plan.hours <= run.hours
         if plan.nodes > 1:
-            assert predict(COSTS, CPU, plan.nodes - 1, night).hours > night.hours
+            assert predict(COSTS, CPU, plan.nodes - 1, run).hours > run.hours
 
 
 def test_what_no_number_of_machines_can_do_is_said_with_the_limit() -> None:
     with pytest.raises(ConfigError, match=r"store is the limit.*spread the archive over more prefixes"):
-        plan_night(COSTS, CPU, replace(NIGHT, strips=10**9, store_gets_per_s=5500))
+        plan_run(COSTS, CPU, replace(RUN, strips=10**9, store_gets_per_s=5500))
     with pytest.raises(ConfigError, match=r"on 2 x cpu-16 \(cpu is the limit\)"):
-        plan_night(COSTS, CPU, replace(NIGHT, strips=10**8), max_nodes=2)
+        plan_run(COSTS, CPU, replace(RUN, strips=10**8), max_nodes=2)
 
 
 def test_one_machine_that_cannot_does_not_hide_the_others() -> None:

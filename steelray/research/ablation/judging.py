@@ -70,7 +70,7 @@ def figures_of(judged: Judged, *, pixels: bool) -> dict[str, float]:
 
 
 def by_class(judged: Judged, part_threshold: float) -> dict[str, dict[str, float]]:
-    """Return AUROC against nominal strips and recall of parts per defect class; strips count for each of their classes."""
+    """Return AUROC against nominal strips and recall of parts per defect class; a strip may have several classes."""
     result = {}
     nominal_N = ~judged.labels_N
     clean_N = np.array([kind == NOMINAL for kind in judged.part_kinds])

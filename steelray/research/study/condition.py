@@ -1,6 +1,6 @@
-"""A condition of a trial: `dataset+change=amount+...`, such as `control+grain=8` or `steel+denoise=2`.
+"""Conditions of a trial: `dataset+change=amount+...`, such as `control+grain=8` or `steel+denoise=2`.
 
-Imports neither torch nor ray.
+Loads neither torch nor ray.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from steelray.config import ConfigError
 
 CHANGES = ("grain", "denoise", "bands", "grey", "squeeze")
 DATASETS = ("steel", "control", "generated")
-"""`steel`: what the study is about. `control`: where DRAEM is known to converge. `generated`: strips with knobs."""
+"""`steel`: the subject of the study. `control`: where DRAEM is known to converge. `generated`: strips with knobs."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A dataset and the changes made to its pixels, in their order."""
+    """A dataset and the changes made to its pixels, in order."""
 
     dataset: str = "steel"
     changes: tuple[tuple[str, float], ...] = ()
@@ -24,7 +24,7 @@ class Condition:
 
 
 def parse_condition(text: str) -> Condition:
-    """Raises `ConfigError` for an unknown dataset or change."""
+    """Parse a condition. Raises `ConfigError` for an unknown dataset or change."""
     dataset, *parts = text.split("+")
     changes = []
     for part in parts:

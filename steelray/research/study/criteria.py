@@ -1,4 +1,4 @@
-"""When a trial has converged: C1 to C6, and the thesis's own criterion. Pure functions of what a trial logged."""
+"""Criteria of convergence: C1 to C6 and the thesis's own. Pure functions of a trial's logs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LAST = 0.2
-"""The share of a run at its end on which convergence is judged."""
+"""Share of a run, at its end, on which convergence is judged."""
 MAX_CHANGE = 0.02
 MAX_FOCAL_SHARE = 0.25
 MIN_PIXEL_AP = 0.80
@@ -22,11 +22,12 @@ CLAIM_SHARE, SCREEN_SHARE = 0.9, 0.8
 
 
 def reconstruction_converged(losses: Sequence[float], steps: Sequence[int], floor: float) -> bool:
-    """C1: the probe's reference reconstruction loss is at or below the blur floor and has stopped changing.
+    """Check C1: the probe's reference reconstruction loss is at or below the blur floor and has stopped changing.
 
     Args:
-        losses: at each probe, on the unmasked foreground. steps: of each probe; the last one is the run's length.
-        floor: the loss of the image blurred with sigma 2 as its own reconstruction.
+        losses: one per look at the probe, on the unmasked foreground. steps: their steps; the last one is the run's
+            length.
+        floor: loss of the image blurred with sigma 2 as its own reconstruction.
     """
     late = tail(losses, steps)
     if not late or not all(map(math.isfinite, late)):
@@ -35,13 +36,13 @@ def reconstruction_converged(losses: Sequence[float], steps: Sequence[int], floo
 
 
 def segmentation_converged(focal: float, constant_focal: float, pixel_ap: float) -> bool:
-    """C2: far better than the best constant predictor, and a pixel AP of at least 0.80."""
+    """Check C2: focal loss far below the best constant predictor's, and a pixel AP of at least 0.80."""
     return focal <= MAX_FOCAL_SHARE * constant_focal and pixel_ap >= MIN_PIXEL_AP
 
 
 @dataclass(frozen=True)
 class Stability:
-    """C3's three figures, over the last fifth of the steps."""
+    """The three figures of C3, over the last fifth of the steps."""
 
     cv: float
     max_over_median: float
@@ -55,10 +56,10 @@ class Stability:
 
 
 def stability(totals: Sequence[float], gradient_norms: Sequence[float], steps_per_epoch: int) -> Stability:
-    """C3 of a run's raw total per step and gradient norm per step.
+    """Measure C3 on a run's raw total and gradient norm per step.
 
     Args:
-        steps_per_epoch: the totals are averaged over so many steps before their spread is taken.
+        steps_per_epoch: number of steps over which totals are averaged before their spread is taken.
     """
     count = max(steps_per_epoch, round(LAST * len(totals)))
     late = np.asarray(totals[-count:], dtype=float)
@@ -75,17 +76,17 @@ def stability(totals: Sequence[float], gradient_norms: Sequence[float], steps_pe
 
 
 def gap(train_mode_loss: float, eval_mode_loss: float) -> float:
-    """C4's figure: how much the loss of one frozen batch depends on the mode, relative to training mode's."""
+    """Return the figure of C4: difference of the probe's loss between the modes, relative to training mode."""
     return abs(eval_mode_loss - train_mode_loss) / train_mode_loss if train_mode_loss > 0 else math.nan
 
 
 def gap_closed(relative_gap: float) -> bool:
-    """C4."""
+    """Check C4."""
     return relative_gap <= MAX_GAP
 
 
 def first_step_below(losses: Sequence[float], steps: Sequence[int], limit: float) -> int | None:
-    """The first probed step from which on the loss never leaves `limit` again; None: never."""
+    """Return the first probed step from which on the loss stays at or below `limit`; None if it never does."""
     first = None
     for loss, step in zip(losses, steps, strict=True):
         first = (first or step) if loss <= limit else None
@@ -93,14 +94,14 @@ def first_step_below(losses: Sequence[float], steps: Sequence[int], limit: float
 
 
 def speed(step: int | None) -> str:
-    """C5: `soon` (as on MVTec), `eventually`, or `never` as far as the run went."""
+    """Classify C5: `soon` (as on MVTec), `eventually`, or `never` within the run."""
     if step is None or step > EVENTUALLY_STEPS:
         return "never"
     return "soon" if step <= SOON_STEPS else "eventually"
 
 
 def share_of_seeds(converged: Sequence[bool]) -> Mapping[str, bool | float]:
-    """C6: enough seeds to screen (4 of 5) or to claim (9 of 10, of at least ten)."""
+    """Check C6: enough seeds converged to screen (4 of 5) or to claim (9 of 10, of at least ten)."""
     share = sum(converged) / len(converged) if converged else 0.0
     return {
         "share": share,
@@ -110,7 +111,7 @@ def share_of_seeds(converged: Sequence[bool]) -> Mapping[str, bool | float]:
 
 
 def thesis_converged(totals: Sequence[float], steps_per_epoch: int) -> bool:
-    """The thesis's: the smoothed raw total is at most 0.10 by epoch 50 (1,425 steps of its 228 tiles)."""
+    """Check the thesis's criterion: a smoothed raw total of at most 0.10 by epoch 50 (1,425 steps of its 228 tiles)."""
     horizon = round(THESIS_EPOCHS * STEPS_PER_THESIS_EPOCH)
     seen = np.asarray(totals[:horizon], dtype=float)
     if len(seen) < steps_per_epoch:
@@ -120,7 +121,7 @@ def thesis_converged(totals: Sequence[float], steps_per_epoch: int) -> bool:
 
 
 def tail(values: Sequence[float], steps: Sequence[int]) -> list[float]:
-    """What was probed in the last fifth of the steps, its beginning included."""
+    """Return the values probed in the last fifth of the steps, its beginning included."""
     if not steps:
         return []
     start = (1 - LAST) * steps[-1]

@@ -1,7 +1,7 @@
-"""The study's images: what trials fit on, what the probe is cut from, strips never seen, and conditions of them.
+"""The study's images: those to fit on, those for the probe, unseen strips, and their conditions.
 
-The probe comes from the right end of the strips that trials fit on, which no trial fits on: whether training converges
-is asked where every kind of strip is known; what strips of their own kind bring is asked of the unseen ones. Shapes:
+The probe is cut from the right end of the strips that trials fit on; no trial fits on that end. So the probe asks
+whether training converges on known kinds of strips, and the unseen strips ask how well that carries over. Shapes:
 H height, W width, C channels; pixels uint8.
 """
 
@@ -18,7 +18,6 @@ from steelray.imaging.decode import resize
 from steelray.reconstruction.sources import AnomalySource, list_textures
 from steelray.research.study.condition import parse_condition
 from steelray.research.study.config import StudyConfig
-from steelray.research.study.plan import Trial
 from steelray.research.study.transplant import apply_changes
 from steelray.research.study.trial import TrialImages
 
@@ -32,15 +31,16 @@ Groups = tuple[list[Pixels], list[Pixels], list[Pixels]]
 
 
 class StudyImages:
-    """Loads each dataset once and makes conditions of it."""
+    """Loads the images of a study's conditions and keeps the latest ones."""
 
     def __init__(self, study: StudyConfig) -> None:
         self._study = study
         uri = study.train.synthesis.texture_uri
         self.textures: AnomalySource | None = list_textures(uri) if uri is not None else None
 
+    @lru_cache(maxsize=4)  # noqa: B019 (lives as long as the process's one study)
     def condition(self, text: str) -> TrialImages:
-        """The images of a condition, such as `steel+denoise=2`.
+        """Load the images of a condition, such as `steel+denoise=2`.
 
         Raises:
             ConfigError: its dataset is not set, or has no clean images to spare for the probe.
@@ -60,14 +60,6 @@ class StudyImages:
             [apply_changes(pixels, changes, HELD_OUT_SEED + number) for number, pixels in enumerate(held_out)],
             [apply_changes(pixels, changes, UNSEEN_SEED + number) for number, pixels in enumerate(unseen)],
         )
-
-    def of(self, trial: Trial) -> TrialImages:
-        """The images of a trial's condition."""
-        return self._cached(trial.condition)
-
-    @lru_cache(maxsize=4)  # noqa: B019 (lives as long as the process's one study)
-    def _cached(self, condition: str) -> TrialImages:
-        return self.condition(condition)
 
     @property
     def _has_steel(self) -> bool:
@@ -92,14 +84,14 @@ class StudyImages:
         return *self._parted(strips[NUM_UNSEEN_GENERATED:]), strips[:NUM_UNSEEN_GENERATED]
 
     def _parted(self, strips: Sequence[Pixels]) -> tuple[list[Pixels], list[Pixels]]:
-        """Every strip's left part to fit on, and its right end for the probe."""
+        """Cut every strip into its left part, to fit on, and its right end, for the probe."""
         borders_px = [round((1 - self._study.probe_share) * strip.shape[1]) for strip in strips]
         left = [strip[:, :border_px] for strip, border_px in zip(strips, borders_px, strict=True)]
         return left, [strip[:, border_px:] for strip, border_px in zip(strips, borders_px, strict=True)]
 
 
 def generated_strip(seed: int, index: int, knobs: dict[str, float]) -> Pixels:
-    """A nominal strip, pixels_HW1 or, with chroma, pixels_HW3.
+    """Generate a nominal strip, pixels_HW1 or, with chroma, pixels_HW3.
 
     Args:
         knobs: `grain` (sd, grey levels), `black` (share of the width that is black), `spread` (sd of the strips'
@@ -128,8 +120,7 @@ def generated_strip(seed: int, index: int, knobs: dict[str, float]) -> Pixels:
 
 
 def parted_test(dataset: Dataset) -> tuple[list[Sample], list[Sample]]:
-    """Every third defective strip, by which a recipe may be chosen, and the test strips: the other defective ones and
-    the clean ones."""
+    """Split a test set into every third defective strip, by which a recipe may be chosen, and all other strips."""
     defective = sorted((sample for sample in dataset.test if sample.is_anomalous), key=lambda sample: sample.key)
     clean = [sample for sample in dataset.test if not sample.is_anomalous]
     validation = defective[::VALIDATION_STEP]

@@ -1,4 +1,4 @@
-"""Detection on strips that neither fit nor probe has seen. Single process, no Ray."""
+"""Figures of detection on whole strips. Single process, no Ray."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ STEP = slice(None, None, MAP_STRIDE_PX)
 
 @dataclass(frozen=True)
 class ScoredStrips:
-    """Strips with what a method says of them.
+    """Strips with a method's scores and maps.
 
     Attributes:
         labels_N: True where defective. scores_N: per strip. maps: float32 HW each. masks: bool, every fourth pixel.
@@ -32,7 +32,7 @@ class ScoredStrips:
     masks: Sequence[NDArray[np.bool_]]
 
     def smoothed(self, sigma_px: float) -> "ScoredStrips":
-        """The maps smoothed, as `draem.map_sigma_px` does; the scores stay. 0 leaves the maps as they are."""
+        """Return the strips with maps smoothed as by `draem.map_sigma_px`, and the same scores; 0 changes nothing."""
         if sigma_px == 0:
             return self
         maps = [smooth_map(map_HW, sigma_px) for map_HW in self.maps]
@@ -42,7 +42,7 @@ class ScoredStrips:
         return pixel_auroc(self.masks, self._thinned())
 
     def figures(self) -> dict[str, float]:
-        """Pixel and image AUROC and pixel AP, and of how many strips; for strips of both kinds."""
+        """Return pixel and image AUROC, pixel AP and the number of strips; needs clean and defective strips."""
         maps = self._thinned()
         return {
             "image_auroc": image_auroc(self.labels_N, self.scores_N),
@@ -57,9 +57,9 @@ class ScoredStrips:
 
 
 def share_beyond_tile(masks: Sequence[NDArray[np.bool_]], tile_px: tuple[int, int]) -> float:
-    """Share of the defective pixels whose defect (connected region) is both higher and wider than a tile.
+    """Return the share of the defective pixels whose defect (connected region) is both higher and wider than a tile.
 
-    A tile in the middle of such a defect shows nothing normal. NaN where nothing is defective.
+    A tile in the middle of such a defect shows nothing nominal. NaN without a defective pixel.
     """
     larger = total = 0
     for mask_HW in masks:
@@ -72,7 +72,7 @@ def share_beyond_tile(masks: Sequence[NDArray[np.bool_]], tile_px: tuple[int, in
 
 
 def score_strips(scorer: Scorer, samples: Sequence[Sample]) -> ScoredStrips:
-    """Any scorer on whole strips, one after another."""
+    """Score whole strips, one after another."""
     scores, maps, masks = [], [], []
     for sample in samples:
         image_maps, image_scores = scorer.score([sample.load()])

@@ -1,4 +1,4 @@
-"""Diagnoses two labelled datasets side by side: table, figures, and the prediction, in a folder."""
+"""Diagnosis of two labelled datasets side by side: a table, figures, and the predicted SSIM loss."""
 
 import json
 import math
@@ -32,7 +32,7 @@ COLORS = ("#3b7a3b", "#b3261e")
 
 
 def diagnose(config: DiagnoseConfig, report: Callable[[str], None]) -> dict[str, Any]:
-    """Writes diagnosis.json, diagnosis.md and figures/*.svg; returns the summaries.
+    """Write diagnosis.json, diagnosis.md and figures/*.svg; return the summaries.
 
     Raises:
         ConfigError: a dataset cannot be read, has no normal tiles, or its images are smaller than a tile.
@@ -76,11 +76,11 @@ def _name(dataset: DatasetConfig) -> str:
 def normal_tiles(
     config: DatasetConfig, tile_px: tuple[int, int], size_px: tuple[int, int] | None, max_tiles: int
 ) -> list[Pixels]:
-    """Tiles of a dataset's normal images, at most `max_tiles`, evenly taken."""
+    """Cut at most `max_tiles` tiles, evenly spread, from a dataset's nominal images."""
     dataset = load_dataset(config)
     samples = [*dataset.fit, *(sample for sample in dataset.test if not sample.is_anomalous)]
     if not samples:
-        raise ConfigError(f"{config.root}: no normal images in it")
+        raise ConfigError(f"{config.root}: no nominal images in it; give a dataset that has some")
     tiles: list[Pixels] = []
     per_image = math.ceil(max_tiles / len(samples))
     for sample in samples:

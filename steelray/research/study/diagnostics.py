@@ -1,4 +1,4 @@
-"""What can be said of a dataset before any training: grain, floor, black, brightness, chroma, direction. Pure NumPy.
+"""Figures of a dataset before any training: grain, blur floor, black, brightness, chroma and direction of its tiles.
 
 Shapes: H height, W width, C channels (1 or 3) of a tile, pixels uint8; figures in grey levels of 255 unless said
 otherwise.
@@ -26,14 +26,14 @@ FULLY_BLACK = 0.98
 
 @dataclass(frozen=True)
 class TileFigures:
-    """Of one tile; all but `black_fraction` on its foreground, NaN where there is none."""
+    """Figures of one tile; all but `black_fraction` are of its foreground and NaN without one."""
 
     grain_sd: float
     """Standard deviation of the residual of a Gaussian blur of sigma 2."""
     floor: float
     """F = 1 - SSIM(tile, its blur of sigma 2)."""
     formula_floor: float
-    """s² / (s² + C2) of the grain: what the floor should be if the grain alone made it."""
+    """s² / (s² + C2) of the grain: the floor that the grain alone would cause."""
     black_fraction: float
     """Share of pixels that are not strip."""
     brightness: float
@@ -56,7 +56,7 @@ FIGURE_TITLES = {
 
 
 def measure_tile(pixels_HWC: Pixels) -> TileFigures:
-    """The figures of one tile."""
+    """Measure one tile."""
     grey_HW = pixels_HWC.mean(axis=2, dtype=np.float32)
     strip_HW = gaussian_blur(grey_HW, SIGMA_PX) >= BLACK_LEVEL
     black = black_fraction(pixels_HWC)
@@ -84,7 +84,7 @@ def measure_tile(pixels_HWC: Pixels) -> TileFigures:
 
 
 def summarize(tiles: Sequence[TileFigures]) -> dict[str, Any]:
-    """Quantiles of every figure, the brightness's spread between tiles, and what a smooth reconstruction can reach.
+    """Summarise tiles: quantiles of every figure, spread of the brightness, and the reach of a smooth reconstruction.
 
     Raises:
         ConfigError: not one tile with strip on it.
@@ -109,7 +109,7 @@ def summarize(tiles: Sequence[TileFigures]) -> dict[str, Any]:
 
 
 def to_markdown(names: Sequence[str], summaries: Sequence[dict[str, Any]]) -> str:
-    """The two datasets beside each other: median (5 % to 95 %) of every figure, and the prediction."""
+    """Format datasets side by side: median (5 % to 95 %) of every figure, and the predicted SSIM loss."""
     lines = [f"| figure, per tile | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
 
     def add(title: str, cells: Sequence[str]) -> None:
@@ -131,5 +131,5 @@ def to_markdown(names: Sequence[str], summaries: Sequence[dict[str, Any]]) -> st
 
 
 def as_rows(tiles: Sequence[TileFigures]) -> dict[str, list[float]]:
-    """Every figure as a list over the tiles."""
+    """Return every figure as a list over the tiles."""
     return {name: [asdict(tile)[name] for tile in tiles] for name in FIGURE_TITLES}

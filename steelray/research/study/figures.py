@@ -1,4 +1,4 @@
-"""The study's figures as SVG text. Shapes: N tiles, S steps."""
+"""The study's figures as SVG text. Shapes: N tiles."""
 
 import io
 import math
@@ -22,7 +22,7 @@ _STYLE: Any = {"svg.fonttype": "none", "font.size": 9.5, "axes.spines.top": Fals
 
 
 def draw(plot: Callable[[Sequence[Axes]], None], panels: int = 1, size_in: tuple[float, float] = (4.6, 3.0)) -> str:
-    """An SVG element of so many panels side by side."""
+    """Draw panels side by side into an SVG element."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(size_in[0] * panels, size_in[1]), layout="constrained")
         plot([figure.add_subplot(1, panels, number + 1) for number in range(panels)])
@@ -32,16 +32,16 @@ def draw(plot: Callable[[Sequence[Axes]], None], panels: int = 1, size_in: tuple
     return text[text.index("<svg") :]
 
 
-def of_arm(rows: Sequence[Row], arm: str) -> list[Row]:
+def _of_arm(rows: Sequence[Row], arm: str) -> list[Row]:
     return [row for row in rows if row["arm"] == arm and row["status"] == "ok"]
 
 
 def loss_curves(rows: Sequence[Row], steps_per_epoch: int) -> str:
-    """Raw total and probe reconstruction loss of baseline and fix, one line per seed, with the floor."""
+    """Draw raw total, probe reconstruction loss and pixel AP of baseline and fix, one line per seed."""
 
     def plot(axes: Sequence[Axes]) -> None:
         for arm in ("baseline", "fix"):
-            for number, row in enumerate(of_arm(rows, arm)):
+            for number, row in enumerate(_of_arm(rows, arm)):
                 label = arm if number == 0 else None
                 totals = row["curves"]["train"]["total"]
                 steps = steps_per_epoch * (np.arange(len(totals)) + 1)
@@ -50,7 +50,7 @@ def loss_curves(rows: Sequence[Row], steps_per_epoch: int) -> str:
                 for axis, name in ((axes[1], "reconstruction_loss"), (axes[2], "pixel_ap")):
                     values = [probed[name] for probed in probes]
                     axis.plot([p["step"] for p in probes], values, color=COLORS[arm], alpha=0.6, lw=1, label=label)
-        floors = {row["probe"]["floor_loss"] for arm in COLORS for row in of_arm(rows, arm)[:1] if arm != "control"}
+        floors = {row["probe"]["floor_loss"] for arm in COLORS for row in _of_arm(rows, arm)[:1] if arm != "control"}
         for floor in floors:
             axes[1].axhline(floor, color="black", lw=0.8, ls=":", label="blur floor")
         axes[0].axhline(0.1, color="black", lw=0.8, ls="--", label="the thesis's 0.10")
@@ -66,11 +66,11 @@ def loss_curves(rows: Sequence[Row], steps_per_epoch: int) -> str:
 
 
 def floor_against_reached(rows: Sequence[Row]) -> str:
-    """Each probe tile's floor and the SSIM loss that baseline and fix reached on it (mean over seeds)."""
+    """Draw each probe tile's floor against the SSIM loss that baseline and fix reached on it (mean over seeds)."""
 
     def plot(axes: Sequence[Axes]) -> None:
         for arm in ("baseline", "fix"):
-            found = of_arm(rows, arm)
+            found = _of_arm(rows, arm)
             if found:
                 reached_N = np.mean([_numbers(row["curves"]["tile_ssim_loss"]) for row in found], axis=0)
                 floor_N = _numbers(found[0]["curves"]["tile_floor"])
@@ -86,7 +86,7 @@ def floor_against_reached(rows: Sequence[Row]) -> str:
 
 
 def arms_beside(rows: Sequence[Row], arms: Sequence[str], figure: str) -> str:
-    """One figure of several arms: a dot per seed, the mean with its interval."""
+    """Draw one figure of several arms: a dot per seed, and the mean with its interval."""
     title = FIGURES[figure][0]
     shown = [arm for arm in arms if values_by_seed(rows, arm, figure)]
 
@@ -112,7 +112,7 @@ def arms_beside(rows: Sequence[Row], arms: Sequence[str], figure: str) -> str:
 
 
 def axis_importance(rows: Sequence[Row], axes_searched: Sequence[Axis], figure: str) -> str:
-    """How strongly each axis of the search goes with the figure: absolute rank correlation over its trials."""
+    """Draw the absolute rank correlation of each axis of the search with the figure, over its trials."""
     found = [row for row in rows if row["status"] == "ok" and row["arm"] == "search"]
 
     def strength(axis: Axis) -> float:
@@ -135,7 +135,7 @@ def axis_importance(rows: Sequence[Row], axes_searched: Sequence[Axis], figure: 
 
 
 def parallel_coordinates(rows: Sequence[Row], axes_searched: Sequence[Axis], figure: str) -> str:
-    """Every trial of the search as a line over its axes' values, coloured by the figure."""
+    """Draw every trial of the search as a line over its axes' values, coloured by the figure."""
     found = [row for row in rows if row["status"] == "ok" and row["arm"] == "search"]
     values = [FIGURES[figure][1](row) for row in found]
     colors = matplotlib.colormaps["viridis"]

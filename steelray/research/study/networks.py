@@ -1,7 +1,7 @@
-"""The networks that the claim's trials end with: kept, and read as the paper does and as the choosing strips say.
+"""Networks of the claim's trials: storing them, and scoring strips with them.
 
-At which scale a strip is looked at, and how far its map is smoothed, is chosen for each arm by the strips kept for
-choosing; the test strips are only judged.
+Strips are scored as in the paper ("plain"), and at the scale and map smoothing that suit each arm best on the strips
+kept for choosing ("chosen"). The test strips take no part in that choice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +27,12 @@ Row = dict[str, Any]
 
 
 def keep_network(results_dir: str, trial_id: str, session: TrainingSession) -> None:
-    """Stores the weights that scoring needs, beside the trials' results."""
+    """Store the weights that scoring needs, beside the trials' results."""
     Location(results_dir).write(_key(trial_id), safetensors.torch.save(session.state_dict()["weights"]))
 
 
 def read_network(study: StudyConfig, trial: Trial) -> Draem:
-    """The network that a trial ended with. Raises `ObjectMissing` where none is kept."""
+    """Read the network of a finished trial. Raises `ObjectMissing` if none was kept."""
     body = Location(study.results_dir).read(_key(trial.trial_id))
     model = Draem(replace(trial.config(study).draem, map_sigma_px=0.0))
     model.load_state_dict(safetensors.torch.load(body))
@@ -46,11 +46,11 @@ def score_networks(
     test: Sequence[Sample],
     report: Callable[[str], None],
 ) -> dict[str, Row]:
-    """Per arm, how its networks are to be read, and their figures on the test strips, read so and as the paper does.
+    """Choose scale and smoothing for each arm and score the test strips with its networks.
 
     Returns:
-        For each arm of which networks are kept: `validation`, the mean pixel AUROC per scale and sigma; `scoring_scale`
-        and `map_sigma_px`, the best pair; `plain` and `chosen`, the figures of each seed.
+        For each arm with kept networks: `validation`, the mean pixel AUROC per scale and sigma; `scoring_scale` and
+        `map_sigma_px`, the best pair; `plain` and `chosen`, the figures of each seed.
     """
     found: dict[str, Row] = {}
     for arm in dict.fromkeys(trial.arm for trial in trials):
@@ -69,7 +69,7 @@ def score_networks(
             validated.setdefault(f"{at:g}", {})[f"{by_px:g}"] = round(mean, 4)
         found[arm] = {"validation": validated, "scoring_scale": scale, "map_sigma_px": sigma_px,
                       "plain": plain, "chosen": chosen}  # fmt: skip
-        report(f"{arm}: {len(networks)} networks, read at {scale:g} of the size, maps smoothed by {sigma_px:g} px")
+        report(f"{arm}: {len(networks)} networks, strips scaled to {scale:g}, maps smoothed by {sigma_px:g} px")
     return found
 
 
@@ -82,7 +82,7 @@ def _networks(study: StudyConfig, trials: Sequence[Trial]) -> Iterator[tuple[Tri
 def _choosing_means(
     study: StudyConfig, networks: Sequence[tuple[Trial, Draem]], validation: Sequence[Sample]
 ) -> dict[tuple[float, float], float]:
-    """Pixel AUROC on the strips kept for choosing, mean of the networks, for every scale and sigma."""
+    """Return the networks' mean pixel AUROC on the strips kept for choosing, for every scale and sigma."""
     found: dict[tuple[float, float], list[float]] = {}
     for trial, model in networks:
         for scale in study.scoring_scales:
@@ -93,7 +93,7 @@ def _choosing_means(
 
 
 def _scorer(study: StudyConfig, trial: Trial, model: Draem, scale: float) -> Scorer:
-    """In tiles as large as the network was trained on."""
+    """Make a scorer with tiles as large as the network was trained on."""
     return reconstruction_scorer(model, replace(trial.config(study).input, scoring_scale=scale))
 
 

@@ -1,4 +1,4 @@
-"""Which trials a study consists of, in the order in which they tell most if it is cut short. Pure; no torch, no ray."""
+"""The trials of a study, the most telling first in case it is cut short. Pure; no torch, no ray."""
 
 import hashlib
 import json
@@ -29,17 +29,17 @@ class Trial:
 
     @property
     def trial_id(self) -> str:
-        """The same for the same work, whatever the arm is called."""
+        """Digest of settings, condition and seed; the arm's name does not count."""
         text = json.dumps([self.settings, str(parse_condition(self.condition))], sort_keys=True, default=list)
         return f"{hashlib.sha256(text.encode()).hexdigest()[:10]}-{self.seed}"
 
     def config(self, study: StudyConfig) -> TrainConfig:
-        """Its training settings. Raises `ConfigError` for an unknown axis or an impossible value."""
+        """Return the trial's training settings. Raises `ConfigError` for an unknown axis or an impossible value."""
         return with_settings(study.train, {**self.settings, "seed": self.seed})
 
 
 def plan_trials(study: StudyConfig) -> list[Trial]:
-    """All trials of the study's mode, each once; the search plans its own.
+    """Plan all trials of the study's mode, each once; the search plans its own.
 
     Raises:
         ConfigError: an axis is unknown, a value impossible, or there are more trials than the budget allows.
@@ -69,7 +69,7 @@ def plan_trials(study: StudyConfig) -> list[Trial]:
     planned = list({trial.trial_id: trial for trial in groups[study.mode]}.values())
     if len(planned) > study.max_trials:
         raise ConfigError(
-            f"the plan has {len(planned)} trials, max_trials is {study.max_trials}: take arms or seeds out, or raise it"
+            f"the plan has {len(planned)} trials, max_trials is {study.max_trials}: remove arms or seeds, or raise it"
         )
     for trial in planned:
         trial.config(study)
@@ -95,10 +95,10 @@ def _trials(study: StudyConfig, arms: Sequence[Arm], seeds: Sequence[int]) -> li
 
 
 def study_digest(study: StudyConfig) -> str:
-    """What results must have in common to be compared: the version, the baseline and how trials are judged.
+    """Return a digest of what comparable results share: the version, the baseline and how trials are judged.
 
-    Of the baseline only what differs from the defaults counts, and not where files lie: a newer version of steelray
-    with further options, or another machine, goes on with the same study.
+    Only options of the baseline that differ from their defaults count, and no paths: a newer version of steelray with
+    more options, or another machine, continues the same study.
     """
     default = TrainConfig("draem", TrainDataConfig(dataset=DatasetConfig("severstal", "unused")), "unused", "unused")
     kept = {

@@ -1,7 +1,7 @@
-"""The frozen probe: the same held-out normal tiles with the same synthetic anomalies for every trial of a study.
+"""The frozen probe: the same held-out nominal tiles with the same synthetic anomalies for every trial of a study.
 
-Losses of trials that differ in weights, targets or synthesis cannot be compared; what a network does on the probe can.
-Needs torch and numpy only. Shapes: N tiles, B of them in a pass, C = 3 channels, H height, W width.
+Losses of trials that differ in weights, targets or synthesis are not comparable; figures on the probe are. Shapes: N
+tiles, B of them in a pass, C = 3 channels, H height, W width.
 """
 
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Probe:
-    """Tiles with the reference synthesis, and what can be said of them without a network.
+    """Tiles with the reference synthesis, and their figures that need no network.
 
     Attributes:
-        clean_NCHW: the tiles as they are, float32 in [0, 1]. images_NCHW: with the anomalies in. masks_NHW: where.
+        clean_NCHW: tiles without anomalies, float32 in [0, 1]. images_NCHW: with them. masks_NHW: anomalous pixels.
         counted_NHW: unmasked foreground, on which reconstructions are judged. black_NHW: grey level below 8 of 255.
         floors_N: 1 - SSIM of each tile with itself blurred by sigma 2, on the counted pixels.
     """
@@ -55,7 +55,7 @@ class Probe:
         return len(self.images_NCHW)
 
     def batches(self) -> list[Batch]:
-        """As training batches, for losses by mode."""
+        """Return the probe as training batches."""
         return [
             Batch(tuple(map(str, range(i, i + BATCH))), self.images_NCHW[i : i + BATCH],
                   self.clean_NCHW[i : i + BATCH], self.masks_NHW[i : i + BATCH])
@@ -66,17 +66,17 @@ class Probe:
 def make_probe(
     images: Sequence[Pixels], config: TrainConfig, textures: AnomalySource | None, num_tiles: int = NUM_TILES
 ) -> Probe:
-    """Cuts the probe's tiles out of held-out normal images and puts the paper's anomalies into half of them.
+    """Cut the probe's tiles out of held-out nominal images and put the paper's anomalies into half of them.
 
     Args:
         images: pixels_HWC that no trial trains on.
-        config: the study's baseline; its input size, cells of the noise and brightness are used, its seed is not.
+        config: the study's baseline; its input size, noise cells and brightness are used, its seed is not.
 
     Raises:
-        ConfigError: no images, or not one tile with enough strip in it.
+        ConfigError: no images, or too few tiles that are not black.
     """
     if not images:
-        raise ConfigError("no held-out normal images for the probe: the dataset has no normal tiles to spare")
+        raise ConfigError("no held-out nominal images for the probe: the dataset has no nominal tiles to spare")
     reference = replace(
         config,
         seed=PROBE_SEED,
@@ -93,7 +93,7 @@ def make_probe(
         if len(samples) == num_tiles:
             break
     if len(samples) < num_tiles:
-        raise ConfigError(f"only {len(samples)} of {num_tiles} normal tiles for the probe are not black: add images")
+        raise ConfigError(f"only {len(samples)} of {num_tiles} nominal tiles for the probe are not black: add images")
     batch = collate(samples)
     clean_NCHW = batch.targets_BCHW
     black_NHW = clean_NCHW.mean(dim=1) < BLACK_LEVEL / 255
@@ -109,7 +109,7 @@ def make_probe(
 
 
 def measure(model: Draem, probe: Probe, device: torch.device | None = None) -> tuple[dict[str, float], Floats]:
-    """What a network in evaluation mode does on the probe, by reference losses. Leaves it in evaluation mode.
+    """Judge a network on the probe by reference losses, in evaluation mode, which it is left in.
 
     Returns:
         The figures, and 1 - SSIM of every tile on its counted pixels.
@@ -140,11 +140,11 @@ def measure(model: Draem, probe: Probe, device: torch.device | None = None) -> t
 
 
 def untrained_aps(probe: Probe) -> dict[str, float]:
-    """The pixel AP on the probe that takes no training: what C2 asks for, in proportion.
+    """Return pixel APs on the probe that need no training, as a yardstick for C2.
 
     Returns:
-        `smoothed_S`: of the difference to the clean tile smoothed by S pixels, a reconstruction that is right but for
-        its grain; `chroma`: of colour alone, which the paper's sources have and steel has not.
+        `smoothed_S`: AP of the difference to the clean tile smoothed by S pixels, a reconstruction that lacks only the
+        grain; `chroma`: AP of colour alone, which the paper's sources have and steel lacks.
     """
     found = {}
     for sigma_px in SMOOTHED_PX:
@@ -157,7 +157,7 @@ def untrained_aps(probe: Probe) -> dict[str, float]:
 
 
 def desaturated_ap(model: Draem, probe: Probe, device: torch.device | None = None) -> float:
-    """The pixel AP on the probe without its colours: what is lost was seen by chroma (H5)."""
+    """Return the pixel AP on the probe without its colours; the AP lost rested on chroma (H5)."""
     model.eval()
     grey_NCHW = probe.images_NCHW.mean(dim=1, keepdim=True).expand_as(probe.images_NCHW).contiguous()
     _, logits_N2HW = _outputs(model, grey_NCHW, device)
@@ -165,7 +165,7 @@ def desaturated_ap(model: Draem, probe: Probe, device: torch.device | None = Non
 
 
 def turned_loss(model: Draem, probe: Probe, device: torch.device | None = None) -> float:
-    """The reference reconstruction loss of the clean tiles turned by 90 degrees, over that of the tiles unturned."""
+    """Return the SSIM loss of the clean tiles turned by 90 degrees, over that of the tiles unturned (H6)."""
     model.eval()
     losses = []
     for images_NCHW in (probe.clean_NCHW, probe.clean_NCHW.rot90(1, (2, 3)).contiguous()):
@@ -175,7 +175,7 @@ def turned_loss(model: Draem, probe: Probe, device: torch.device | None = None) 
 
 
 def ambiguous_share(images: Sequence[Pixels], config: TrainConfig, textures: AnomalySource | None) -> dict[str, float]:
-    """How many of the pixels that a trial labels anomalous did not change, or by less than the tile's grain (H7)."""
+    """Return the shares of pixels labelled anomalous that did not change, or by less than the tile's grain (H7)."""
     unblurred = replace(config, synthesis=replace(config.synthesis, target_blur_px=0.0))
     maker = SampleMaker(unblurred, textures=textures, others=images)
     labelled = unchanged = hidden = 0
@@ -204,13 +204,13 @@ def average_precision(labels: torch.Tensor, scores: torch.Tensor) -> float:
 
 
 def blur(images_NCHW: torch.Tensor, sigma_px: float) -> torch.Tensor:
-    """Every image smoothed by a Gaussian."""
+    """Smooth every image by a Gaussian."""
     smooth = [gaussian_blur(image.transpose(1, 2, 0), sigma_px).transpose(2, 0, 1) for image in images_NCHW.numpy()]
     return torch.from_numpy(np.stack(smooth))
 
 
 def masked_means(values_NHW: torch.Tensor, masks_NHW: torch.Tensor) -> torch.Tensor:
-    """The mean of each image's pixels under its mask, means_N; NaN where there are none."""
+    """Return means_N, the mean of each image's pixels under its mask; NaN where it is empty."""
     return (values_NHW * masks_NHW).sum(dim=(1, 2)) / masks_NHW.sum(dim=(1, 2))
 
 

@@ -31,18 +31,18 @@ DETECTION = ("pixel_auroc", "pixel_ap", "image_auroc")
 UNTRAINED = ("smoothed_1", "smoothed_2", "smoothed_4", "chroma")
 RULES = (
     "Each prediction is tested on its own, seed by seed against its reference, with Student's 95 % interval. "
-    "Supported: the interval lies wholly in the predicted direction and the mean effect is at least the least one "
+    "Supported: the whole interval lies in the predicted direction and the mean effect is at least the smallest one "
     "that matters. "
-    f"Refuted: the interval stays wholly below that. Otherwise, or with fewer than {MIN_SEEDS} seeds: undecided. "
-    "A hypothesis takes the verdict of its predictions where they do not contradict each other. A diagnosis "
-    "compares a figure of the baseline with a limit; an intervention changes one thing: the stronger of the two. "
-    "Predictions are not corrected for their number."
+    f"Refuted: the whole interval lies below that. Undecided: otherwise, or with fewer than {MIN_SEEDS} seeds. "
+    "A hypothesis takes the verdict of its predictions unless they contradict each other. A diagnosis compares a "
+    "figure of the baseline with a limit; an intervention changes one thing and is the stronger evidence. "
+    "Intervals are not corrected for the number of predictions."
 )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its words."""
+    """A figure with its title and caption."""
 
     name: str
     title: str
@@ -85,9 +85,9 @@ def write_report(results_dir: str, output_dir: str) -> dict[str, Any]:
 
 
 def parted(rows: Sequence[Row], confirm_steps: int | None) -> tuple[list[Row], list[Row]]:
-    """The trials that hypotheses are judged by, and those of baseline and fix that the claim rests on.
+    """Return the trials by which hypotheses are judged, and those of baseline and fix on which the claim rests.
 
-    The same, unless the claim's trials are longer; then one arm's rows of two lengths are never compared.
+    Both are all trials unless those of the claim are longer: rows of two lengths are never compared.
     """
     if confirm_steps is None:
         return list(rows), list(rows)
@@ -97,7 +97,7 @@ def parted(rows: Sequence[Row], confirm_steps: int | None) -> tuple[list[Row], l
 
 
 def verdict_lines(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """One line per hypothesis: the verdict for each symptom, and what it rests on."""
+    """Return one line per hypothesis: the verdict for each symptom, and its evidence."""
     lines = []
     for hypothesis, title in HYPOTHESES.items():
         own = [outcome for outcome in outcomes if outcome.test.hypothesis == hypothesis]
@@ -108,14 +108,14 @@ def verdict_lines(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
         decided = [outcome for outcome in own if outcome.verdict != "undecided"]
         kinds = sorted({"a diagnosis" if outcome.test.reference is None else "an intervention" for outcome in decided})
         seeds = min((outcome.num_seeds for outcome in decided), default=0)
-        line["rests"] = f"{' and '.join(kinds)}, {seeds} seeds" if decided else "nothing yet that decides"
+        line["rests"] = f"{' and '.join(kinds)}, {seeds} seeds" if decided else "nothing decisive yet"
         line["count"] = f"{len(decided)} of {len(own)} predictions decided"
         lines.append(line)
     return lines
 
 
 def convergence_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Per arm and length, how many seeds meet each criterion."""
+    """Count the seeds that meet each criterion, per arm and length."""
     lines = []
     for arm, steps in dict.fromkeys((row["arm"], row["num_steps"]) for row in rows if row["arm"] != "search"):
         own = [row for row in rows if (row["arm"], row["num_steps"]) == (arm, steps)]
@@ -129,7 +129,7 @@ def convergence_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def untrained_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Per condition, the pixel AP that takes no training, beside the baseline's; conditions whose rows have it."""
+    """Return, per condition that has it, the pixel AP without training beside the baseline's."""
     lines = []
     for condition in dict.fromkeys(row["condition"] for row in rows):
         own = [row for row in rows if row["condition"] == condition and "chroma" in row["probe"]]
@@ -141,7 +141,7 @@ def untrained_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def fix_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The fix beside the baseline, seed by seed, on figures that do not depend on the weights of the loss."""
+    """Compare the fix with the baseline, seed by seed, on figures that do not depend on the weights of the loss."""
     lines = []
     for name in ("reconstruction_loss", "pixel_ap", "pixel_ap_desaturated", "cv", "gap"):
         both = [values_by_seed(rows, arm, name) for arm in ("baseline", "fix")]
@@ -155,7 +155,7 @@ def fix_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def detection_lines(comparison: Row) -> list[dict[str, Any]]:
-    """Baseline and fix, read as the paper does and as chosen, and the other methods: what the mode `compare` left."""
+    """Return the detection figures of baseline and fix, plain and as chosen, and of the other methods."""
     networks = comparison.get("networks", {})
     found: dict[str, list[Row]] = {}
     for arm, own in networks.items():
@@ -170,7 +170,7 @@ def detection_lines(comparison: Row) -> list[dict[str, Any]]:
 
 
 def detection_differences(comparison: Row) -> list[dict[str, Any]]:
-    """The fix, read as chosen, minus the baseline, read either way, seed by seed, and minus each other method."""
+    """Return the chosen fix minus the baseline, plain and chosen, seed by seed, and minus each other method."""
     networks, methods = comparison.get("networks", {}), comparison.get("methods", {})
     if FIX not in networks:
         return []
@@ -204,8 +204,8 @@ def _pictures(study: Row, rows: Sequence[Row], confirmed: Sequence[Row]) -> list
     axes = [Axis(**{**axis, "choices": tuple(axis["choices"]) if axis["choices"] is not None else None})
             for axis in study["config"]["search"]["axes"]]  # fmt: skip
     made = [
-        ("curves", "Loss curves of baseline and fix", "One line per seed. Raw totals weigh terms differently and are "
-         "shown because the thesis judged by them; the other two panels are comparable.",
+        ("curves", "Loss curves of baseline and fix", "One line per seed. Raw totals weigh terms differently; they are "
+         "shown because the thesis judged by them. The other two panels are comparable.",
          figures.loss_curves(confirmed, study["config"]["steps_per_epoch"])),
         ("floor", "Floor against reached SSIM loss, per probe tile", "Below the dotted line a reconstruction is better "
          "than the tile's own blur.", figures.floor_against_reached(confirmed)),

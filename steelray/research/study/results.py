@@ -1,7 +1,7 @@
-"""The results of a study: trials.jsonl, one line per finished trial, and study.json, what they have in common.
+"""Results of a study: trials.jsonl, one line per finished trial, and study.json, its settings.
 
-They lie in a folder or in object storage. A trial's line is stored the moment it ends and the file is always whole,
-so that a killed run loses no finished trial.
+They lie in a folder or in object storage. A trial's line is stored as soon as it ends and the file is always complete,
+so a killed study loses no finished trial.
 """
 
 import json
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 class StudyResults:
-    """The results of one study, in a folder or in object storage.
+    """Writes the results of one study.
 
     Raises:
         ConfigError: the place cannot be used, or holds results of another version or of another baseline.
@@ -33,14 +33,14 @@ class StudyResults:
         digest = study_digest(study)
         if self._location.exists(STUDY_FILE) and read_study(results_dir)["digest"] != digest:
             raise ConfigError(
-                f"{results_dir}: results of another baseline or scale; give another results_dir, or its settings"
+                f"{results_dir}: results of another baseline or scale; give another results_dir, or their settings"
             )
         config = _public(asdict(study))
         record = {"study_version": STUDY_VERSION, "digest": digest, "config": config, **(facts or {})}
         self._location.write(STUDY_FILE, (json.dumps(record, indent=2, default=str) + "\n").encode())
 
     def append(self, row: Row) -> None:
-        """Adds a finished trial, also where another driver adds its own at the same time."""
+        """Add a finished trial; other drivers may add theirs at the same time."""
         line = json.dumps({**_finite(row), "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n"
         while True:
             etag = self._location.etag(TRIALS_FILE)
@@ -53,7 +53,7 @@ class StudyResults:
 
 
 def read_study(results_dir: str) -> Row:
-    """study.json. Raises `ConfigError` where there is none, or one of another version."""
+    """Read study.json. Raises `ConfigError` if it is missing, unreadable or of another version."""
     place = f"{results_dir}/{STUDY_FILE}"
     try:
         record: Row = json.loads(Location(results_dir).read(STUDY_FILE))
@@ -70,7 +70,7 @@ def read_study(results_dir: str) -> Row:
 
 
 def read_trials(results_dir: str) -> list[Row]:
-    """The finished trials, in the order in which they ended; each once."""
+    """Read the finished trials in the order in which they ended, each once."""
     location = Location(results_dir)
     body = location.read(TRIALS_FILE) if location.exists(TRIALS_FILE) else b""
     rows = [json.loads(line) for line in body.splitlines()]
@@ -78,7 +78,7 @@ def read_trials(results_dir: str) -> list[Row]:
 
 
 def read_comparison(results_dir: str) -> Row:
-    """detection.json, what the mode `compare` found; empty where it has not run."""
+    """Read detection.json, the results of the mode `compare`; empty if it has not run."""
     try:
         found: Row = json.loads(Location(results_dir).read(COMPARISON_FILE))
     except ObjectMissing:
@@ -87,7 +87,7 @@ def read_comparison(results_dir: str) -> Row:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN: null stands for a figure that there is not."""
+    """Replace NaN, which JSON lacks, by null."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -96,7 +96,7 @@ def _finite(value: Any) -> Any:
 
 
 def _public(config: Row) -> Row:
-    """Without the places on the machine that ran it, but for the folders' last names."""
+    """Reduce paths to their last part: the rest only describes the machine."""
     paths = ("root", "texture_uri", "results_dir", "output_uri")
     return {
         name: _public(value) if isinstance(value, dict)

@@ -1,4 +1,4 @@
-"""Runs the trials of a plan that are not finished yet, one after another, in this process."""
+"""Execution of trials, one after another, in this process."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,10 +16,10 @@ from steelray.research.study.trial import run_trial
 
 
 def run_plan(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str], None]) -> dict[str, Any]:
-    """Runs what `trials.jsonl` does not hold yet; a trial that goes NaN is a result, and the next one starts.
+    """Run the trials that `trials.jsonl` does not hold yet; a trial that ends in NaN is a result like others.
 
     Args:
-        report: takes a line on what is being done.
+        report: receives a line on every step.
 
     Returns:
         Counts for the job's summary.
@@ -38,14 +38,14 @@ def run_plan(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str]
 
 
 def execute(trial: Trial, study: StudyConfig, images: StudyImages, **options: Any) -> dict[str, Any]:
-    """One trial with everything that it needs, and its provenance."""
+    """Run one trial and return its row with provenance."""
     on_end = partial(keep_network, study.results_dir, trial.trial_id) if trial.keep else None
-    row = run_trial(trial, study, images.of(trial), images.textures, on_end=on_end, **options)
+    row = run_trial(trial, study, images.condition(trial.condition), images.textures, on_end=on_end, **options)
     return {**row, "provenance": provenance()}
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A finished trial in one line."""
+    """Format a finished trial as one line."""
     head = f"{row['arm']} on {row['condition']}, seed {row['seed']}: "
     if row["status"] != "ok":
         return f"{head}{row['failure']['term']} not finite at step {row['failure']['step']}"
@@ -58,5 +58,5 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions and hardware that results were made with."""
+    """Return commit, versions and hardware, to store with results."""
     return {"git_commit": git_commit(), "packages": package_versions(), "hardware": hardware()}

@@ -1,6 +1,6 @@
-"""The axes of the study: every one is an option of `TrainConfig`, named by its path, such as `loss.w_ssim`.
+"""Axes of the study: options of `TrainConfig`, named by their path, such as `loss.w_ssim`.
 
-Imports neither torch nor ray.
+Loads neither torch nor ray.
 """
 
 import dataclasses
@@ -17,21 +17,21 @@ from steelray.reconstruction.config import TrainConfig
 Config = TypeVar("Config")
 Settings = Mapping[str, Any]
 FIXED = {"data.dataset.root", "data.dataset.kind", "data.nominal", "output_uri", "run_name", "dry_run", "overwrite"}
-"""Options that say where a run is, not what it does."""
+"""Options that only say where data and results are."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The values that a search draws one option from."""
+    """The values from which a search draws one option."""
 
     name: str
     """Path of the option in the training settings, such as `optimizer.lr`."""
     choices: tuple[Any, ...] | None = None
-    """These values; or give low and high."""
+    """Values to draw from; null: draw between low and high."""
     low: float | None = None
     high: float | None = None
     log: bool = False
-    """Draw evenly on a logarithmic scale."""
+    """Draw uniformly on a logarithmic scale instead of a linear one."""
 
     def __post_init__(self) -> None:
         check_axis(self.name)
@@ -44,7 +44,7 @@ class Axis:
             raise ConfigError(f"axis {self.name}: give choices, or low < high (above 0 with log)")
 
     def place(self, value: Any) -> float:
-        """Where a value lies between the axis's ends, in [0, 1]; for pictures."""
+        """Return the position of a value between the axis's ends, in [0, 1]; NaN if it is no choice."""
         if self.choices is not None:
             same = [number for number, choice in enumerate(self.choices) if _plain(choice) == _plain(value)]
             return same[0] / max(1, len(self.choices) - 1) if same else math.nan
@@ -55,12 +55,12 @@ class Axis:
 
 
 def axis_names() -> list[str]:
-    """All options of the training settings that can be an axis."""
+    """List all options of the training settings that can be an axis."""
     return sorted(set(_paths(TrainConfig, "")) - FIXED)
 
 
 def check_axis(name: str) -> None:
-    """Raises `ConfigError` unless there is such an option."""
+    """Raise `ConfigError` unless there is such an option."""
     if name not in axis_names():
         near = difflib.get_close_matches(name, axis_names(), 1, 0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -68,7 +68,7 @@ def check_axis(name: str) -> None:
 
 
 def with_settings(config: TrainConfig, settings: Settings) -> TrainConfig:
-    """The training settings with some options changed; validated as a whole.
+    """Return the training settings with some options changed; validated as a whole.
 
     Raises:
         ConfigError: an unknown option, or a value that it cannot have.
@@ -81,16 +81,16 @@ def with_settings(config: TrainConfig, settings: Settings) -> TrainConfig:
 
 
 def check_points(config: TrainConfig, fix: Settings, axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """The first two points of a search, with a value for every axis: the baseline and the proposed fix.
+    """Return the first points of a search, baseline and proposed fix, with a value for every axis.
 
     Raises:
-        ConfigError: there are no axes, or one of the two lies outside of them.
+        ConfigError: there are no axes, or a point lies outside of them.
     """
     require(len(axes) > 0, "search.axes is empty: name at least one option of the training settings")
     names = {axis.name for axis in axes}
     missing = sorted(set(fix) - names)
     if missing:
-        raise ConfigError(f"the fix sets {missing[0]}, which is no axis of the search: add it to search.axes")
+        raise ConfigError(f"the fix sets {missing[0]}, which is not an axis of the search: add it to search.axes")
     baseline = {axis.name: option(config, axis.name) for axis in axes}
     points = [baseline, {**baseline, **fix}] if fix else [baseline]
     for point in points:
@@ -104,7 +104,7 @@ def check_points(config: TrainConfig, fix: Settings, axes: Sequence[Axis]) -> li
 
 
 def option(config: TrainConfig, name: str) -> Any:
-    """The value that an option has; None where its section is not set."""
+    """Return the value of an option; None where its section is not set."""
     value: Any = config
     for part in name.split("."):
         value = None if value is None else getattr(value, part)
@@ -152,7 +152,7 @@ def _hint(name: str) -> Any:
 
 
 def _converted(name: str, value: Any) -> Any:
-    """A value as its option's type wants it: YAML writes tuples as lists and 1.0 as 1."""
+    """Convert a value to its option's type: YAML writes tuples as lists and 1.0 as 1."""
     hint = _hint(name)
     options = typing.get_args(hint) if typing.get_origin(hint) not in (tuple, Literal) else (hint,)
     for option in options or (hint,):

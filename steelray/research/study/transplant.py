@@ -1,4 +1,4 @@
-"""Putting a suspected cause into a dataset, or taking it out. Shapes: H height, W width, C channels, pixels uint8."""
+"""Changes that put a suspected cause into images or take it out. Shapes: H height, W width, C channels; uint8."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ Pixels = NDArray[np.uint8]
 
 
 def apply_changes(pixels_HWC: Pixels, changes: tuple[tuple[str, float], ...], seed: int) -> Pixels:
-    """An image with the changes made. `seed` and nothing else decides about what is random in them."""
+    """Make the changes to an image, in order. `seed` alone determines what is random in them."""
     for number, (name, amount) in enumerate(changes):
         pixels_HWC = _change(pixels_HWC, name, amount, np.random.default_rng([seed, number]))
     return pixels_HWC
@@ -23,7 +23,7 @@ def _change(pixels_HWC: Pixels, name: str, amount: float, rng: np.random.Generat
         return _rounded(pixels_HWC + np.float32(amount) * noise_HW1)
     if name == "denoise":
         return _rounded(gaussian_blur(pixels_HWC.astype(np.float32), amount))
-    if name == "bands":  # black from one side, as where a camera looks past the strip's edge
+    if name == "bands":  # black from one side, as if the camera saw past the strip's edge
         banded_HWC = pixels_HWC.copy()
         black_px = round(amount * width_px)
         start = 0 if rng.random() < 0.5 else width_px - black_px

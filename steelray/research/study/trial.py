@@ -1,7 +1,4 @@
-"""One trial: a training run under a condition, judged on the frozen probe. Plain torch, no Ray.
-
-Needs torch, numpy and torchvision only; images come as arrays.
-"""
+"""One trial: a training run under a condition, judged on the frozen probe. Plain torch, no Ray."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,10 +38,10 @@ NUM_GRADIENT_REPORTS = 3
 
 @dataclass(frozen=True)
 class TrialImages:
-    """What a trial trains on and is judged on, pixels_HWC each, with the condition's changes made.
+    """Images of a trial, pixels_HWC each, with the condition's changes made.
 
     Attributes:
-        held_out: what the probe is cut from. unseen: clean strips of which neither of the two has a part; may be empty.
+        fit: to train on. held_out: to cut the probe from. unseen: clean strips in neither of the two; may be empty.
     """
 
     fit: Sequence[Pixels]
@@ -169,7 +166,7 @@ def judge(
     norms: Sequence[float],
     steps_per_epoch: int,
 ) -> dict[str, Any]:
-    """C1 to C5 and the thesis's criterion of a trial's row and logs; all False for one that went NaN."""
+    """Check C1 to C5 and the thesis's criterion on a trial's row and logs; none holds for a trial that ended in NaN."""
     if row["status"] != "ok":
         return {"c1": False, "c2": False, "c3": False, "c4": False, "c5": "never", "converged": False, "thesis": False}
     steps = [int(probed["step"]) for probed in probes]
@@ -214,7 +211,7 @@ def _mode_losses(session: TrainingSession, probe: Probe) -> dict[str, float]:
 
 
 def _spread(totals: Sequence[float], steps_per_epoch: int) -> dict[str, float]:
-    """The raw total's level and spread before and after the schedule first lowers the rate (at 0.8 of the run)."""
+    """Return the raw total's level and its spread before and after the rate is first lowered (at 0.8 of the run)."""
     split = round((1 - criteria.LAST) * len(totals))
     before, after = np.asarray(totals[round(0.6 * len(totals)) : split]), np.asarray(totals[split:])
     return {
@@ -227,7 +224,7 @@ def _spread(totals: Sequence[float], steps_per_epoch: int) -> dict[str, float]:
 def _on_unseen_strips(
     network: Draem, unseen: Sequence[Pixels], study: StudyConfig, textures: AnomalySource | None, device: torch.device
 ) -> dict[str, float]:
-    """The same probe on strips of which no part was trained on: how much a network owes to knowing them (H9)."""
+    """Judge a network on a probe from unseen strips: how much it owes to knowing the others (H9)."""
     if not unseen:
         return {}
     figures, _ = measure(network, make_probe(unseen, study.train, textures, NUM_TILES), device)

@@ -1,7 +1,8 @@
-"""Runs the study on Ray Tune: planned trials side by side, and a search that ASHA cuts short.
+"""The study on Ray Tune: planned trials in parallel, and a search that ASHA cuts short.
 
-A trial is a Tune function around `steelray.research.study.runner.execute`. The driver writes its row as it ends: a
-killed study loses no finished trial, and a rerun starts only the others. Datasets in folders must be on all nodes.
+A trial is a Tune function around `steelray.research.study.runner.execute`. The driver writes each row as its trial
+ends, so a killed study loses no finished trial and a rerun starts only the others. Datasets in folders must be on all
+nodes.
 """
 
 import json
@@ -29,8 +30,8 @@ from steelray.research.study.runner import describe, execute, provenance
 from steelray.research.study.space import Axis, check_points
 from steelray.storage.location import Location
 
-# Tune would hand the driver's AWS keys to its trials in their runtime environment, which Ray logs as it stands; nodes
-# have credentials of their own
+# Tune would pass the driver's AWS keys to its trials in their runtime environment, which Ray logs in clear; nodes have
+# credentials of their own
 class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
 
 SCORE = "score"
@@ -39,10 +40,10 @@ Row = dict[str, Any]
 
 
 def run_study(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str], None]) -> dict[str, Any]:
-    """Runs the trials that are not finished, or with mode `search` the search.
+    """Run the trials that are not finished or, with mode `search`, the search.
 
     Args:
-        report: takes a line on what is being done.
+        report: receives a line on every step.
 
     Returns:
         Counts for the job's summary.
@@ -73,7 +74,7 @@ def run_study(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str
 
 
 def with_absolute_folders(study: StudyConfig) -> StudyConfig:
-    """The same with absolute local paths: Ray Tune runs its trials in another folder than the driver's."""
+    """Make local paths absolute: Ray Tune runs its trials in another folder than the driver's."""
 
     def moved(dataset: DatasetConfig | None) -> DatasetConfig | None:
         return None if dataset is None else replace(dataset, root=Location(dataset.root).uri)
@@ -89,7 +90,7 @@ def with_absolute_folders(study: StudyConfig) -> StudyConfig:
 
 
 def score(figures: Mapping[str, float], floor_loss: float, min_pixel_ap: float = 0.8) -> float:
-    """What the search maximises, on the probe and never on defects: how near a trial is to C1 and C2; 1 is both."""
+    """Return the search's objective: closeness to C1 and C2 on the probe, never on real defects; 1 meets both."""
     return min(figures["pixel_ap"] / min_pixel_ap, floor_loss / max(figures["reconstruction_loss"], 1e-9))
 
 
@@ -99,10 +100,10 @@ def _search(
 ) -> dict[str, Any]:  # fmt: skip
     search, seeds = study.search, study.search.seeds
     known = {row["trial_id"]: row.get(SCORE) for row in done}
-    # what a killed search had tried is suggested again first, and answered from the results
+    # settings that a killed search had tried are suggested first, and answered from the results
     tried = [row["settings"] for row in done if row["settings"] not in points]
     unique = list({json.dumps(settings, sort_keys=True): settings for settings in [*points, *tried]}.values())
-    # another seed than the killed search had, or its sampler would propose what was tried once more
+    # with the killed search's seed, the sampler would propose the same settings again
     searcher: Any = OptunaSearch(points_to_evaluate=unique, seed=study.train.seed + len(unique))
     if len(seeds) > 1:
         searcher = Repeater(searcher, repeat=len(seeds))
@@ -134,7 +135,7 @@ def _run(
     searcher: Any = None,
     num_samples: int = 1,
 ) -> int:
-    """One Tune run. Returns how many rows were added."""
+    """Run Tune once; return the number of rows added."""
     steps = study.train.num_steps
     assert steps is not None
     resources, (filesystem, path) = study.resources, (Location(study.results_dir) / "tune").arrow()
@@ -144,7 +145,7 @@ def _run(
             time_attr="step", max_t=steps, grace_period=min(study.search.grace_steps, steps),
             reduction_factor=study.search.reduction,
         )  # fmt: skip
-    # the rows are the log; of Tune's own files it needs the JSON ones to read its results back
+    # trials.jsonl is the log; Tune reads its results back from its JSON files only
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     callback = _RowWriter(results, report, trial_of)
     tuner = tune.Tuner(
@@ -176,7 +177,7 @@ def _train(
     trial_of: Callable[[Mapping[str, Any]], Trial],
     known: Mapping[str, float | None],
 ) -> None:
-    """The Tune function: reports at every probe, and the row at the end."""
+    """Run one trial as a Tune function: report at every probe, and the row at the end."""
     import torch
 
     trial = trial_of(space)
@@ -189,7 +190,7 @@ def _train(
 
     def on_probe(probed: dict[str, float]) -> None:
         last.update(probed)
-        if probed["step"] < (study.train.num_steps or 0):  # the last one comes with the row
+        if probed["step"] < (study.train.num_steps or 0):  # the last report carries the row
             tune.report({"step": probed["step"], SCORE: score(probed, probed["floor_loss"]), "probed": dict(probed)})
 
     row = execute(trial, study, StudyImages(study), device=device, on_probe=on_probe)
@@ -198,7 +199,7 @@ def _train(
 
 
 class _RowWriter(tune.Callback):  # type: ignore[misc]
-    """Writes each trial's row the moment it ends; one that ASHA stopped gets a short row, so that it counts."""
+    """Writes each trial's row as soon as it ends, and a short row for one that ASHA stopped."""
 
     def __init__(
         self, results: StudyResults, report: Callable[[str], None], trial_of: Callable[[Mapping[str, Any]], Trial]

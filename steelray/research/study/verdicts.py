@@ -1,14 +1,14 @@
-"""From the trials' figures to a verdict per hypothesis and symptom, by rules that are stated here. Pure.
+"""Verdicts per hypothesis and symptom, from the trials' figures. Pure.
 
-A test looks at one figure: of an arm against its reference, seed by seed, or of one arm against a limit. Its effect has
-a 95 % confidence interval over seeds (Student's t). With fewer than `MIN_SEEDS` it is `undecided`. It is
+A test compares one figure of an arm with its reference, seed by seed, or with a limit. Its effect has a 95 % confidence
+interval over seeds (Student's t). The test is
 
-* `supported` where the whole interval lies in the predicted direction and the mean effect is at least the least one
+* `supported` if the whole interval lies in the predicted direction and the mean effect is at least the smallest one
   that matters (stated per test);
-* `refuted` where the whole interval stays below the least effect that matters;
-* `undecided` otherwise.
+* `refuted` if the whole interval lies below that smallest effect;
+* `undecided` otherwise, and with fewer than `MIN_SEEDS` seeds.
 
-A hypothesis is supported (refuted) for a symptom where at least one test is and none says the opposite.
+A hypothesis is supported (refuted) for a symptom if at least one test is and none says the opposite.
 """
 
 import math
@@ -45,13 +45,13 @@ class Prediction:
     symptom: str
     arm: str
     figure: str
-    """What is compared; see `FIGURES`."""
+    """Name of the compared figure, in `FIGURES`."""
     sign: int
     """+1: the hypothesis predicts a larger figure; -1: a smaller one."""
     least: float
-    """The least effect that matters: absolute, or with `relative` as a share of the reference's mean."""
+    """Smallest effect that matters; absolute, or with `relative` a share of the reference's mean."""
     reference: str | None = "baseline"
-    """The arm to compare with, seed by seed; None: the figure is compared with `limit`."""
+    """Arm to compare with, seed by seed; None: compare with `limit`."""
     relative: bool = False
     limit: float = 0.0
     claim: str = ""
@@ -60,7 +60,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the trials say about a test."""
+    """The result of a test."""
 
     test: Prediction
     verdict: Verdict
@@ -82,13 +82,13 @@ def _difference(first: str, second: str) -> Callable[[Row], float]:
 
 
 def _gradient_ratio(row: Row) -> float:
-    """SSIM's gradient norm on the reconstructing network over focal's, after the first step's report."""
+    """Return SSIM's gradient norm on the reconstructing network over focal's, without the first step's report."""
     reports = row["curves"]["gradients"][1:] or row["curves"]["gradients"]
     return float(statistics.fmean(report["norm_ssim"] / max(report["norm_focal"], 1e-12) for report in reports))
 
 
 def _black_share(row: Row) -> float:
-    """NaN where the probe holds next to no black: then the share says nothing of black's weight."""
+    """Return black's share of the SSIM loss; NaN if the probe has next to no black, which makes it meaningless."""
     share = row["figures"]["black_share_of_ssim_loss"]
     return share if share >= 1e-3 else math.nan
 
@@ -115,104 +115,58 @@ FIGURES: dict[str, tuple[str, Callable[[Row], float]]] = {
 }  # fmt: skip
 
 TESTS: tuple[Prediction, ...] = (
-    Prediction(
-        "H1", "S1", "steel denoised", "late_total", -1, 0.3, relative=True, claim="without grain, steel's total falls"
-    ),
-    Prediction(
-        "H1",
-        "S1",
-        "grain put back",
-        "late_total",
-        1,
-        0.3,
-        "steel denoised",
-        relative=True,
-        claim="grain of sd 8 put into denoised steel brings the plateau back",
-    ),
-    Prediction(
-        "H1",
-        "S1",
-        "control with grain",
-        "late_total",
-        1,
-        0.3,
-        "control",
-        relative=True,
-        claim="with steel's grain, the control stalls too",
-    ),
-    Prediction(
-        "H1",
-        "S1",
-        "blurred target",
-        "late_total",
-        -1,
-        0.3,
-        relative=True,
-        claim="a target without grain takes the plateau away",
-    ),
-    Prediction(
-        "H1", "S1", "baseline", "floor_rank_correlation", 1, 0.0, None, limit=0.5, claim="tiles rank by their floor"
-    ),
-    Prediction(
-        "H1", "S2", "blurred target", "cv", -1, 0.2, relative=True, claim="a target without grain calms the loss"
-    ),
-    Prediction(
-        "H2", "S2", "constant rate", "cv", 1, 0.2, relative=True, claim="never lowering the rate makes it worse"
-    ),
-    Prediction(
-        "H2", "S2", "baseline", "sd_ratio", -1, 0.0, None, limit=0.5, claim="lowering the rate halves the spread"
-    ),
-    Prediction(
-        "H3",
-        "S1",
-        "control with black bands",
-        "late_total",
-        1,
-        0.1,
-        "control",
-        relative=True,
-        claim="black bands raise the control's plateau",
-    ),
-    Prediction(
-        "H3", "S1", "baseline", "black_share", 1, 0.0, None, limit=0.1, claim="a tenth of SSIM's loss is on black"
-    ),
+    Prediction("H1", "S1", "steel denoised", "late_total", -1, 0.3, relative=True,
+               claim="without grain, steel's total falls"),
+    Prediction("H1", "S1", "grain put back", "late_total", 1, 0.3, "steel denoised", relative=True,
+               claim="grain of sd 8 put into denoised steel brings the plateau back"),
+    Prediction("H1", "S1", "control with grain", "late_total", 1, 0.3, "control", relative=True,
+               claim="with steel's grain, the control stalls too"),
+    Prediction("H1", "S1", "blurred target", "late_total", -1, 0.3, relative=True,
+               claim="a target without grain takes the plateau away"),
+    Prediction("H1", "S1", "baseline", "floor_rank_correlation", 1, 0.0, None, limit=0.5,
+               claim="tiles rank by their floor"),
+    Prediction("H1", "S2", "blurred target", "cv", -1, 0.2, relative=True,
+               claim="a target without grain calms the loss"),
+    Prediction("H2", "S2", "constant rate", "cv", 1, 0.2, relative=True,
+               claim="never lowering the rate makes it worse"),
+    Prediction("H2", "S2", "baseline", "sd_ratio", -1, 0.0, None, limit=0.5,
+               claim="lowering the rate halves the spread"),
+    Prediction("H3", "S1", "control with black bands", "late_total", 1, 0.1, "control", relative=True,
+               claim="black bands raise the control's plateau"),
+    Prediction("H3", "S1", "baseline", "black_share", 1, 0.0, None, limit=0.1,
+               claim="a tenth of SSIM's loss is on black"),
     Prediction("H3", "S3", "foreground only", "pixel_ap", 1, 0.05, claim="leaving black out helps segmentation"),
-    Prediction(
-        "H4", "S2", "group normalisation", "cv", -1, 0.2, relative=True, claim="without batch statistics calmer"
-    ),
-    Prediction("H4", "S3", "group normalisation", "pixel_ap", 1, 0.05, claim="and segments better"),
+    Prediction("H4", "S2", "group normalisation", "cv", -1, 0.2, relative=True,
+               claim="without batch statistics the loss is calmer"),
+    Prediction("H4", "S3", "group normalisation", "pixel_ap", 1, 0.05,
+               claim="without batch statistics it segments better"),
     Prediction("H4", "S3", "baseline", "gap", 1, 0.0, None, limit=0.1, claim="training and evaluation mode differ"),
-    Prediction(
-        "H5", "S3", "grey sources", "pixel_ap_desaturated", 1, 0.05, claim="grey sources teach what steel shows"
-    ),
+    Prediction("H5", "S3", "grey sources", "pixel_ap_desaturated", 1, 0.05,
+               claim="grey sources teach what steel shows"),
     Prediction("H5", "S3", "baseline", "chroma_drop", 1, 0.0, None, limit=0.05, claim="without colour the AP drops"),
-    Prediction(
-        "H6", "S1", "no rotation", "late_total", -1, 0.1, relative=True, claim="without rotation the plateau falls"
-    ),
+    Prediction("H6", "S1", "no rotation", "late_total", -1, 0.1, relative=True,
+               claim="without rotation the plateau falls"),
     Prediction("H6", "S1", "baseline", "turned", 1, 0.0, None, limit=1.1, claim="turned tiles are reconstructed worse"),
     Prediction("H7", "S3", "visible labels", "pixel_ap", 1, 0.05, claim="visible anomalies segment better"),
-    Prediction(
-        "H7", "S3", "baseline", "below_grain", 1, 0.0, None, limit=0.1, claim="a tenth of the labels hides in grain"
-    ),
+    Prediction("H7", "S3", "baseline", "below_grain", 1, 0.0, None, limit=0.1,
+               claim="a tenth of the labels hides in grain"),
     Prediction("H8", "S3", "focal weighs more", "pixel_ap", 1, 0.05, claim="weighing focal more segments better"),
-    Prediction(
-        "H8", "S3", "baseline", "gradient_ratio", 1, 0.0, None, limit=10.0, claim="SSIM's gradient is ten times"
-    ),
+    Prediction("H8", "S3", "baseline", "gradient_ratio", 1, 0.0, None, limit=10.0,
+               claim="SSIM's gradient is ten times focal's"),
     Prediction("H9", "S3", "four strips only", "pixel_ap", -1, 0.05, claim="with fewer strips it segments worse"),
-    Prediction(
-        "H9", "S3", "baseline", "unseen_drop", 1, 0.0, None, limit=0.05, claim="on strips never seen the AP drops"
-    ),
-)
-"""Written before their arms had results; short exploratory runs of baseline, fix and control had come first."""
+    Prediction("H9", "S3", "baseline", "unseen_drop", 1, 0.0, None, limit=0.05,
+               claim="on strips never seen the AP drops"),
+)  # fmt: skip
+"""Written before their arms had results, but after short exploratory runs of baseline, fix and control."""
 
 
 def judge_tests(rows: Sequence[Row], tests: Sequence[Prediction] = TESTS) -> list[Outcome]:
-    """The outcome of every test, from the rows of trials.jsonl."""
+    """Judge every test by the rows of trials.jsonl."""
     return [_outcome(test, rows) for test in tests]
 
 
 def combine(outcomes: Sequence[Outcome]) -> Verdict:
-    """Of the tests of one hypothesis on one symptom."""
+    """Combine the outcomes of one hypothesis on one symptom into its verdict."""
     said = {outcome.verdict for outcome in outcomes} - {"undecided"}
     if len(said) != 1:
         return "undecided"
@@ -220,7 +174,7 @@ def combine(outcomes: Sequence[Outcome]) -> Verdict:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % confidence interval (Student's t) of independent values; NaN bounds below two."""
+    """Return mean and 95 % confidence interval (Student's t) of independent values; NaN bounds below two values."""
     if not values:
         return math.nan, math.nan, math.nan
     mean = statistics.fmean(values)
@@ -258,14 +212,14 @@ def _verdict(test: Prediction, effects: Sequence[float], least: float) -> Verdic
 
 
 def values_by_seed(rows: Sequence[Row], arm: str, figure: str) -> dict[int, float]:
-    """A figure of the arm's finished trials; those that went NaN, or where it does not exist, are left out."""
+    """Return a figure of the arm's finished trials by seed, without those that ended in NaN or lack it."""
     read = FIGURES[figure][1]
     values: dict[int, float] = {}
     for row in rows:
         if row["arm"] == arm and row["status"] == "ok":
             try:
                 value = read(row)
-            except (KeyError, TypeError):  # a figure that is not there or null
+            except (KeyError, TypeError):  # the figure is missing or null
                 continue
             if value is not None and math.isfinite(value):
                 values[row["seed"]] = value

@@ -1,4 +1,4 @@
-"""What a method sees in one image per defect type, as the thesis shows it (its figures 11 to 15)."""
+"""Picture of a method's predictions for one image per defect type, as in the thesis's figures 11 to 15."""
 
 import io
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from PIL import Image
 
 MAX_COLUMNS = 8
 COLORS = 128
-"""Of the picture's palette: a figure in a report, not data."""
+"""Size of the picture's palette; it only illustrates."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its truth and what a method said: all of one height and width."""
+    """One image with its mask and a method's prediction, all of one height and width."""
 
     defect_type: str
     score: float
@@ -28,7 +28,7 @@ class Example:
 
 
 def predictions_png(examples: Sequence[Example], pixel_threshold: float, title: str) -> bytes:
-    """A column per example: the image, the truth, the anomaly map, and the map above its threshold."""
+    """Draw a column per example: the image, the truth, the anomaly map, and the map above the threshold; PNG bytes."""
     examples = examples[:MAX_COLUMNS]
     figure = Figure(figsize=(1.5 * len(examples) + 0.6, 6.6), dpi=72, layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""The thesis's two result tables beside ours, as Markdown."""
+"""The Markdown page with the thesis's two result tables beside ours."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ THESIS = {
     "severstal/patchcore": (88.3, 87.6),
     "severstal/draem": (62.1, 56.7),
 }
-"""Classification and pixel AUROC in percent, of the thesis's tables for MVTec and Severstal."""
+"""Classification and pixel AUROC in percent, from the thesis's tables for MVTec and Severstal."""
 TITLES = {"bottle": "MVTec AD, bottle", "severstal": "Severstal, four 400x256 tiles per strip, masks from train.csv"}
 NAMES = {"conv_ae": "convolutional autoencoder", "patchcore": "PatchCore", "draem": "DRAEM"}
 COLUMNS = (
@@ -43,7 +43,7 @@ The thesis remarks that DRAEM took 8 GB of GPU memory in training and 12 GB in i
 
 
 def to_markdown(result: dict[str, Any]) -> str:
-    """thesis.md of what `steelray.research.thesis.reproduce.reproduce` found."""
+    """Format the cells that `steelray.research.thesis.reproduce.reproduce` found as thesis.md."""
     return "\n".join(_lines(result)) + "\n"
 
 

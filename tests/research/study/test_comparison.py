@@ -73,7 +73,7 @@ def test_a_kept_network_gives_the_maps_of_the_one_that_was_trained(confirmed: St
     trial = next(trial for trial in plan_trials(confirmed) if trial.arm == "fix")
     sessions: list[TrainingSession] = []
     images = StudyImages(confirmed)
-    run_trial(trial, confirmed, images.of(trial), images.textures, on_end=sessions.append)
+    run_trial(trial, confirmed, images.condition(trial.condition), images.textures, on_end=sessions.append)
     trained, kept = sessions[0].eval_model.state_dict(), read_network(confirmed, trial).state_dict()
     assert trained.keys() == kept.keys()
     assert all(torch.equal(trained[name], kept[name]) for name in trained)
@@ -85,7 +85,7 @@ def test_networks_that_are_gone_are_left_out(confirmed: StudyConfig, tmp_path: P
         (tmp_path / name).write_bytes((Path(confirmed.results_dir) / name).read_bytes())
     assert score_networks(elsewhere, plan_trials(elsewhere), [], [], lambda line: None) == {}
     write_report(str(tmp_path), str(tmp_path))
-    assert "Not measured in these results" in (tmp_path / "study.md").read_text()
+    assert "Not measured yet" in (tmp_path / "study.md").read_text()
 
 
 def test_smoothing_fills_a_coarse_mask_and_leaves_the_scores() -> None:

@@ -30,7 +30,7 @@ def test_a_page_with_every_hypothesis_and_figure(tmp_path: Path) -> None:
     assert summary["verdicts"]["H1"]["S1"] == "undecided"
     markdown = (tmp_path / "page" / "study.md").read_text()
     assert all(f"| H{number} |" in markdown for number in range(1, 10))
-    assert "## What takes no training" in markdown
+    assert "## Pixel AP without training" in markdown
     assert "1 of them not finite" in markdown
     figures = sorted(path.stem for path in (tmp_path / "page" / "figures").glob("*.svg"))
     assert figures == ["curves", "factors", "factors_loss", "floor", "importance", "parallel", "transplants"]

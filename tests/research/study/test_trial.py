@@ -74,7 +74,7 @@ def test_a_trial_logs_what_the_verdicts_need_and_repeats_exactly(tmp_path: Path)
     study = small_study(tmp_path)
     images = StudyImages(study)
     trial = Trial("baseline", 1)
-    row = run_trial(trial, study, images.of(trial), None)
+    row = run_trial(trial, study, images.condition(trial.condition), None)
     assert row["status"] == "ok"
     assert [probed["step"] for probed in row["curves"]["probe"]] == [1, 2, 3, 4, 5]
     assert len(row["curves"]["tile_floor"]) == len(row["curves"]["tile_ssim_loss"]) == 64
@@ -86,7 +86,7 @@ def test_a_trial_logs_what_the_verdicts_need_and_repeats_exactly(tmp_path: Path)
     }  # fmt: skip
     assert wanted <= set(row["figures"])
     assert {"c1", "c2", "c3", "c4", "c5", "converged", "thesis"} <= set(row["criteria"])
-    again = run_trial(trial, study, images.of(trial), None)
+    again = run_trial(trial, study, images.condition(trial.condition), None)
     assert again["figures"] == pytest.approx(row["figures"], nan_ok=True)
 
 
