@@ -223,6 +223,8 @@ def without_removed_options(raw: dict[str, Any]) -> None:
         ConfigError: one of them is on, so that this version would score otherwise than the bank was built to.
     """
     raw.pop("profile", None)
+    if raw["scoring"].get("image_score") == "area":
+        raise ConfigError("scoring.image_score is 'area', but this option was removed")
     for section, options in REMOVED_OPTIONS.items():
         settings = raw[section]
         for name, off in options.items():
@@ -230,8 +232,6 @@ def without_removed_options(raw: dict[str, Any]) -> None:
                 raise ConfigError(f"{section}.{name} is {value!r}, but this option was removed")
         for name in NO_LONGER_READ.get(section, ()):
             settings.pop(name, None)
-    if raw["scoring"].get("image_score") == "area":
-        raise ConfigError("scoring.image_score is 'area', but this option was removed")
 
 
 def read_info(read: Read, where: str) -> BankInfo:

@@ -1,7 +1,7 @@
 """One slice of the bank as a FAISS index: the only user of faiss.
 
-Exact by default. An inverted file (IVF) is trained once on the whole bank and kept, empty, with
-it; every slice fills a copy of that, so that answers do not depend on how the bank is cut.
+Search is exact by default. An inverted file (IVF) is trained once on the whole bank and stored with it, empty; every
+slice fills a copy, so that answers do not depend on how the bank is cut.
 
 Shapes: N bank vectors, D dimensions, Q queries, K neighbours.
 """
@@ -118,7 +118,7 @@ def _to_gpu(index: Any, half: bool) -> Any:
 
 
 def train_index(vectors_ND: NDArray[np.float32], factory: str) -> tuple[bytes, int]:
-    """An index trained on a whole bank, empty; and the bytes that it will take per vector.
+    """Train an inverted file on a whole bank; return it, empty, and the bytes that it will take per vector.
 
     Raises:
         ValueError: FAISS cannot train it on these vectors.
