@@ -3,6 +3,7 @@
 python jobs/review.py --results_uri s3://results/line1 --verdicts verdicts-7c1e09ab52d4f310.csv
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from steelray.job import run_job, say
@@ -13,21 +14,10 @@ def run(config: ReviewConfig) -> dict[str, Any]:
     from steelray.runs.review import review
 
     summary = review(config)
-    for name, levels in {"all strips": summary["levels"], **summary["groups"]}.items():
+    for name, levels in {"all strips": summary.levels, **summary.groups}.items():
         for threshold, level in levels.items():
-            say(f"{name}, {threshold}: {_in_words(level)}")
-    return summary
-
-
-def _in_words(level: dict[str, Any]) -> str:
-    counted = f"{level['judged']} of {level['flagged']} alarms judged"
-    if level["precision"] is None:
-        return counted
-    interval = f"{level['precision_low']:.1%} to {level['precision_high']:.1%}"
-    recall = (
-        "not known: no strip below the threshold was judged" if level["recall"] is None else f"{level['recall']:.1%}"
-    )
-    return f"{counted}, precision {level['precision']:.1%} ({interval}), recall {recall}"
+            say(f"{name}, {threshold}: {level.in_words()}")
+    return asdict(summary)
 
 
 if __name__ == "__main__":

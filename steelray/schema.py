@@ -1,7 +1,4 @@
-"""Arrow schemas of every table that crosses a process, and the statuses a row can have.
-
-This module does not know how a table is produced or where it is stored.
-"""
+"""Arrow schemas of every table that crosses a process, and the statuses and verdicts of their rows."""
 
 from enum import StrEnum
 
@@ -9,39 +6,39 @@ import pyarrow as pa
 
 
 class Status(StrEnum):
-    """Why an object has a score, or why it has none."""
+    """Status of an object: scored, or the reason why not."""
 
     OK = "ok"
     MISSING = "missing"
-    """Listed, but gone when it was read."""
+    """Listed, but deleted before it was read."""
     DENIED = "denied"
-    """The store does not let this user read it, or has moved it to an archive."""
+    """Reading is not permitted, or the object has been moved to archive storage."""
     CHANGED = "changed"
-    """Its size or checksum is not the one that was listed: overwritten or corrupted on the way."""
+    """Size or checksum differs from the listing: the object was overwritten, or corrupted in transfer."""
     EMPTY = "empty"
     """Zero bytes."""
     TOO_LARGE = "too_large"
-    """More bytes or pixels than the configured limit, or longer to decode."""
+    """More bytes or pixels than the configured limit, or too slow to decode."""
     UNREADABLE = "unreadable"
     """Not an image in a supported format, or truncated."""
     WRONG_SHAPE = "wrong_shape"
-    """An image of another height or width than the strips the memory bank was built from."""
+    """Height or width differs from the strips that the model was built from."""
     TOO_SMALL = "too_small"
     """Smaller than one cell of the backbone's coarsest feature map."""
     BLANK = "blank"
-    """Every pixel has the same value: a dead camera, not a strip."""
+    """Every pixel has the same value, as from a dead camera."""
     UNSCORED = "unscored"
-    """Decoded, but the model gave no finite score for it."""
+    """Decoded, but the model's score is not finite."""
 
 
 class Verdict(StrEnum):
-    """What a score means under the calibration."""
+    """Verdict on a strip under the calibration."""
 
     NORMAL = "normal"
     REVIEW = "review"
-    """Above the first threshold: look at it."""
+    """Above the first threshold: inspect the strip."""
     REJECT = "reject"
-    """Above the second: do not ship it unseen."""
+    """Above the second threshold: do not ship the strip without inspection."""
 
 
 MANIFEST = pa.schema(
@@ -67,7 +64,7 @@ DECODED = pa.schema(
         pa.field("pixels", pa.large_binary()),
     ]
 )
-"""A manifest row with its image: `pixels` is row-major uint8, H*W*channels bytes; channels is 1 (grey) or 3 (RGB)."""
+"""Manifest rows with their images: `pixels` is row-major uint8, H*W*channels bytes; channels is 1 (grey) or 3 (RGB)."""
 
 BOX = pa.struct(
     [
@@ -105,11 +102,11 @@ SCORES = pa.schema(
         pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )
-"""The score table: one row per object of the manifest, never fewer, never more.
+"""The score table: exactly one row per object of the manifest.
 
-`anomaly_score` is raw (a distance); `is_anomalous` says that it exceeds `threshold`, the review level of the strip's
-`group`. `verdict` is a `Verdict`; `map_peak` and `map_mean` are the largest and the mean value of the
-anomaly map: pixel thresholds rest on the one, drift shows in the other.
+`anomaly_score` is raw (a distance). `is_anomalous` is true if it exceeds `threshold`, the review level of the strip's
+`group`. `verdict` is a `Verdict`. `map_peak` and `map_mean` are the largest and the mean value of the anomaly map: the
+first is used for pixel thresholds, the second for drift.
 """
 
 QUARANTINE = pa.schema(
@@ -118,4 +115,4 @@ QUARANTINE = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
-"""The objects of a run that have no score, and why."""
+"""The objects of a run without a score, and the reasons."""

@@ -1,6 +1,6 @@
 """Labelled datasets in the layouts in which they are downloaded: Severstal (Kaggle), MVTec AD, plain folders.
 
-Every dataset becomes two lists of `Sample`: nominal ones to fit on, and labelled ones to test on. A split is by strip,
+A dataset becomes two lists of `Sample`: nominal ones to fit on, and labelled ones to test on. It is split by strip,
 never by tile. Shapes: H height, W width, C channels, K defect classes.
 """
 
@@ -26,7 +26,7 @@ NOMINAL = "nominal"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, or one tile of it, with its truth."""
+    """One image, or one tile of it, with its label."""
 
     path: Path
     defect_type: str = NOMINAL
@@ -34,7 +34,7 @@ class Sample:
     tile: Tile | None = None
     mask_path: Path | None = None
     run_lengths: tuple[tuple[int, str], ...] = field(default=(), repr=False)
-    """Severstal: (class from 1, run-length code) of the whole strip."""
+    """Severstal: (class, run-length code) pairs of the whole strip; classes count from 1."""
 
     @property
     def is_anomalous(self) -> bool:
@@ -45,12 +45,12 @@ class Sample:
         return f"{self.path.name}#{self.tile.left_px},{self.tile.top_px}" if self.tile else self.path.name
 
     def load(self) -> NDArray[np.uint8]:
-        """pixels_HWC uint8, of this tile where there is one. Raises `Undecodable`."""
+        """Read pixels_HWC uint8 of the image or its tile. Raise `Undecodable` if that fails."""
         pixels_HWC = decode(self.path.read_bytes())
         return self.tile.cut(pixels_HWC) if self.tile else pixels_HWC
 
     def load_mask(self, size_px: tuple[int, int]) -> NDArray[np.bool_]:
-        """mask_HW: where the defect is, at height and width `size_px` (nearest neighbour where that is a resize)."""
+        """Read mask_HW, True on the defect, resized to `size_px` (height, width) by nearest neighbour."""
         if self.run_lengths:
             mask_HW = np.asarray(decode_run_lengths(self.run_lengths, STRIP_SIZE_PX).any(axis=0))
             if self.tile:
@@ -74,23 +74,23 @@ class Dataset:
 
 
 def decode_mask(path: Path) -> NDArray[np.bool_]:
-    """A mask image (white where the defect is) as mask_HW bool."""
+    """Read a mask image, white on the defect, as mask_HW bool."""
     with Image.open(path) as image:
         return np.asarray(image.convert("L")) > 127
 
 
 def decode_run_lengths(run_lengths: tuple[tuple[int, str], ...], size_px: tuple[int, int]) -> NDArray[np.bool_]:
-    """Severstal's masks: `start length start length …`, 1-based, counted down the columns.
+    """Decode Severstal's masks: `start length start length …`, 1-based, counted down the columns.
 
     Args:
-        run_lengths: (class from 1, code) pairs of one strip; classes may overlap and a class may come twice.
+        run_lengths: (class, code) pairs of one strip; classes may overlap, and a class may occur twice.
         size_px: height and width of the strip.
 
     Returns:
         mask_KHW bool, K = 4.
 
     Raises:
-        ConfigError: a code that is no run-length code or leaves the strip.
+        ConfigError: a code is not a run-length code, has an unknown class, or leaves the strip.
     """
     height_px, width_px = size_px
     mask_KN = np.zeros((SEVERSTAL_CLASSES, height_px * width_px), dtype=bool)
@@ -100,7 +100,9 @@ def decode_run_lengths(run_lengths: tuple[tuple[int, str], ...], size_px: tuple[
         except ValueError:
             raise ConfigError(f"run-length code of class {class_id} is not made of numbers: {code[:40]!r}") from None
         if len(numbers) % 2 or not 1 <= class_id <= SEVERSTAL_CLASSES:
-            raise ConfigError(f"run-length code of class {class_id} is incomplete or of no known class: {code[:40]!r}")
+            raise ConfigError(
+                f"run-length code of class {class_id} is incomplete or of an unknown class: {code[:40]!r}"
+            )
         for start, length in zip(numbers[::2], numbers[1::2], strict=True):
             if start < 1 or length < 0 or start - 1 + length > height_px * width_px:
                 raise ConfigError(f"run {start} {length} of class {class_id} leaves the {width_px}x{height_px} strip")
@@ -109,28 +111,28 @@ def decode_run_lengths(run_lengths: tuple[tuple[int, str], ...], size_px: tuple[
 
 
 def load_dataset(config: DatasetConfig) -> Dataset:
-    """Reads a dataset's file lists and labels; pixels are read later, sample by sample.
+    """Read a dataset's file lists and labels; pixels are read later, sample by sample.
 
     Raises:
-        ConfigError: the folder is not laid out as `config.kind` says, or has no nominal images.
+        ConfigError: the folder does not have the layout of `config.kind`, or has no nominal images.
     """
     root = Path(config.root).expanduser()
     if not root.is_dir():
-        raise ConfigError(f"{root}: no such folder; give the dataset's folder as --data.root")
+        raise ConfigError(f"{root}: no such folder: give the dataset's folder as --data.root")
     if config.kind == "mvtec":
         return _load_mvtec(root)
     nominal, anomalous = _load_severstal(root) if config.kind == "severstal" else _load_folder(root)
     if not nominal:
-        raise ConfigError(f"{root}: no nominal images in it: nothing to learn from")
+        raise ConfigError(f"{root}: no nominal images found: nothing to learn from")
     fit, held_out = split_strips(nominal, config.num_fit, config.seed)
     return Dataset(_tiled(fit, config), _tiled(held_out + anomalous, config))
 
 
 def split_strips(nominal: list[Sample], num_fit: int | None, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Shuffles nominal strips by `seed` and splits them into those to fit on and those to test on, each in key order.
+    """Split nominal strips at random, by `seed`, into those to fit on and those to test on, each in key order.
 
     Raises:
-        ConfigError: fewer strips than asked for, or none left to test on.
+        ConfigError: there are too few strips to leave one to test on.
     """
     count = num_fit if num_fit is not None else max(1, len(nominal) * 3 // 4)
     if count >= len(nominal):
@@ -147,12 +149,12 @@ def _images_in(folder: Path) -> list[Path]:
 def _load_severstal(root: Path) -> tuple[list[Sample], list[Sample]]:
     table, images = root / "train.csv", root / "train_images"
     if not table.is_file() or not images.is_dir():
-        raise ConfigError(f"{root}: severstal needs train.csv and train_images/ in it")
+        raise ConfigError(f"{root}: severstal needs train.csv and train_images/")
     codes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     with table.open(newline="") as file:
         reader = csv.DictReader(file)
         names = set(reader.fieldnames or [])
-        joined = "ImageId_ClassId" in names  # the layout of the competition's first days
+        joined = "ImageId_ClassId" in names  # the competition's first layout
         if not joined and not names >= {"ImageId", "ClassId", "EncodedPixels"}:
             raise ConfigError(f"{table}: columns are {sorted(names)}, expected ImageId,ClassId,EncodedPixels")
         for row in reader:
@@ -175,7 +177,7 @@ def _load_severstal(root: Path) -> tuple[list[Sample], list[Sample]]:
 
 def _load_mvtec(root: Path) -> Dataset:
     if not (root / "train" / "good").is_dir() or not (root / "test").is_dir():
-        raise ConfigError(f"{root}: mvtec needs train/good/ and test/ in it; give one category, such as bottle")
+        raise ConfigError(f"{root}: mvtec needs train/good/ and test/: give one category, such as bottle")
     fit = [Sample(path) for path in _images_in(root / "train" / "good")]
     test = []
     for path in _images_in(root / "test"):
@@ -195,7 +197,7 @@ def _load_mvtec(root: Path) -> Dataset:
 def _load_folder(root: Path) -> tuple[list[Sample], list[Sample]]:
     if not (root / "nominal").is_dir():
         raise ConfigError(
-            f"{root}: folder needs nominal/ (and anomalous/ to test on, masks/ with the same names) in it"
+            f"{root}: a folder dataset needs nominal/ (and anomalous/ to test on, masks/ with the same names)"
         )
     anomalous = []
     for path in _images_in(root / "anomalous"):

@@ -1,6 +1,6 @@
-"""One batch of decoded images to rows of the score table: what a scoring actor does, without Ray.
+"""Batch step of a scoring run: decoded images to rows of the score table. Scoring actors call it; Ray is not needed.
 
-Every image gets exactly one row: a score, or the status that says why there is none.
+Every image gets exactly one row, with a score or with the status that says why it has none.
 """
 
 import hashlib
@@ -8,7 +8,6 @@ import io
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,22 +27,22 @@ WRITERS = 4
 
 @dataclass(frozen=True)
 class RunStamp:
-    """What all rows of a run have in common."""
+    """Values that all rows of a run share."""
 
     run_id: str
     model_id: str
     bank_id: str | None
     input_size_px: tuple[int, int] | None
-    """Images of another height and width are `wrong_shape`; None takes any."""
+    """Height and width to which an image must conform, else it is `wrong_shape`; None accepts any size."""
 
 
 def picture_key(folder: str, image_key: str, suffix: str) -> str:
-    """Where a picture of an image is kept: a name that no key can turn into a path."""
+    """Return the name under which a picture of an image is stored: a hash, so that no key can form a path."""
     return f"{folder}/{hashlib.sha256(image_key.encode()).hexdigest()[:32]}{suffix}"
 
 
 def images_of(decoded: pa.Table) -> list[NDArray[np.uint8] | None]:
-    """The pixels_HWC of a table of schema `DECODED`, as read-only views into it; None where there are none."""
+    """Return the pixels_HWC of a table of schema `DECODED`, as read-only views; None for rows without pixels."""
     columns = (decoded.column(name) for name in ("pixels", "height_px", "width_px", "channels"))
     images: list[NDArray[np.uint8] | None] = []
     for pixels, height_px, width_px, channels in zip(*columns, strict=True):
@@ -54,14 +53,14 @@ def images_of(decoded: pa.Table) -> list[NDArray[np.uint8] | None]:
 
 
 class BatchScorer:
-    """Tables of schema `DECODED` to tables of schema `SCORES`.
+    """Scorer of tables: schema `DECODED` in, schema `SCORES` out.
 
     Args:
-        calibration: None gives scores without verdicts, as calibration itself needs them.
-        threshold: flags strips above it, whatever the calibration says.
-        pictures: where heatmaps of flagged images go; None keeps none.
-        save_anomaly_maps: also keep the anomaly map of every image there, as float16 .npy.
-        observe: told the seconds of scoring a batch and of waiting for its pictures to be stored.
+        calibration: thresholds; None gives scores without verdicts, from which a calibration is made.
+        threshold: review threshold that overrides the calibration's.
+        pictures: location of the heatmaps of flagged images; None stores none.
+        save_anomaly_maps: also store the anomaly map of every image there, as float16 .npy.
+        observe: receives the seconds of scoring a batch and of waiting for its pictures to be stored.
     """
 
     def __init__(
@@ -100,10 +99,11 @@ class BatchScorer:
             with stage("score", self._observe):
                 maps, scores = self._scorer.score([image for _, image in usable])
             for (place, _), map_HW, score in zip(usable, maps, scores, strict=True):
-                rows[place].update(self._judge(rows[place], map_HW, float(score), pending))
+                size_px = (rows[place]["height_px"], rows[place]["width_px"])
+                rows[place].update(self._judge(rows[place]["image_key"], size_px, map_HW, float(score), pending))
         with stage("write", self._observe):
             for write in pending:
-                write.result()  # a heatmap that cannot be stored fails the batch: the row names it
+                write.result()  # a heatmap that cannot be stored fails the batch, because the row refers to it
         for row in rows:
             row.update(
                 model_id=self._stamp.model_id,
@@ -118,37 +118,41 @@ class BatchScorer:
         height_px, width_px = image_HWC.shape[:2]
         least_px, wanted = self._scorer.min_size_px, self._stamp.input_size_px
         if min(height_px, width_px) < least_px:
-            return Status.TOO_SMALL, f"{width_px}x{height_px}, the model needs at least {least_px}x{least_px}"
+            return Status.TOO_SMALL, f"{width_px}x{height_px}: the model needs at least {least_px}x{least_px}"
         if wanted is not None and (height_px, width_px) != tuple(wanted):
-            return Status.WRONG_SHAPE, f"{width_px}x{height_px}, the model was built on {wanted[1]}x{wanted[0]}"
+            return Status.WRONG_SHAPE, f"{width_px}x{height_px}: the model was built on {wanted[1]}x{wanted[0]}"
         return Status.OK, None
 
     def _judge(
-        self, row: dict[str, Any], map_HW: NDArray[np.float32], score: float, pending: list[Future[None]]
-    ) -> dict[str, Any]:
+        self,
+        key: str,
+        size_px: tuple[int, int],
+        map_HW: NDArray[np.float32],
+        score: float,
+        pending: list[Future[None]],
+    ) -> dict[str, object]:
+        """Return the columns that follow from an image's map and score, and start storing its pictures."""
         peak = float(map_HW.max())
         if not np.isfinite(score) or not np.isfinite(peak):
-            return {"status": Status.UNSCORED, "error": f"the model gave {score}"}
-        found: dict[str, Any] = {"anomaly_score": score, "map_peak": peak, "map_mean": float(map_HW.mean())}
-        key = row["image_key"]
+            return {"status": Status.UNSCORED, "error": f"the model gave score {score} and map peak {peak}"}
+        found: dict[str, object] = {"anomaly_score": score, "map_peak": peak, "map_mean": float(map_HW.mean())}
         if self._save_anomaly_maps:
             buffer = io.BytesIO()
             np.save(buffer, map_HW.astype(np.float16), allow_pickle=False)
             pending.append(self._store(picture_key(ANOMALY_MAPS, key, ".npy"), buffer.getvalue()))
         if self._calibration is None:
             return found
-        levels = self._calibration.thresholds_of(self._calibration.group_of(key))
+        group = self._calibration.group_of(key)
+        levels = self._calibration.thresholds_of(group)
         threshold = levels.review.value if self._threshold is None else self._threshold
         flagged = score > threshold
         verdict = Verdict.NORMAL if not flagged else Verdict.REVIEW
         if flagged and score > levels.reject.value:
             verdict = Verdict.REJECT
-        size = (row["height_px"], row["width_px"])
-        fraction, boxes = find_regions(map_HW, levels.pixel.value, size) if peak > levels.pixel.value else (0.0, [])
+        fraction, boxes = find_regions(map_HW, levels.pixel.value, size_px) if peak > levels.pixel.value else (0.0, [])
         if flagged and self._pictures is not None:
-            found["heatmap_key"] = picture_key(HEATMAPS, key, ".png")
-            body = heatmap_png(map_HW, *self._calibration.heat_range(self._calibration.group_of(key)))
-            pending.append(self._store(found["heatmap_key"], body))
+            found["heatmap_key"] = name = picture_key(HEATMAPS, key, ".png")
+            pending.append(self._store(name, heatmap_png(map_HW, *self._calibration.heat_range(group))))
         return {
             **found,
             "is_anomalous": flagged,

@@ -1,8 +1,9 @@
-"""How good a run's alarms were, by what an operator says of them: precision, and recall where it can be known."""
+"""Precision and recall of a run's alarms, from an operator's verdicts."""
 
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,13 @@ KEY_COLUMNS = ("image_key", "key")
 
 
 def read_verdicts(uri: str) -> dict[str, bool]:
-    """Whether there is something wrong with a strip, by key.
+    """Read a CSV file of verdicts: for each key, whether the strip is defective.
 
-    The file has columns `image_key` (or `key`) and `verdict` (`true_alarm` or `false_alarm`): what the report page
-    saves. A spreadsheet's byte order mark and its semicolons are taken.
+    The file has the columns that the report page saves: `image_key` (or `key`) and `verdict` (`true_alarm` or
+    `false_alarm`). A spreadsheet's byte order mark and semicolons are accepted.
 
     Raises:
-        ConfigError: it cannot be read, lacks a column, or says something else or both of a strip.
+        ConfigError: the file cannot be read, lacks a column, or has an unknown or a contradictory verdict.
     """
     folder, _, name = uri.rpartition("/")
     try:
@@ -52,16 +53,58 @@ def read_verdicts(uri: str) -> dict[str, bool]:
                 f"verdicts {uri}, line {reader.line_num}: verdict {said!r} is neither true_alarm nor false_alarm"
             )
         if verdicts.setdefault(key, said in TRUE_ALARM) != (said in TRUE_ALARM):
-            raise ConfigError(f"verdicts {uri}, line {reader.line_num}: {key} is said to be a true and a false alarm")
+            raise ConfigError(f"verdicts {uri}, line {reader.line_num}: {key} is both a true and a false alarm")
     return verdicts
 
 
 LEVELS: dict[str, tuple[Verdict, ...]] = {"review": (Verdict.REVIEW, Verdict.REJECT), "reject": (Verdict.REJECT,)}
-"""Verdicts that lie above each threshold."""
+"""Verdicts above each threshold."""
 
 
-def review(config: ReviewConfig) -> dict[str, Any]:
-    """Judges a run by a file of verdicts.
+@dataclass(frozen=True)
+class AlarmFigures:
+    """Figures of one threshold's alarms, among all strips or those of a group."""
+
+    flagged: int
+    judged: int
+    true_alarms: int
+    false_alarms: int
+    precision: float | None
+    """Share of true alarms among the judged ones; None if none was judged."""
+    precision_low: float | None
+    precision_high: float | None
+    """The 95 % interval of `precision` (Clopper-Pearson)."""
+    recall: float | None
+    """Share of the strips judged defective that were flagged; None unless strips below the threshold were judged too,
+    and one strip was defective."""
+
+    def in_words(self) -> str:
+        """Describe the figures in one line."""
+        counted = f"{self.judged} of {self.flagged} alarms judged"
+        if self.precision is None:
+            return counted
+        interval = f"{self.precision_low:.1%} to {self.precision_high:.1%}"
+        recall = "not known: no strip below the threshold was judged" if self.recall is None else f"{self.recall:.1%}"
+        return f"{counted}, precision {self.precision:.1%} ({interval}), recall {recall}"
+
+
+Levels = dict[str, AlarmFigures]
+"""Figures by threshold, `review` and `reject`."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """Figures of a run's alarms; `verdicts` counts the verdicts, `not_in_run` those of strips that the run lacks."""
+
+    run_id: str
+    verdicts: int
+    not_in_run: int
+    levels: Levels
+    groups: dict[str, Levels]
+
+
+def review(config: ReviewConfig) -> Review:
+    """Judge a run's alarms by a file of verdicts.
 
     Raises:
         ConfigError: no such run, or no verdict on any of its strips.
@@ -76,18 +119,16 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     unknown = [key for key in verdicts if key not in known]
     if len(unknown) == len(verdicts):
         raise ConfigError(f"verdicts {config.verdicts}: none of its {len(verdicts)} keys is in run {run_id}")
-    return {"run_id": run_id, "verdicts": len(verdicts), "not_in_run": len(unknown), **judge(scores, verdicts)}
+    levels, groups = judge(scores, verdicts)
+    return Review(run_id, len(verdicts), len(unknown), levels, groups)
 
 
-def judge(scores: pa.Table, verdicts: Mapping[str, bool]) -> dict[str, Any]:
-    """Precision and recall of both thresholds, of all strips and of every group.
+def judge(scores: pa.Table, verdicts: Mapping[str, bool]) -> tuple[Levels, dict[str, Levels]]:
+    """Compute the figures of both thresholds' alarms, for all strips and for each group.
 
     Args:
         scores: columns image_key, status, verdict and group of schema `SCORES`.
-        verdicts: by key, whether there is something wrong with the strip; need not name all.
-
-    Returns:
-        `levels` and, where there are groups, `groups`: by name, and in them by threshold, what `_level` returns.
+        verdicts: whether a strip is defective, by key; strips may be missing.
     """
     scored = scores.filter(pc.equal(scores["status"], Status.OK.value))
     said_N = np.array([verdicts.get(key) for key in scored["image_key"].to_pylist()], dtype=object)
@@ -95,36 +136,30 @@ def judge(scores: pa.Table, verdicts: Mapping[str, bool]) -> dict[str, Any]:
     group_N = np.array([group or ALL_STRIPS for group in scored["group"].to_pylist()], dtype=object)
     every_N = np.ones(len(said_N), dtype=bool)
     groups = sorted({group for group in group_N if group != ALL_STRIPS})
-    return {
-        "levels": _levels(said_N, verdict_N, every_N),
-        "groups": {group: _levels(said_N, verdict_N, group_N == group) for group in groups},
-    }
+    return (
+        _levels(said_N, verdict_N, every_N),
+        {group: _levels(said_N, verdict_N, group_N == group) for group in groups},
+    )
 
 
-def _levels(said_N: NDArray[Any], verdict_N: NDArray[Any], own_N: NDArray[np.bool_]) -> dict[str, Any]:
+def _levels(said_N: NDArray[Any], verdict_N: NDArray[Any], own_N: NDArray[np.bool_]) -> Levels:
     said_N, verdict_N = said_N[own_N], verdict_N[own_N]
     return {name: _level(said_N, np.isin(verdict_N, above)) for name, above in LEVELS.items()}
 
 
-def _level(said_N: NDArray[Any], flagged_N: NDArray[np.bool_]) -> dict[str, Any]:
-    """What became of the strips above one threshold.
-
-    Returns:
-        Counts; `precision` of the judged alarms with its 95 % interval (Clopper-Pearson), None if none was judged;
-        `recall` among all strips known to be defective, None unless strips below the threshold were looked at too.
-    """
+def _level(said_N: NDArray[Any], flagged_N: NDArray[np.bool_]) -> AlarmFigures:
     judged_N, defective_N = np.array([said is not None for said in said_N]), np.array([said is True for said in said_N])
     judged, found = int((flagged_N & judged_N).sum()), int((flagged_N & defective_N).sum())
     low, high = stats.binomtest(found, judged).proportion_ci(CONFIDENCE) if judged else (None, None)
-    looked_below = bool((judged_N & ~flagged_N).any())
+    judged_below = bool((judged_N & ~flagged_N).any())
     defective = int(defective_N.sum())
-    return {
-        "flagged": int(flagged_N.sum()),
-        "judged": judged,
-        "true_alarms": found,
-        "false_alarms": judged - found,
-        "precision": found / judged if judged else None,
-        "precision_low": low,
-        "precision_high": high,
-        "recall": found / defective if looked_below and defective else None,
-    }
+    return AlarmFigures(
+        flagged=int(flagged_N.sum()),
+        judged=judged,
+        true_alarms=found,
+        false_alarms=judged - found,
+        precision=found / judged if judged else None,
+        precision_low=low,
+        precision_high=high,
+        recall=found / defective if judged_below and defective else None,
+    )

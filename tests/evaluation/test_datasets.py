@@ -49,7 +49,7 @@ def test_classes_may_overlap_and_come_twice() -> None:
     [
         (1, "1 2 x 4", "not made of numbers"),
         (1, "1 2 3", "incomplete"),
-        (5, "1 2", "no known class"),
+        (5, "1 2", "of an unknown class"),
         (1, "0 2", "leaves the 3x4 strip"),
         (1, "11 3", "leaves the 3x4 strip"),
         (1, "3 -1", "leaves the 3x4 strip"),
@@ -199,7 +199,7 @@ def test_folder(tmp_path: Path) -> None:
         ("mvtec", ["train"], "mvtec needs train/good/"),
         ("mvtec", ["train/good", "test"], "no images in train/good/"),
         ("severstal", ["train_images"], "severstal needs train.csv"),
-        ("folder", ["anomalous"], "folder needs nominal/"),
+        ("folder", ["anomalous"], "folder dataset needs nominal/"),
         ("folder", ["nominal"], "no nominal images"),
     ],
 )

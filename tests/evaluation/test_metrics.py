@@ -143,10 +143,10 @@ def test_accuracy_by_type() -> None:
 def test_one_kind_of_label_is_refused(value: bool) -> None:
     labels, scores = np.full(4, value), np.arange(4.0)
     for figure in (metrics.image_auroc, metrics.best_accuracy):
-        with pytest.raises(ValueError, match="an area under a curve needs both kinds"):
+        with pytest.raises(ValueError, match="the metric needs both classes"):
             figure(labels, scores)
     for pixel_figure in (metrics.pixel_auroc, metrics.pixel_ap, metrics.aupro):
-        with pytest.raises(ValueError, match="needs both kinds"):
+        with pytest.raises(ValueError, match="needs both classes"):
             pixel_figure([labels.reshape(2, 2)], [scores.reshape(2, 2)])
 
 
