@@ -20,22 +20,10 @@ from steelray.research.capacity import (
 
 REPOSITORY = Path(__file__).parents[2]
 COSTS = StageCosts(
-    measured_on="a test",
-    read_cpu_s=0.002,
-    decode_cpu_s=0.008,
-    embed_cpu_s=0.05,
-    search_cpu_s=0.02,
-    search_vectors=10_000,
-    finish_cpu_s=0.01,
-    overhead_cpu_s=0.01,
-    startup_s=30,
-    image_bytes=200_000,
-    result_bytes=1_000,
-    queries=6400,
-    dim=152,
-    embed_gpu_s=0.001,
-    search_gpu_s=0.001,
-)
+    measured_on="a test", read_cpu_s=0.002, decode_cpu_s=0.008, embed_cpu_s=0.05, search_cpu_s=0.02,
+    search_vectors=10_000, finish_cpu_s=0.01, overhead_cpu_s=0.01, startup_s=30, image_bytes=200_000,
+    result_bytes=1_000, queries=6400, dim=152, embed_gpu_s=0.001, search_gpu_s=0.001,
+)  # fmt: skip
 CPU = InstanceType("cpu-16", 16, 10, 0.80, "a test", spot_usd_per_hour=0.30)
 GPU = InstanceType("gpu-8", 8, 10, 1.00, "a test", gpus=1)
 RUN = Workload(strips=1_000_000, hours=6, bank_vectors=10_000, store_gets_per_s=1e9)

@@ -35,7 +35,7 @@ def diagnose(config: DiagnoseConfig, report: Callable[[str], None]) -> dict[str,
     """Write diagnosis.json, diagnosis.md and figures/*.svg; return the summaries.
 
     Raises:
-        ConfigError: a dataset cannot be read, has no normal tiles, or its images are smaller than a tile.
+        ConfigError: a dataset cannot be read, has no nominal tiles, or its images are smaller than a tile.
     """
     pairs = ((config.first, config.first_size_px), (config.second, config.second_size_px))
     names = [_name(dataset) for dataset, _ in pairs]

@@ -90,7 +90,7 @@ def summarize(tiles: Sequence[TileFigures]) -> dict[str, Any]:
         ConfigError: not one tile with strip on it.
     """
     if not any(np.isfinite(tile.grain_sd) for tile in tiles):
-        raise ConfigError("no normal tiles to diagnose: there are none, or all of them are black")
+        raise ConfigError("no nominal tiles to diagnose: there are none, or all of them are black")
     figures = {}
     for name in FIGURE_TITLES:
         values = np.array([getattr(tile, name) for tile in tiles], dtype=float)

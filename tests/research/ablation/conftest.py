@@ -1,4 +1,4 @@
-"""Generated strips in a folder dataset, each nominal one with a finish that no other has."""
+"""Small ablations on folder datasets of generated strips."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,13 +34,15 @@ def tread(index: int) -> NDArray[np.float64]:
     return pattern_HW
 
 
-def write_dataset(root: Path, *, finish: Callable[[int], NDArray[np.float64]] | None = None) -> DatasetConfig:
-    """nominal/, anomalous/ and masks/ of small strips; a finish is added to strip by strip."""
+def write_dataset(
+    root: Path, *, size_px: tuple[int, int] = SIZE_PX, finish: Callable[[int], NDArray[np.float64]] | None = None
+) -> DatasetConfig:
+    """Write nominal/, anomalous/ and masks/ of small strips; a finish is added to each."""
     for folder in ("nominal", "anomalous", "masks"):
         (root / folder).mkdir(parents=True)
     for index in range(NUM_NOMINAL + NUM_ANOMALOUS):
         nominal = index < NUM_NOMINAL
-        strip = make_strip(3, index, defect=None if nominal else "inclusion", size_px=SIZE_PX, brightness=120.0)
+        strip = make_strip(3, index, defect=None if nominal else "inclusion", size_px=size_px, brightness=120.0)
         pixels_HW = strip.pixels_HW.astype(float) + (finish(index) if finish else 0.0)
         image = encode(np.clip(pixels_HW, 0, 255).astype(np.uint8), "PNG")
         (root / ("nominal" if nominal else "anomalous") / f"{index:02d}.png").write_bytes(image)

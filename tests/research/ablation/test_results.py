@@ -1,4 +1,4 @@
-"""Results that are kept: what a rerun skips, what the tables say, and the pictures."""
+"""Stored results of an ablation: resuming, tables and pictures."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,19 +9,9 @@ import pytest
 
 from steelray.config import ConfigError, DatasetConfig
 from steelray.job import parse
+from steelray.research.ablation import results
 from steelray.research.ablation.pictures import draw_gallery, draw_summaries, worst_parts
-from steelray.research.ablation.results import (
-    ROWS_FILE,
-    TABLE_FILE,
-    Row,
-    best_setting,
-    read_rows,
-    row_id,
-    rows_to_do,
-    run_ablation,
-    summarize,
-    to_markdown,
-)
+from steelray.research.ablation.results import ROWS_FILE, TABLE_FILE, Row, read_rows, row_id, run_ablation, summarize
 from steelray.research.ablation.rows import predict_split
 from steelray.research.ablation.settings import AblationConfig, AblationSetting
 from tests.research.ablation.conftest import ablation, local_rows, member
@@ -30,12 +20,8 @@ REPOSITORY = Path(__file__).parents[3]
 SETTINGS = (AblationSetting("bank", members=(member(),)), AblationSetting("baseline", method="local_deviation"))
 
 
-def silent(line: str) -> None:
-    """Takes no notice of progress."""
-
-
 def run(config: AblationConfig, stop_after: int | None = None) -> list[Row]:
-    """Runs an ablation, stopped after some rows; which rows were computed."""
+    """Run an ablation, stopped after some rows; return the computed ones."""
     computed: list[Row] = []
 
     def rows(to_do: Sequence[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
@@ -45,7 +31,7 @@ def run(config: AblationConfig, stop_after: int | None = None) -> list[Row]:
             computed.append(row)
             yield row, found
 
-    run_ablation(config, rows, silent)
+    run_ablation(config, rows, lambda line: None)
     return computed
 
 
@@ -86,7 +72,7 @@ def test_a_row_is_computed_anew_when_what_it_depends_on_changes(plain_strips: Da
         (replace(config, data=replace(plain_strips, num_fit=4)), (bank, 0)),
     ]
     assert len({row_id(config, (bank, 0))} | {row_id(*other) for other in others}) == 1 + len(others)
-    assert len(rows_to_do(config)) == 2
+    assert len(results.rows_to_do(config)) == 2
 
 
 def test_every_row_of_the_recipe_is_in_the_repository() -> None:
@@ -100,17 +86,16 @@ def test_the_tables_and_the_pictures_of_a_run(plain_strips: DatasetConfig, tmp_p
     config = ablation(plain_strips, tmp_path, *SETTINGS)
     run(config)
     summaries = summarize(config)
-    table = to_markdown(summaries)
+    table = results.to_markdown(summaries)
     lines = table.splitlines()
     assert "5 nominal strips to fit, 3 held out, 6 defective" in lines[0]
     assert "part accuracy at 5% | part accuracy at 20% | strip accuracy at 5%" in lines[2]
     assert lines[4].startswith(f"| bank | {summaries[0]['mean']['image_auroc']:.3f} ± 0.000 |")
-    widths = {len(line.split("|")) for line in lines[2:6]}
-    assert len(widths) == 1
+    assert len({len(line.split("|")) for line in lines[2:6]}) == 1
     better = max(summaries, key=lambda summary: summary["mean"]["validation_part_auroc"])["setting"]
-    assert best_setting(summaries) == better
+    assert results.best_setting(summaries) == better
     curve = [{**summary, "learns_from_all": summary["setting"] != better} for summary in summaries]
-    assert best_setting(curve) != better, "a row of the learning curve is no choice"
+    assert results.best_setting(curve) != better, "a row of the learning curve is no choice"
     assert f"The validation half prefers: {better}." in table
     assert "| bank | anomalous | 6 |" in table
     draw_summaries(summaries, tmp_path / "figure.svg")
@@ -129,17 +114,12 @@ def test_the_tables_and_the_pictures_of_a_run(plain_strips: DatasetConfig, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"settings": ()}, "settings is empty"),
-        ({"settings": (SETTINGS[0], SETTINGS[0])}, "same name"),
-        ({"gallery_of": "nothing"}, "which no setting is called"),
-        ({"seeds": ()}, "seeds is empty"),
-        ({"folds": 1}, "folds"),
-        ({"false_alarm_rates": (0.0,)}, "false_alarm_rates"),
+        ({"settings": ()}, "settings is empty"), ({"settings": (SETTINGS[0], SETTINGS[0])}, "same name"),
+        ({"gallery_of": "nothing"}, "no setting is named 'nothing'"), ({"seeds": ()}, "seeds is empty"),
+        ({"folds": 1}, "folds"), ({"false_alarm_rates": (0.0,)}, "false_alarm_rates"),
         ({"validation_fraction": 1.0}, "validation_fraction"),
     ],
-)
-def test_settings_that_make_no_sense_are_refused(
-    plain_strips: DatasetConfig, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        replace(ablation(plain_strips, tmp_path, *SETTINGS), **changes)
+        replace(ablation(DatasetConfig("folder", "unused"), Path("unused"), *SETTINGS), **changes)

@@ -1,4 +1,4 @@
-"""Detection on the test split: kept networks read again, as the paper does and as the choosing strips say, others."""
+"""Detection on the test split: kept networks at their plain and chosen readings, and other methods."""
 
 import json
 from dataclasses import replace
@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from steelray.config import DatasetConfig
-from steelray.demo.synthetic import make_strip
 from steelray.reconstruction.config import TrainDataConfig
 from steelray.reconstruction.session import TrainingSession
 from steelray.research.study.comparison import compare
@@ -23,23 +20,15 @@ from steelray.research.study.plan import plan_trials
 from steelray.research.study.report import write_report
 from steelray.research.study.runner import run_plan
 from steelray.research.study.trial import run_trial
+from tests.research.ablation.conftest import write_dataset
 from tests.research.study.study import TRAIN, small_study
 
 
 @pytest.fixture(scope="module")
 def confirmed(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    """A study whose claim ran on two seeds, over eight nominal and six scratched strips."""
-    root = tmp_path_factory.mktemp("steel")
-    for name in ("nominal", "anomalous", "masks"):
-        (root / name).mkdir()
-    for index in range(8):
-        strip = make_strip(0, index, size_px=(64, 192))
-        Image.fromarray(strip.pixels_HW).save(root / "nominal" / f"{index}.png")
-    for index in range(6):
-        strip = make_strip(1, index, defect="scratch", size_px=(64, 192))
-        Image.fromarray(strip.pixels_HW).save(root / "anomalous" / f"{index}.png")
-        Image.fromarray(strip.mask_HW).save(root / "masks" / f"{index}.png")
-    train = replace(TRAIN, data=TrainDataConfig(dataset=DatasetConfig("folder", str(root), num_fit=5)))
+    """A study whose claim ran on two seeds, over eight nominal and six defective strips."""
+    steel = write_dataset(tmp_path_factory.mktemp("steel"), size_px=(64, 192))
+    train = replace(TRAIN, data=TrainDataConfig(dataset=steel))
     results = tmp_path_factory.mktemp("results")
     readings: dict[str, Any] = {"map_sigmas_px": (0.0, 6.0), "scoring_scales": (1.0, 0.5)}
     study = small_study(results, train=train, detect=True, confirm_seeds=(0, 1), **readings)

@@ -57,5 +57,5 @@ def test_the_summary_says_what_a_smooth_reconstruction_can_reach() -> None:
 
 
 def test_a_dataset_of_black_tiles_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no normal tiles"):
+    with pytest.raises(ConfigError, match="no nominal tiles"):
         summarize([measure_tile(np.zeros_like(FLAT))])

@@ -1,4 +1,4 @@
-"""Trials: the plan, what a trial logs, the probe that never changes, resuming, and what is refused."""
+"""Trials: the plan, their logs, the probe that never changes, resuming, and refusals."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ def test_the_probe_is_the_same_for_every_seed_and_setting(tmp_path: Path) -> Non
     assert 0 < first.masks_NHW.float().mean() < 0.3
 
 
-def test_what_takes_no_training_falls_with_the_smoothing(tmp_path: Path) -> None:
+def test_the_ap_without_training_falls_with_the_smoothing(tmp_path: Path) -> None:
     probe = make_probe(StudyImages(small_study(tmp_path)).condition("steel").held_out, TRAIN, None)
     found = untrained_aps(probe)
     assert found["smoothed_0"] > 0.99
@@ -91,9 +91,8 @@ def test_a_trial_logs_what_the_verdicts_need_and_repeats_exactly(tmp_path: Path)
 
 
 def test_a_trial_that_goes_nan_is_recorded_and_the_next_one_runs(tmp_path: Path) -> None:
-    study = small_study(
-        tmp_path, train=replace(TRAIN, optimizer=OptimizerConfig(lr=1e30)), confirm_seeds=(0, 1), fix={}
-    )
+    broken = replace(TRAIN, optimizer=OptimizerConfig(lr=1e30))
+    study = small_study(tmp_path, train=broken, confirm_seeds=(0, 1), fix={})
     assert run_plan(study, plan_trials(study), lambda line: None)["ran"] == 2
     rows = read_trials(str(tmp_path))
     assert [row["status"] for row in rows] == ["nan", "nan"]
@@ -120,20 +119,17 @@ def test_two_drivers_on_the_same_results_lose_no_row(tmp_path: Path) -> None:
     assert {row["trial_id"] for row in read_trials(str(tmp_path))} == {f"{number}" for number in range(40)}
 
 
-def test_results_of_another_study_are_refused(tmp_path: Path) -> None:
-    StudyResults(str(tmp_path), small_study(tmp_path))
+def test_results_of_another_study_are_refused_and_paths_make_no_difference(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    moved = replace(study, train=replace(TRAIN, output_uri="elsewhere"), results_dir="elsewhere")
+    assert study_digest(study) == study_digest(moved)
+    StudyResults(str(tmp_path), study)
     with pytest.raises(ConfigError, match="another baseline"):
         StudyResults(str(tmp_path), small_study(tmp_path, train=replace(TRAIN, num_steps=6)))
     stored = json.loads((tmp_path / "study.json").read_text())
     (tmp_path / "study.json").write_text(json.dumps({**stored, "study_version": 0}))
     with pytest.raises(ConfigError, match="study version 0"):
         StudyResults(str(tmp_path), small_study(tmp_path))
-
-
-def test_where_files_lie_does_not_make_another_study(tmp_path: Path) -> None:
-    study = small_study(tmp_path)
-    moved = replace(study, train=replace(TRAIN, output_uri="elsewhere"), results_dir="elsewhere")
-    assert study_digest(study) == study_digest(moved)
 
 
 def test_the_plan_runs_shared_trials_once_and_the_telling_ones_first(tmp_path: Path) -> None:
@@ -151,26 +147,19 @@ def test_the_plan_runs_shared_trials_once_and_the_telling_ones_first(tmp_path: P
 
 @pytest.mark.parametrize(
     ("condition", "message"),
-    [
-        ("zinc", "'zinc' is not known"),
-        ("steel+rust=3", "'rust' is not known"),
-        ("steel+grain", "has no amount"),
-    ],
+    [("zinc", "'zinc' is not known"), ("steel+rust=3", "'rust' is not known"), ("steel+grain", "has no amount")],
 )
 def test_unknown_conditions_are_refused(condition: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Arm("any", condition=condition)
 
 
-def test_a_control_that_is_not_set_is_refused(tmp_path: Path) -> None:
+def test_a_control_that_is_not_set_and_a_probe_without_nominal_tiles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="control is not set"):
         StudyImages(small_study(tmp_path)).condition("control")
-
-
-def test_a_probe_without_normal_tiles_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no normal tiles"):
+    with pytest.raises(ConfigError, match="no nominal tiles"):
         make_probe([], TRAIN, None)
-    with pytest.raises(ConfigError, match="0 of 64 normal tiles"):
+    with pytest.raises(ConfigError, match="0 of 64 nominal tiles"):
         make_probe([np.zeros((64, 64, 1), dtype=np.uint8)], TRAIN, None)
 
 

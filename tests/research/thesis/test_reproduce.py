@@ -1,4 +1,4 @@
-"""The thesis's tables: its way to judge, its layout, and that finished cells are not computed again."""
+"""The thesis's tables: judging, layout, and finished cells that are not computed again."""
 
 import json
 from dataclasses import replace
@@ -19,16 +19,12 @@ from steelray.evaluation.evaluate import Predictions, evaluate, predict
 from steelray.models.calibration import calibrate, write_calibration
 from steelray.models.model import load_scorer, open_model
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig
-from steelray.reconstruction.batch import collate
 from steelray.reconstruction.config import DraemConfig, InputConfig, TrainConfig
 from steelray.reconstruction.run import TrainRun
 from steelray.reconstruction.session import TrainingSession
-from steelray.reconstruction.synthesis import SampleMaker, samples_of_step
 from steelray.research.thesis.config import CELLS, PatchCoreRecipe, ThesisConfig, TrainingRecipe
 from steelray.research.thesis.reproduce import judge, reproduce
 from steelray.research.thesis.tables import THESIS, to_markdown
-from steelray.runs.batch import BatchScorer, RunStamp
-from steelray.schema import DECODED
 
 SIZE_PX = (64, 64)
 
@@ -69,7 +65,7 @@ def config_of(tmp_path: Path, bottle: Path, **changes: Any) -> ThesisConfig:
 
 
 class TrainingHere:
-    """jobs/train.py in this process: the same model and calibration, without a cluster."""
+    """Stands in for jobs/train.py: stores and calibrates a model in this process; it is not trained."""
 
     def __init__(self) -> None:
         self.configs: list[TrainConfig] = []
@@ -78,32 +74,17 @@ class TrainingHere:
         self.configs.append(config)
         assert config.data.dataset is not None
         images = [sample.load() for sample in load_dataset(config.data.dataset).fit]
-        session, maker = TrainingSession(config, 2), SampleMaker(config)
-        for step in range(2):
-            places = samples_of_step(step, config.batch_size, len(images), config.seed)
-            session.train_step(collate([maker.sample(images[i], str(i), epoch=e, index=i) for e, i in places]))
         run = TrainRun(config.output_uri, config.run_name)
-        run.write_model(config, session.state_dict()["weights"], {})
+        run.write_model(config, TrainingSession(config, 2).state_dict()["weights"], {})
         model = open_model(str(run.location))
-        scorer = load_scorer(model, ComputeConfig(), num_threads=1)
-        scores = BatchScorer(scorer, RunStamp("calibration", model.model_id, None, None))(_decoded(images))
-        columns = [scores.column(name).to_numpy() for name in ("anomaly_score", "map_peak", "map_mean")]
-        calibration = calibrate(scores.column("image_key").to_pylist(), *columns, config.calibration)
-        write_calibration(model.uri, calibration, scores, "a test")
+        maps, scores_N = load_scorer(model, ComputeConfig(), num_threads=1).score(images)
+        keys, peaks_N, means_N = [str(i) for i in range(len(maps))], np.max(maps, (1, 2)), np.mean(maps, (1, 2))
+        calibration = calibrate(keys, scores_N, peaks_N, means_N, config.calibration)
+        write_calibration(model.uri, calibration, pa.table({"image_key": keys, "group": keys}), "a test")
         return {
             "model_uri": model.uri, "training_s": 1.0, "peak_memory_bytes": 2**30, "images_per_s": 4.0, "steps": 2,
             "held_out": len(images), "images": len(images),
         }  # fmt: skip
-
-
-def _decoded(images: list[Any]) -> pa.Table:
-    rows = [
-        {"image_index": i, "image_key": str(i), "etag": "", "size_bytes": 0, "last_modified": 0, "status": "ok",
-         "height_px": image.shape[0], "width_px": image.shape[1], "channels": image.shape[2], "mean_brightness": 0.0,
-         "pixels": image.tobytes()}
-        for i, image in enumerate(images)
-    ]  # fmt: skip
-    return pa.Table.from_pylist(rows, DECODED)
 
 
 def test_cells_tables_and_pictures_and_nothing_twice(tmp_path: Path, bottle: Path) -> None:
