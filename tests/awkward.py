@@ -1,4 +1,4 @@
-"""What archives really hold: keys that break careless programs, and files that are no strips."""
+"""Awkward contents of real archives: keys that break careless programs, and files that are not strips."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ AWKWARD_KEYS = [
 
 
 def png(width_px: int, height_px: int, bit_depth: int, color_type: int, rows: bytes) -> bytes:
-    """A PNG file from its rows, each with its filter byte, for what Pillow does not write."""
+    """Return a PNG file of rows that begin with their filter byte, for kinds that Pillow does not write."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -34,12 +34,12 @@ def png(width_px: int, height_px: int, bit_depth: int, color_type: int, rows: by
 
 
 def decompression_bomb(side_px: int = 20_000) -> bytes:
-    """A valid PNG of one bit per pixel: 220 kB that unpack to 400 megapixels."""
+    """Return a valid PNG of one bit per pixel: 220 kB that decode to 400 megapixels."""
     return png(side_px, side_px, 1, 0, bytes((1 + side_px // 8) * side_px))
 
 
 def bad_images() -> dict[str, tuple[bytes, Status]]:
-    """File name -> contents and the status that decoding must give."""
+    """Return contents and the status that decoding must give, by file name."""
     strip = make_strip(0, 0).jpeg()
     return {
         "empty.jpg": (b"", Status.EMPTY),

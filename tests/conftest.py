@@ -1,4 +1,4 @@
-"""Fixtures that every test may use. Everything here is real: a real S3 server, a real backbone, real files."""
+"""Fixtures for all tests. Nothing is mocked: they run a real S3 server, a real backbone, real files."""
 
 import os
 import shutil
@@ -12,14 +12,14 @@ from steelray.demo.object_store import ObjectStore, running_object_store
 from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.embedder import PatchEmbedder, build_patch_embedder, compile_embedder
 from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
-from tests.nights import Plant, build_plant
+from tests.plant import Plant, build_plant
 
 REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """A running S3 server with the bucket `archive`; the AWS_* variables point at it until the session ends."""
+    """Run an S3 server with the bucket `archive`; the AWS_* variables point at it until the session ends."""
     with running_object_store(tmp_path_factory.mktemp("object-store")) as store:
         yield store
 
@@ -35,13 +35,13 @@ def cluster(object_store: ObjectStore) -> Iterator[dict[str, float]]:
 
 @pytest.fixture
 def s3_uri(object_store: ObjectStore) -> str:
-    """An empty s3:// prefix of the test's own."""
+    """Return an empty s3:// prefix that no other test uses."""
     return f"s3://archive/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real images (STEELRAY_DATA, or shared/data beside the repository)."""
+    """Return the folder of real images: STEELRAY_DATA, or shared/data beside the repository."""
     folder = Path(os.environ.get("STEELRAY_DATA") or REPOSITORY.parent / "shared" / "data")
     if not (folder / "severstal").is_dir():
         pytest.skip(f"no real images in {folder}: set STEELRAY_DATA to a folder with severstal/ and mvtec/ in it")
@@ -50,36 +50,36 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def embedder_config() -> EmbedderConfig:
-    """The bundled backbone cut off at level 2: 40 dimensions, a cell per 8 pixels, a few milliseconds per image."""
+    """Return settings of the bundled backbone up to level 2: 40 dimensions, a cell per 8 pixels, a few ms per image."""
     return EmbedderConfig(levels=(2,))
 
 
 @pytest.fixture(scope="session")
 def embedder(embedder_config: EmbedderConfig) -> PatchEmbedder:
-    """The module of `embedder_config`."""
+    """Return the module of `embedder_config`."""
     return build_patch_embedder(embedder_config)
 
 
 @pytest.fixture(scope="session")
 def embed(embedder: PatchEmbedder) -> EmbedFunction:
-    """`embedder` as a function on NumPy images, in plain PyTorch."""
+    """Return `embedder` as a function on NumPy images, in plain PyTorch."""
     return compile_embedder(embedder, backend="eager")
 
 
 @pytest.fixture(scope="session")
 def eager(embedder: PatchEmbedder, embed: EmbedFunction) -> Embedder:
-    """`embedder` ready to run, in plain PyTorch."""
+    """Return `embedder` ready to run, in plain PyTorch."""
     return Embedder(embedder.config, embed, embedder.stride_px, embedder.weights_digest)
 
 
 @pytest.fixture(scope="session")
 def built_plant(tmp_path_factory: pytest.TempPathFactory, eager: Embedder) -> Plant:
-    """A small plant in a folder: bank and calibration, no archive yet. Read only."""
+    """Build a small plant: bank and calibration, no archive yet. Read only."""
     return build_plant(tmp_path_factory.mktemp("plant"), eager)
 
 
 @pytest.fixture
 def plant(built_plant: Plant, tmp_path: Path) -> Plant:
-    """A copy of it for the test's own use."""
+    """Return a copy of it that the test may change."""
     shutil.copytree(built_plant.root, tmp_path / "plant")
     return Plant(tmp_path / "plant")

@@ -1,4 +1,4 @@
-"""Real implementations that misbehave on request."""
+"""Real implementations of a store that misbehave on request."""
 
 import http.client
 import threading
@@ -8,15 +8,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 Fault = str
-"""`corrupt` flips a byte of the body, `truncate` breaks off in it, `slow_down` answers 503, `hang` never answers."""
+"""`corrupt` flips a byte of the body, `truncate` ends within it, `slow_down` answers 503, `hang` never answers."""
 
 
 @contextmanager
 def faulty_store(upstream_url: str, fault_of: Callable[[str, str], Fault | None]) -> Iterator[str]:
-    """A reverse proxy before a real S3 server that breaks the answers it is told to; signatures survive.
+    """Run a reverse proxy in front of a real S3 server that breaks selected answers; signatures stay valid.
 
     Args:
-        fault_of: takes method and path of a request, returns the fault of its answer, or None.
+        fault_of: takes the method and path of a request, returns the fault of its answer, or None.
 
     Yields:
         The proxy's endpoint URL.
@@ -66,7 +66,7 @@ def faulty_store(upstream_url: str, fault_of: Callable[[str, str], Fault | None]
             self.close_connection = self.close_connection or broken_off
 
         def log_message(self, format: str, *args: object) -> None:
-            """Keeps the test's output clean."""
+            """Print nothing, so that the test's output stays clean."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

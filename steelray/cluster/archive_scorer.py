@@ -1,4 +1,4 @@
-"""Score an archive on the cluster: decoding tasks, scoring actors and a writer, into a reconciled, published table."""
+"""Score an archive on the cluster: decoding tasks and scoring actors write a score table, reconciled and published."""
 
 import time
 from dataclasses import asdict, replace
@@ -10,10 +10,11 @@ import ray
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 
-from steelray.cluster.connect import TASK_CPUS, ComputePlan, connected, plan_compute
+from steelray.cluster.connect import connected
 from steelray.cluster.driver import Report, expected_stops
 from steelray.cluster.metrics import announce_run
 from steelray.cluster.placement import plan_on_cluster
+from steelray.cluster.plan import TASK_CPUS, ComputePlan, plan_compute
 from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, portable_model, scored_images
 from steelray.job import num_cores, show_plan, tag_lines
 from steelray.models.calibration import Calibration, read_calibration
@@ -27,24 +28,24 @@ from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
 
 ROWS_PER_FILE = 4096
-"""Rows of one parquet file of the score table, where the archive is large enough."""
+"""Rows of a Parquet file of the score table; fewer if the archive is small."""
 
 
 class NoFilter(CheckpointManager):  # type: ignore[misc]
-    """Ray Data's two-phase write without its filter actor, which wants a CPU: the manifest is filtered beforehand."""
+    """Ray Data's two-phase write without the filter actor, which takes a CPU: the manifest is filtered before."""
 
     def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
         return None, 0
 
 
 def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
-    """Score an archive; running it again continues, or finds that there is nothing to do.
+    """Score an archive. A rerun continues where the last one stopped, or finds that nothing is left.
 
     Returns:
-        The summary: run id, counts, places, rates.
+        The summary: run id, counts, locations, rates.
 
     Raises:
-        ConfigError: something the user has to correct, before any cluster work.
+        ConfigError: something the user must correct, found before any work on the cluster.
         JobFailed: the run stopped and can be continued, rows are missing, or too many objects have no score.
     """
     started_at = datetime.now(UTC)
@@ -83,7 +84,7 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
 
 
 def _identity(config: ScoreArchiveConfig, model: Model, calibration: Calibration) -> dict[str, Any]:
-    """Return everything that a run's rows depend on beside the manifest."""
+    """Return everything but the manifest that the rows of a run depend on."""
     return {
         "archive": config.archive.uri,
         "model_id": model.model_id,
@@ -96,7 +97,7 @@ def _identity(config: ScoreArchiveConfig, model: Model, calibration: Calibration
 
 
 def _list_work(config: ScoreArchiveConfig, model: Model) -> tuple[pa.Table, int]:
-    """Return the manifest to score, and the number of objects left out because earlier runs have scored them."""
+    """Return the manifest to score, and the number of objects that earlier runs have scored."""
     if not config.incremental:
         return list_archive(config.archive), 0
     manifest = list_archive(replace(config.archive, limit=None))
@@ -107,25 +108,25 @@ def _list_work(config: ScoreArchiveConfig, model: Model) -> tuple[pa.Table, int]
 def _score_rest(
     night: Night, manifest: pa.Table, bank_plan: BankPlan | None, facts: dict[str, Any], report: Report
 ) -> tuple[int, float]:
-    """Score what the run has no rows of yet.
+    """Score the objects that have no row in the run yet.
 
     Args:
-        facts: for run.json; the plan is added.
+        facts: for run.json; the plan is added to them.
 
     Returns:
-        Number of objects scored, and the seconds that took.
+        The number of objects scored, and the seconds this took.
     """
     config, run, model = night.config, night.run, night.model
     discarded = run.settle()
     remaining = run.remaining(manifest)
     if remaining.num_rows < manifest.num_rows or discarded:
-        report(f"run {run.run_id} goes on: {remaining.num_rows} of {manifest.num_rows} objects are left")
+        report(f"run {run.run_id} continues: {remaining.num_rows} of {manifest.num_rows} objects are left")
     else:
         report(f"run {run.run_id}: {manifest.num_rows} objects in {config.archive.uri}")
     run.write_manifest(manifest)
     if not remaining.num_rows:
         return 0, 0.0
-    portable_model(model, config.compute)  # weights that cannot be had are found out before Ray starts
+    portable_model(model, config.compute)  # missing weights are reported before Ray starts
     with connected():
         num_shards = bank_plan.num_actors if bank_plan else 0
         uris = (config.archive.uri, config.model_uri, config.results_uri)

@@ -1,4 +1,4 @@
-"""Build a calibrated memory bank on the cluster, or grow one by further nominal images."""
+"""Build a calibrated memory bank on the cluster, or grow one with further nominal images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from steelray.cluster.connect import ComputePlan
 from steelray.cluster.driver import ModelJob, Report
 from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.patch_selection import EmbeddingRequest, Selected, select_patches
+from steelray.cluster.plan import ComputePlan
 from steelray.config import CalibrationConfig, ConfigError
 from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration, read_calibration_rows, split_nominal
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
@@ -29,7 +29,7 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     """Build, write and calibrate a memory bank.
 
     Returns:
-        The summary: bank id, sizes, cover radius, thresholds, places.
+        The summary: bank id, sizes, cover radius, thresholds, locations.
 
     Raises:
         ConfigError: something the user has to correct.
@@ -56,13 +56,13 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
 
 
 def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, Any]:
-    """Add to a bank the patches of further nominal strips that it does not cover yet, and set its thresholds anew.
+    """Add to a bank the patches of further nominal strips that it does not cover yet, and calibrate it again.
 
-    The strips that the old thresholds rest on count with their old scores. A larger bank could only lower these, so
-    the false-alarm rate is kept or falls.
+    The strips of the old calibration keep their old scores. A larger bank could only lower these, so the false-alarm
+    rate stays or falls.
 
     Returns:
-        The summary: bank id, what was added, cover radius, thresholds, places.
+        The summary: bank id, vectors added, cover radius, thresholds, locations.
 
     Raises:
         ConfigError: something the user has to correct.
@@ -104,7 +104,7 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
 
 
 class _Learning:
-    """Nominal images on their way into a bank: those to fit on, and those that its thresholds are set on."""
+    """The nominal images of a bank, split into those to fit on and those to calibrate on."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Learning:
     def request(
         self, embedder: EmbedderConfig, weights_digest: str, input_size_px: tuple[int, int] | None = None
     ) -> EmbeddingRequest:
-        """Return how the images are embedded; exports the embedder."""
+        """Export the embedder and return the request to embed with it."""
         compute = self._config.compute
         portable = portable_embedder(embedder, weights_digest, compute, compute.gpus_per_scorer > 0)
         return EmbeddingRequest(embedder, weights_digest, portable, compute, input_size_px)
@@ -138,7 +138,7 @@ class _Learning:
         report: Report,
         centers_KD: torch.Tensor | None = None,
     ) -> Selected:
-        """Select patches of the images to fit on."""
+        """Select patches from the images to fit on."""
         scratch_uri = str(self._target)
         return select_patches(self.fit, request, plan, limits, report, scratch_uri=scratch_uri, centers_KD=centers_KD)
 
@@ -148,7 +148,7 @@ class _Learning:
         """Write the bank, calibrate it and return the summary.
 
         Args:
-            earlier: score rows of other nominal strips that the thresholds rest on as well.
+            earlier: score rows of further nominal strips to calibrate on.
         """
         config, info = self._config, bank.info
         if config.overwrite:
@@ -173,14 +173,14 @@ class _Learning:
 
 
 def _check_free(location: Location, overwrite: bool) -> None:
-    """Raise `ConfigError` if a model is there that nobody said may be replaced."""
+    """Raise `ConfigError` if the location holds a model that may not be replaced."""
     for name, kind in ((INFO_FILE, "a memory bank"), (ENSEMBLE_FILE, "an ensemble")):
         if location.exists(name) and not overwrite:
-            raise ConfigError(f"{location.uri}: holds {kind} already: set overwrite, or choose another place")
+            raise ConfigError(f"{location.uri}: holds {kind} already: set overwrite, or choose another location")
 
 
 def _unknown(config: GrowMemoryBankConfig, in_bank: Sequence[str], earlier: pa.Table) -> tuple[pa.Table, int]:
-    """Return the manifest of images that the bank neither holds nor was calibrated on, and the number left out."""
+    """Return the images that the bank was neither built from nor calibrated on, and the number of the others."""
     manifest = list_archive(config.nominal)
     known = pa.array([*in_bank, *earlier.column("image_key").to_pylist()], pa.string())
     unknown = manifest.filter(pc.invert(pc.is_in(manifest.column("image_key"), value_set=known)))
@@ -192,7 +192,7 @@ def _unknown(config: GrowMemoryBankConfig, in_bank: Sequence[str], earlier: pa.T
 
 
 def _settings(before: Calibration) -> CalibrationConfig:
-    """Return settings with the rates and groups of a calibration."""
+    """Return settings with the rates and the groups of a calibration."""
     levels = before.groups[ALL_STRIPS]
     return CalibrationConfig(
         false_alarm_rate=levels.review.asked_rate,

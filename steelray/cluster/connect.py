@@ -1,4 +1,4 @@
-"""Connecting to Ray, and the plan of how a pipeline's parts share the cluster's CPUs."""
+"""Connect to Ray for the duration of a job, watch its head, and name the cause of a failure on another process."""
 
 import os
 import socket
@@ -7,86 +7,44 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
 
-from steelray.config import ComputeConfig, ConfigError
+from steelray.config import ConfigError
 from steelray.job import progress_line
 
-TASK_CPUS = 0.25
-"""Logical share of a reading, decoding or writing task: they mostly wait for storage."""
-SHARD_CPUS = 0.25
-"""Logical share of a shard actor."""
-MIN_SCORER_CPUS = 0.25
-RESTARTS = 3
-"""How often Ray may restart an actor that holds a shard."""
-SCORER_SHARE = 0.75
-"""Logical share of a scorer per configured CPU; the rest carries the tasks that feed it."""
+CONNECT_S = 5.0
+WATCH_EVERY_S = 2.0
+AWAY_S = 45.0
+"""Seconds that a head may be away; one with a database behind it survives a restart. Ray gives up after 60 s."""
+REMEDY = "if it was stopped or restarted, start the cluster and run the same command to continue"
 
-
-@dataclass(frozen=True)
-class ComputePlan:
-    """How many actors, and what each asks of Ray."""
-
-    num_scorers: int
-    scorer_cpus: float
-    scorer_gpus: float
-    scorer_threads: int
-    num_shards: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For run.json."""
-        return asdict(self)
-
-
-def plan_compute(cpus: float, gpus: float, compute: ComputeConfig, num_shards: int = 0) -> ComputePlan:
-    """Fits scorers, shard actors and tasks into a cluster, so that a pipeline never waits for what cannot come.
-
-    Raises:
-        ConfigError: not even one scorer fits; says what is missing.
-    """
-    free_cpus = cpus - 2 * TASK_CPUS - num_shards * SHARD_CPUS
-    scorer_cpus = compute.cpus_per_scorer * SCORER_SHARE
-    if compute.gpus_per_scorer > gpus:
-        raise ConfigError(
-            f"a scorer needs {compute.gpus_per_scorer} GPUs, the cluster has {gpus:g}: set compute.gpus_per_scorer to 0"
-        )
-    if compute.num_scorers is None and free_cpus > 0:
-        # a small machine: as many scorers as it has cores for, which share what the shards leave
-        wanted = max(1, int(cpus / compute.cpus_per_scorer))
-        scorer_cpus = min(scorer_cpus, max(free_cpus / wanted, MIN_SCORER_CPUS))
-    fit = int(free_cpus / scorer_cpus + 1e-6) if free_cpus > 0 else 0
-    if compute.gpus_per_scorer > 0:
-        fit = min(fit, int(gpus / compute.gpus_per_scorer + 1e-6))
-    count = compute.num_scorers or fit
-    if fit < 1 or count > fit:
-        needed = count * scorer_cpus if count else scorer_cpus
-        raise ConfigError(
-            f"{max(count, 1)} scorers and {num_shards} shards need {needed + cpus - free_cpus:g} CPUs, "
-            f"the cluster has {cpus:g}: lower compute.num_scorers or compute.bank_shards"
-        )
-    return ComputePlan(count, scorer_cpus, compute.gpus_per_scorer, max(1, int(compute.cpus_per_scorer)), num_shards)
+SECTIONS = "exception was the direct cause of the following exception:", "another exception occurred:"
+"""Ends of the lines that separate the tracebacks of chained exceptions."""
+RAYS_WRAPPER = "UserCodeException"
+"""Name of the exception that Ray Data puts around the failure of a step."""
+RAYS_ADVICE = "Failed to apply UDF transform after", "To change retry attempts"
+"""Beginnings of the lines about its own settings that Ray Data adds to a failure."""
 
 
 @contextmanager
 def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[dict[str, float]]:
-    """Ray for the duration of a job: the cluster that RAY_ADDRESS names, or one of this machine's own, on loopback.
+    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine's loopback.
 
     Args:
-        dashboard: whether a cluster of this machine's own gets one. Ray Train needs it: it asks the dashboard whether
-            its controller lives, and without one of its own it asks that of another cluster on the machine, does not
-            find the controller there, and takes the workers' resources away.
+        num_cpus: CPUs of a cluster of this machine's own; None: all.
+        dashboard: whether a cluster of this machine's own gets one. Ray Train asks the dashboard whether its controller
+            is alive. Without one it would ask another cluster's on this machine, not find the controller there, and
+            take the workers' resources away.
 
     Yields:
         The cluster's total resources.
 
     Raises:
-        ConfigError: nobody answers at RAY_ADDRESS, or not to this client.
+        ConfigError: nobody answers at RAY_ADDRESS, or this client is refused.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_NON_TTY_PROGRESS_LOG_INTERVAL", "30")
-    import ray
+    import ray  # after the variables, which it reads
 
     if ray.is_initialized():
         yield ray.cluster_resources()
@@ -99,7 +57,7 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
         except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
             # another version of Ray or Python, or no token: Ray says which
             raise ConfigError(f"RAY_ADDRESS {address}: {' '.join(str(error).split())}") from None
-        if not address.startswith("ray://"):  # a remote client reaches no more than its proxy
+        if not address.startswith("ray://"):  # a remote client reaches only its proxy
             watch = head_watched(ray.get_runtime_context().gcs_address)
     else:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, logging_level="warning")
@@ -110,56 +68,9 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
         ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Raises `ConfigError` within seconds where Ray would try for minutes."""
-    if address.startswith(("http://", "https://")):
-        raise ConfigError(f"RAY_ADDRESS {address} is a job server: give it this job with `ray job submit`")
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
-        return  # `auto`, `local`, ray://: Ray knows
-    try:
-        reach(address)
-    except OSError as error:
-        raise ConfigError(
-            f"RAY_ADDRESS {address}: no Ray cluster answers ({error}): start it, or unset RAY_ADDRESS"
-        ) from None
-
-
-SECTIONS = "exception was the direct cause of the following exception:", "another exception occurred:"
-RAYS_OWN = "UserCodeException"
-"""What Ray Data wraps around the failure of a step."""
-ADVICE = "Failed to apply UDF transform after", "To change retry attempts"
-"""How the lines begin that Ray Data adds to a failure, on settings of its own."""
-
-
-def cause_in_one_line(error: BaseException) -> str:
-    """The last line of the traceback of what was raised first by our code, without Ray's wrappers around it."""
-    sections: list[list[str]] = [[]]
-    for line in str(error).splitlines():
-        if line.strip().endswith(SECTIONS):
-            sections.append([])
-        elif line.strip() and not line.strip().startswith(ADVICE):
-            sections[-1].append(line.strip())
-    told = [lines for lines in sections if lines and not any(RAYS_OWN in line for line in lines)]
-    return told[-1][-1] if told else type(error).__name__
-
-
-EVERY_S = 2.0
-CONNECT_S = 5.0
-AWAY_S = 45.0
-"""How long a head may be away, which one with a database behind it survives. Ray gives up after 60 s."""
-WHAT_TO_DO = "if it was stopped or restarted, start the cluster and run the same command to continue"
-
-
-def reach(address: str) -> None:
-    """Opens a connection to HOST:PORT and closes it. Raises `OSError` if nobody answers within seconds."""
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-
-
 @contextmanager
 def head_watched(address: str) -> Iterator[None]:
-    """Ends this process with code 1 and a line if the head at HOST:PORT does not answer any more."""
+    """End this process with exit code 1 and one line if the head at HOST:PORT no longer answers."""
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(address, ended), daemon=True, name="head watch")
     watcher.start()
@@ -170,19 +81,52 @@ def head_watched(address: str) -> Iterator[None]:
         watcher.join()
 
 
+def cause_in_one_line(error: BaseException) -> str:
+    """Return the last line of the traceback of the exception that our code raised first, without Ray's wrappers."""
+    sections: list[list[str]] = [[]]
+    for line in str(error).splitlines():
+        if line.strip().endswith(SECTIONS):
+            sections.append([])
+        elif line.strip() and not line.strip().startswith(RAYS_ADVICE):
+            sections[-1].append(line.strip())
+    told = [lines for lines in sections if lines and not any(RAYS_WRAPPER in line for line in lines)]
+    return told[-1][-1] if told else type(error).__name__
+
+
+def _check_answers(address: str) -> None:
+    """Raise `ConfigError` within seconds if nobody answers, which Ray would try for minutes."""
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(f"RAY_ADDRESS {address} is a job server: give it this job with `ray job submit`")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return  # `auto`, `local`, ray://: left to Ray
+    try:
+        _reach(address)
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS {address}: no Ray cluster answers ({error}): start it, or unset RAY_ADDRESS"
+        ) from None
+
+
+def _reach(address: str) -> None:
+    """Open a connection to HOST:PORT and close it. Raises `OSError` if nobody answers within seconds."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+
+
 def _watch(address: str, ended: threading.Event) -> None:
     lost_at_s: float | None = None
-    while not ended.wait(EVERY_S):
+    while not ended.wait(WATCH_EVERY_S):
         try:
-            reach(address)
+            _reach(address)
         except OSError:
             if lost_at_s is None:
                 lost_at_s = time.monotonic()
-                # at once: if the head is restarted, Ray ends this process before another line can be said
-                _say(f"the Ray head at {address} does not answer; {WHAT_TO_DO}", "warning")
+                # at once: if the head is restarted, Ray ends this process before another line can be printed
+                _say(f"the Ray head at {address} does not answer; {REMEDY}", "warning")
             elif time.monotonic() - lost_at_s > AWAY_S:
-                _say(f"error: the Ray head at {address} has not answered for {AWAY_S:.0f} s: {WHAT_TO_DO}", "error")
-                os._exit(1)  # the main thread waits in Ray, which would wait on
+                _say(f"error: the Ray head at {address} has not answered for {AWAY_S:.0f} s: {REMEDY}", "error")
+                os._exit(1)  # the main thread is blocked in Ray and would stay there
         else:
             lost_at_s = None
 

@@ -1,4 +1,4 @@
-"""Provide the frame of every job that works on the cluster: dry run, connection, plan, expected stops and run.json."""
+"""The frame of every job on the cluster: dry run, connection, plan, expected stops and run.json."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +12,9 @@ import ray
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from steelray.cluster.connect import ComputePlan, cause_in_one_line, connected, plan_compute
+from steelray.cluster.connect import cause_in_one_line, connected
 from steelray.cluster.placement import plan_on_cluster
+from steelray.cluster.plan import ComputePlan, plan_compute
 from steelray.config import ComputeConfig, JobFailed
 from steelray.job import num_cores, show_plan
 from steelray.patchcore.index import BankUnavailable
@@ -32,8 +33,8 @@ def expected_stops(what: str, remedy: str = "run the same command again") -> Ite
     """Turn every expected stop of the block into a `JobFailed` of one line.
 
     Args:
-        what: the work that stops, such as `run 7c1e`.
-        remedy: what the user does next.
+        what: name of the work, such as `run 7c1e`.
+        remedy: advice to the user.
     """
     try:
         yield
@@ -46,13 +47,13 @@ class ModelJob:
     """A job that makes one model on the cluster.
 
     Attributes:
-        config: the job's settings; has `compute` and `dry_run`.
-        target: where the model goes; run.json is written there last.
-        what: the model in words, for messages.
-        uris: what every node must reach.
-        facts: what run.json and the plan of a dry run say beside the settings.
+        config: the job's settings, with `compute` and `dry_run`.
+        target: location of the model; run.json is written there last.
+        what: name of the work, for messages.
+        uris: locations that every node must reach.
+        facts: entries of run.json and of a dry run's plan beside the settings.
         num_shards: shard actors that work beside the scorers.
-        started_at: when the job began.
+        started_at: start of the job.
     """
 
     config: Any
@@ -67,13 +68,13 @@ class ModelJob:
         """Connect, make the model and record the run; a dry run shows the plan instead.
 
         Args:
-            make: makes the model by a plan that fits the cluster, and returns the summary.
+            make: makes the model with a plan that fits the cluster, and returns the summary.
 
         Returns:
             The summary.
 
         Raises:
-            ConfigError: something the user has to correct.
+            ConfigError: something the user must correct.
             JobFailed: the cluster or the store failed.
         """
         compute: ComputeConfig = self.config.compute
@@ -90,6 +91,6 @@ class ModelJob:
 
 
 def cluster_resources() -> tuple[float, float]:
-    """Return the CPUs and GPUs of the connected cluster; nodes may have joined since it was planned."""
+    """Return the CPUs and GPUs of the connected cluster as of now; nodes may have joined since the plan was made."""
     resources = ray.cluster_resources()
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)

@@ -1,6 +1,6 @@
 """Actors that hold the embeddings of the nominal images while a coreset is selected from them.
 
-The class is plain; `ray.remote` is applied where it is started. Shapes as in `steelray.patchcore`.
+Shapes as in `steelray.patchcore`.
 """
 
 import io
@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
-from steelray.cluster.connect import RESTARTS, SHARD_CPUS
+from steelray.cluster.plan import MAX_RESTARTS, SHARD_CPUS
 from steelray.patchcore.coreset import Candidates, CoresetShard
 from steelray.patchcore.index import BankUnavailable
 from steelray.storage.location import Location
 
 
 class EmbeddingServer:
-    """Embeddings of the nominal images that fall to one shard, while the coreset is selected.
+    """The embeddings of one shard's images. A plain class; `start_embedding_servers` makes actors of it.
 
-    Every image's embeddings are written to storage before they are acknowledged; a restarted actor reads them back,
-    and is told the rounds that it missed.
+    Embeddings are written to storage before they are acknowledged. A restarted actor reads them back, and its caller
+    replays the rounds that it missed.
     """
 
     def __init__(self, scratch_uri: str, number: int, num_threads: int) -> None:
@@ -38,7 +38,7 @@ class EmbeddingServer:
             self._images[int(stored.key.removesuffix(".npy"))] = np.load(io.BytesIO(body), allow_pickle=False)
 
     def add(self, image_index: int, embeddings_QD: NDArray[np.float32]) -> None:
-        """Keeps one image's embeddings; adding it again changes nothing."""
+        """Keep one image's embeddings; adding them again changes nothing."""
         buffer = io.BytesIO()
         np.save(buffer, embeddings_QD, allow_pickle=False)
         self._scratch.write(f"{image_index:08d}.npy", buffer.getvalue())
@@ -47,7 +47,7 @@ class EmbeddingServer:
     def points(
         self, first_index_of: dict[int, int], indices_B: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the global indices that lie here, and their embeddings."""
+        """Return those of the global indices that this shard holds, and their embeddings."""
         firsts = sorted((first_index_of[image], image) for image in self._images)
         starts = np.array([first for first, _ in firsts], dtype=np.int64)
         places = np.searchsorted(starts, indices_B, side="right") - 1
@@ -64,7 +64,7 @@ class EmbeddingServer:
     def candidates(
         self, first_index_of: dict[int, int], number: int, count: int, centers: tuple[torch.Tensor, torch.Tensor]
     ) -> Candidates | None:
-        """Round `number` of `steelray.patchcore.coreset.select`; None if this actor has missed earlier rounds."""
+        """Run round `number` of `steelray.patchcore.coreset.select`; return None if earlier rounds were missed."""
         if number == 0:
             self._shard, self._round = self._build(first_index_of), 0
         if self._shard is None or self._round != number:
@@ -74,11 +74,11 @@ class EmbeddingServer:
         return self._shard.candidates(count, *centers)
 
     def _build(self, first_index_of: dict[int, int]) -> CoresetShard:
-        torch.set_num_threads(self._num_threads)  # embedding is over: the cores are free
+        torch.set_num_threads(self._num_threads)  # embedding is over, so the cores are free
         images = sorted(self._images, key=lambda image: first_index_of[image])
         if not images:
             return CoresetShard(torch.empty((0, 1)))
-        # one matrix per shard, after which the images' own arrays are views into it: never two copies
+        # one matrix per shard; the images' own arrays become views of it, so that no embedding is held twice
         matrix = np.concatenate([self._images[image] for image in images])
         indices, row = [], 0
         for image in images:
@@ -93,7 +93,7 @@ class EmbeddingServer:
 
 
 class RemoteShards:
-    """All embedding actors together, as `select` asks them: one gather per round, lost rounds replayed."""
+    """All embedding actors as the one shard that `select` sees; replays the rounds that a restarted actor missed."""
 
     def __init__(self, servers: Sequence[Any], first_index_of: dict[int, int]) -> None:
         self._servers = list(servers)
@@ -109,15 +109,15 @@ class RemoteShards:
         return vectors[order[np.searchsorted(found[order], indices_M)]]
 
     def points(self, indices_B: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of global indices as the selection takes them."""
+        """Return the embeddings of global indices as a tensor."""
         return torch.from_numpy(self.vectors(indices_B.numpy()))
 
     def gather(self, count: int, centers_BD: torch.Tensor, picked_B: torch.Tensor) -> list[Candidates]:
-        """One round over all shards."""
+        """Run one round over all shards and return their candidates."""
         self._rounds.append((count, ray.put((centers_BD.cpu(), picked_B.cpu()))))
         offers = self._ask(self._servers, len(self._rounds) - 1)
         for place, offer in enumerate(offers):
-            if offer is None:  # restarted since the last round: tell it everything again
+            if offer is None:  # restarted since the last round
                 for number in range(len(self._rounds)):
                     [offers[place]] = self._ask([self._servers[place]], number)
         if any(offer is None for offer in offers):
@@ -130,14 +130,14 @@ class RemoteShards:
         try:
             return list(ray.get(refs))
         except RayTaskError as error:
-            if isinstance(error.cause, ValueError):  # said in one line which embedding is wrong
+            if isinstance(error.cause, ValueError):  # its message names the wrong embedding
                 raise error.cause from None
             raise
 
 
 def start_embedding_servers(scratch_uri: str, num_servers: int, num_threads: int) -> list[Any]:
-    """One actor per embedding shard, spread over the nodes."""
+    """Start one actor per embedding shard, spread over the nodes."""
     actor = ray.remote(EmbeddingServer).options(
-        num_cpus=SHARD_CPUS, max_restarts=RESTARTS, max_task_retries=RESTARTS, scheduling_strategy="SPREAD"
+        num_cpus=SHARD_CPUS, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS, scheduling_strategy="SPREAD"
     )
     return [actor.remote(scratch_uri, number, num_threads) for number in range(num_servers)]

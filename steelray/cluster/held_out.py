@@ -1,4 +1,4 @@
-"""Set a model's thresholds: score held-out nominal images on the cluster and calibrate on them."""
+"""Calibrate a stored model: score held-out nominal images on the cluster and set its thresholds on them."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from steelray.cluster.connect import plan_compute
 from steelray.cluster.driver import Report, cluster_resources
+from steelray.cluster.plan import plan_compute
 from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, scored_images
 from steelray.config import CalibrationConfig, ComputeConfig
 from steelray.models.calibration import ALL_STRIPS, Calibration, calibrate, write_calibration
@@ -24,13 +24,13 @@ def calibrate_model(
     report: Report,
     earlier: pa.Table | None = None,
 ) -> dict[str, Any]:
-    """Score nominal images that a stored model was not fitted on, set thresholds on them and store both beside it.
+    """Score nominal images that a model was not fitted on, set its thresholds on them and store both beside it.
 
     Args:
-        earlier: score rows of other nominal strips that the thresholds rest on as well.
+        earlier: score rows of further nominal strips to calibrate on.
 
     Returns:
-        What a job's summary says of the thresholds.
+        The entries of the job's summary about the thresholds.
 
     Raises:
         ConfigError: no strip has a score.

@@ -1,4 +1,4 @@
-"""Read and decode an `ImageSet` in tasks, and map its images over a pool of actors: one row per image."""
+"""Read and decode an `ImageSet` in tasks, one row per image, and map its images over a pool of actors."""
 
 import math
 from collections import deque
@@ -16,8 +16,8 @@ from ray.data import ActorPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from steelray.cluster.connect import TASK_CPUS, ComputePlan
 from steelray.cluster.metrics import observe_stage
+from steelray.cluster.plan import TASK_CPUS, ComputePlan
 from steelray.imaging.decode import Undecodable, decode
 from steelray.patchcore.timing import stage
 from steelray.schema import DECODED, Status
@@ -25,14 +25,14 @@ from steelray.storage.listing import ImageSet
 from steelray.storage.location import Location, ObjectChanged, ObjectMissing
 
 FETCHERS = 8
-"""Threads of one reading task: they wait for the store, not for the CPU."""
+"""Threads of a reading task; they wait for the store, not for the CPU."""
 MAX_BLOCK_BYTES = 32 * 2**20
-"""Decoded pixels per block, so that large images do not pile up in memory."""
+"""Decoded pixels per block, so that large images do not fill the memory."""
 MAX_BLOCK_IMAGES = 64
 
 
 def images_per_task(num_images: int, num_scorers: int, batch_size: int) -> int:
-    """Return the images of a reading task: whole batches, and enough tasks to keep every scorer busy to the end."""
+    """Return the images per reading task: whole batches, and enough tasks to keep every scorer busy to the end."""
     wanted = num_images // (num_scorers * 8)
     return max(1, min(MAX_BLOCK_IMAGES, wanted) // batch_size) * batch_size
 
@@ -91,7 +91,7 @@ def _read(images: ImageSet, listed: bytes) -> Iterator[pa.Table]:
     """Read the images of a reading task, block by block.
 
     Args:
-        images: with an empty manifest.
+        images: the set with an empty manifest.
         listed: the task's rows of the manifest, as an Arrow stream.
     """
     location = Location(images.uri)
@@ -110,7 +110,7 @@ def _read(images: ImageSet, listed: bytes) -> Iterator[pa.Table]:
 
 
 def _ahead(pool: ThreadPoolExecutor, read: Callable[[Any], Any], rows: list[Any]) -> Iterator[Any]:
-    """Yield results in order; at most `2 * FETCHERS` are begun and not yet taken."""
+    """Yield results in order, with at most `2 * FETCHERS` of them begun and not yet taken."""
     begun: deque[Future[Any]] = deque()
     for row in rows:
         if len(begun) == 2 * FETCHERS:
@@ -146,7 +146,7 @@ class ImageDatasource(Datasource):  # type: ignore[misc]
         tasks = []
         for start in range(0, manifest.num_rows, self._rows_per_task):
             part = manifest.slice(start, self._rows_per_task)
-            sink = pa.BufferOutputStream()  # a slice pickles with its whole table; a stream holds its own rows only
+            sink = pa.BufferOutputStream()  # a pickled slice brings its whole table; a stream holds its own rows only
             with pa.ipc.new_stream(sink, part.schema) as writer:
                 writer.write_table(part)
             metadata = BlockMetadata(part.num_rows, None, None, None)
@@ -156,7 +156,7 @@ class ImageDatasource(Datasource):  # type: ignore[misc]
 
 
 def read_images(images: ImageSet, rows_per_task: int) -> ray.data.Dataset:
-    """Decode images in tasks of their own: a lazy dataset of schema `DECODED`."""
+    """Return a lazy dataset of schema `DECODED` that reads and decodes images in tasks."""
     source = ImageDatasource(images, rows_per_task)
     return ray.data.read_datasource(source, override_num_blocks=source.num_tasks, num_cpus=TASK_CPUS)
 
@@ -164,10 +164,10 @@ def read_images(images: ImageSet, rows_per_task: int) -> ray.data.Dataset:
 def map_images(
     images: ImageSet, plan: ComputePlan, batch_size: int, actor: type, arguments: tuple[Any, ...]
 ) -> ray.data.Dataset:
-    """Decode images in tasks of their own and map them over a pool of actors.
+    """Return a lazy dataset that reads and decodes images in tasks and maps them over a pool of actors.
 
     Args:
-        actor: called with tables of schema `DECODED`, `batch_size` rows each.
+        actor: class called with tables of schema `DECODED`, `batch_size` rows each.
         arguments: of its constructor.
     """
     rows_per_task = images_per_task(len(images), plan.num_scorers, batch_size)

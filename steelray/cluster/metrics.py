@@ -1,6 +1,6 @@
-"""What a scoring run shows to Prometheus, through Ray's metrics: every node of the cluster exports it.
+"""Metrics of a scoring run for Prometheus, which every node of the cluster exports through Ray.
 
-Ray writes `ray_` before every name. Metrics are made at their first use, in the process that uses them.
+Ray puts `ray_` before every name. A metric is created at its first use, in the process that uses it.
 """
 
 from functools import lru_cache
@@ -50,28 +50,28 @@ def _shard_alive() -> Gauge:
 
 
 def observe_stage(stage: str, seconds: float) -> None:
-    """An `Observe` of `steelray.patchcore.timing`."""
+    """Record the seconds of a stage; an `Observe` of `steelray.patchcore.timing`."""
     _stage().observe(seconds, {"stage": stage})
 
 
 def announce_run(run_id: str, num_strips: int, num_shards: int) -> None:
-    """What the driver knows when it begins."""
+    """Publish the size of a run at its start, in the driver."""
     _listed().set(num_strips, {"run_id": run_id})
     _shards_wanted().set(num_shards, {"run_id": run_id})
 
 
 def announce_shard(bank_id: str, start: int) -> None:
-    """A shard actor has its slice, which begins at vector `start`."""
+    """Publish that a shard actor holds its slice, which begins at vector `start`."""
     _shard_alive().set(1, {"bank_id": bank_id, "start": str(start)})
 
 
 def count_strips(scored: pa.Table) -> None:
-    """Counts a table of schema `SCORES`."""
+    """Count the rows of a table of schema `SCORES`."""
     columns = ("run_id", "status", "is_anomalous", "verdict", "anomaly_score", "threshold")
     for row in scored.select(columns).to_pylist():
         run_id = row["run_id"]
         _strips().inc(1, {"run_id": run_id, "status": row["status"]})
         if row["is_anomalous"]:
             _flagged().inc(1, {"run_id": run_id, "verdict": row["verdict"]})
-        if row["anomaly_score"] is not None and (row["threshold"] or 0) > 0:  # an ensemble's scores have no zero
+        if row["anomaly_score"] is not None and (row["threshold"] or 0) > 0:  # an ensemble's threshold may be negative
             _score_ratio().observe(row["anomaly_score"] / row["threshold"], {"run_id": run_id})

@@ -1,4 +1,4 @@
-"""Fuse stored models into a calibrated ensemble: scales from their own held-out rows, thresholds on the cluster."""
+"""Fuse stored models into an ensemble: scales from their own held-out rows, calibration on the cluster."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from steelray.cluster.connect import ComputePlan
 from steelray.cluster.driver import ModelJob, Report
 from steelray.cluster.held_out import calibrate_model
+from steelray.cluster.plan import ComputePlan
 from steelray.config import ArchiveConfig, ConfigError
 from steelray.models.calibration import CALIBRATIONS, read_calibration, read_calibration_rows
 from steelray.models.config import FuseModelsConfig
@@ -21,20 +21,20 @@ from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
 
 MIN_STRIPS = 2
-"""Fewer have no spread."""
+"""Fewest shared strips: one has no spread to scale by."""
 
 
 def fuse_models(config: FuseModelsConfig, report: Report) -> dict[str, Any]:
     """Write and calibrate an ensemble.
 
-    Scales and thresholds rest on the same strips, which no member was fitted on. The scales come from the members' own
-    score rows of them; the thresholds, also that of the pixels, need the strips to be scored once with the ensemble.
+    Scales and thresholds rest on the same strips, which no member was fitted on. The scales come from the members'
+    stored score rows; for the thresholds the ensemble scores the strips once.
 
     Returns:
-        The summary: model id, members with weight and scale, thresholds, places.
+        The summary: model id, members with weight and scale, thresholds, locations.
 
     Raises:
-        ConfigError: something the user has to correct.
+        ConfigError: something the user must correct.
         JobFailed: the cluster or the store failed.
     """
     target = Location(config.output_uri)
@@ -70,9 +70,9 @@ def fuse_models(config: FuseModelsConfig, report: Report) -> dict[str, Any]:
 def _check_free(target: Location, overwrite: bool) -> None:
     for name in (BANK_FILE, CHECKPOINT_FILE):
         if target.exists(name):
-            raise ConfigError(f"{target.uri}: holds a model that is no ensemble ({name}): choose another place")
+            raise ConfigError(f"{target.uri}: holds a model that is no ensemble ({name}): choose another location")
     if target.exists(INFO_FILE) and not overwrite:
-        raise ConfigError(f"{target.uri}: holds an ensemble already: set overwrite, or choose another place")
+        raise ConfigError(f"{target.uri}: holds an ensemble already: set overwrite, or choose another location")
 
 
 def _open_member(uri: str) -> Model:
@@ -88,16 +88,16 @@ def _open_member(uri: str) -> Model:
 def _nominal_uri(model: Model) -> str:
     uris = nominal_uris(model.uri)
     if len(uris) != 1:
-        found = f"it learned from several places ({', '.join(uris)})" if uris else "its run.json does not say"
-        raise ConfigError(f"{model.uri}: where are its nominal images? {found}: give nominal_uri")
+        found = f"fitted on images of {', '.join(uris)}" if uris else "its run.json does not name its nominal images"
+        raise ConfigError(f"{model.uri}: {found}: set nominal_uri to where the strips are")
     return uris[0]
 
 
 def _shared_strips(models: Sequence[Model], nominal_uri: str) -> tuple[pa.Table, list[pa.Table]]:
-    """The strips that all models have held out: their manifest, and each model's score rows of them, in its order.
+    """Return the manifest of the strips that all models have held out, and each model's score rows in its order.
 
     Raises:
-        ConfigError: too few, or too few that still lie unchanged at `nominal_uri`.
+        ConfigError: there are too few, or too few of them are unchanged at `nominal_uri`.
     """
     rows = []
     for model in models:
@@ -107,23 +107,20 @@ def _shared_strips(models: Sequence[Model], nominal_uri: str) -> tuple[pa.Table,
     if (count := rows[0].num_rows) < MIN_STRIPS:
         raise ConfigError(
             f"{', '.join(model.uri for model in models)}: {count} nominal strips are held out of all of them, "
-            f"{MIN_STRIPS} at least are needed: build the models from the same nominal strips with the same "
+            f"at least {MIN_STRIPS} are needed: build the models from the same nominal strips with the same "
             "calibration.held_out_fraction and calibration.seed"
         )
     manifest, *rows = common_strips([list_archive(ArchiveConfig(nominal_uri)), *rows])
     if manifest.num_rows < MIN_STRIPS:
         raise ConfigError(
-            f"{nominal_uri}: {manifest.num_rows} of the {count} strips that all models have held out lie there "
-            "unchanged: give nominal_uri as it was when the models were built"
+            f"{nominal_uri}: {manifest.num_rows} of the {count} strips that all models have held out are there "
+            "unchanged: set nominal_uri to the images that the models were built from"
         )
     return manifest, rows
 
 
 def _write(target: Location, info: EnsembleInfo) -> None:
-    """Stores an ensemble in the place of an earlier one; nothing else below the place is touched.
-
-    The members may lie there.
-    """
+    """Store an ensemble in place of an earlier one; other files stay, as the location may hold its members too."""
     for name in (INFO_FILE, "run.json"):
         target.delete(name)
     (target / CALIBRATIONS).delete_all()

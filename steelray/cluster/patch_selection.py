@@ -1,6 +1,7 @@
-"""Select the patches that represent nominal images on the cluster: embed, hold in actors, select there.
+"""Select the patches that represent nominal images on the cluster.
 
-The driver never holds the embeddings, only the picks. Shapes as in `steelray.patchcore`.
+Actors embed the images, others hold the embeddings and select among them; the driver sees only the selected ones.
+Shapes as in `steelray.patchcore`.
 """
 
 import math
@@ -15,10 +16,10 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from steelray.cluster.connect import ComputePlan
 from steelray.cluster.driver import Report, cluster_resources
 from steelray.cluster.embedding_actors import RemoteShards, start_embedding_servers
 from steelray.cluster.image_source import map_images
+from steelray.cluster.plan import ComputePlan
 from steelray.config import ComputeConfig, ConfigError
 from steelray.models.model import load_embedder
 from steelray.patchcore.config import EmbedderConfig
@@ -45,11 +46,11 @@ EMBEDDED = pa.schema(
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """How nominal images are embedded.
+    """Settings and weights to embed nominal images with.
 
     Attributes:
-        portable: the exported embedder; None builds it with torch in every actor.
-        input_size_px: height and width that images must have; None takes any.
+        portable: the exported embedder; None: every actor builds it with torch.
+        input_size_px: height and width that images must have; None: any.
     """
 
     embedder: EmbedderConfig
@@ -64,7 +65,7 @@ class Selected:
     """A selection on the cluster.
 
     Attributes:
-        skipped: images that could not be used, by status.
+        skipped: number of images that could not be used, by status.
     """
 
     selection: Selection
@@ -73,7 +74,7 @@ class Selected:
 
 
 class EmbeddingActor:
-    """Embeds batches of decoded images; the embeddings go straight to the shard actors, only their shapes come back."""
+    """Embed batches of decoded images; the embeddings go to the shard actors, only their shapes are returned."""
 
     def __init__(self, request: list[ray.ObjectRef], num_threads: int, servers: list[Any]) -> None:
         asked: EmbeddingRequest = ray.get(request[0])
@@ -115,14 +116,14 @@ def select_patches(
 
     Args:
         limits: of the selection; may raise `ValueError`.
-        scratch_uri: the embeddings wait below a new name beside this place, for actors that have to be restarted.
-        centers_KD: vectors of a bank, which the selection goes on from.
+        scratch_uri: embeddings are kept for restarted actors in a new folder beside this location.
+        centers_KD: vectors of the bank that the selection continues from.
 
     Raises:
         ConfigError: no image can be used, embeddings are not finite, or a limit is wrong.
     """
     scratch_uri = f"{scratch_uri.rstrip('/')}-scratch-{uuid.uuid4().hex[:8]}"
-    # the shards share the cluster's CPUs once everything is embedded
+    # once everything is embedded, the shards share the CPUs of the cluster
     num_threads = max(1, int(cluster_resources()[0] // plan.num_shards))
     servers = start_embedding_servers(scratch_uri, plan.num_shards, num_threads)
     try:
@@ -161,7 +162,7 @@ def _select(
     """Select among the embeddings that the servers hold.
 
     Args:
-        usable: rows of schema `EMBEDDED`, by image index.
+        usable: rows of schema `EMBEDDED`, ordered by image index.
     """
     grids = [(row["grid_rows"], row["grid_columns"]) for row in usable]
     starts = np.cumsum([0, *map(math.prod, grids)])

@@ -1,6 +1,6 @@
-"""Score images on the cluster: the actors that hold a model, and its memory bank beside them.
+"""Score images on the cluster: actors that hold a model, and others that hold a sharded memory bank.
 
-`ScoringActor` is a plain class; Ray Data makes actors of it. An actor loads no more than this module imports.
+A scoring actor loads only what this module imports.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from steelray.cluster.connect import ComputePlan
 from steelray.cluster.image_source import map_images
 from steelray.cluster.metrics import count_strips, observe_stage
+from steelray.cluster.plan import ComputePlan
 from steelray.cluster.search_actors import ActorSearch, start_search_servers
 from steelray.config import ComputeConfig, ConfigError
 from steelray.models.calibration import Calibration
@@ -28,13 +28,13 @@ from steelray.storage.location import Location
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """What to score images with, and what becomes of a score.
+    """The model to score with, and the treatment of its scores.
 
     Attributes:
-        calibration: None gives scores without verdicts, as setting thresholds needs them.
-        threshold: flags strips above it, whatever the calibration says.
-        pictures: where heatmaps of flagged images go; None keeps none.
-        save_anomaly_maps: also keep every anomaly map there.
+        calibration: turns scores into verdicts; None: no verdicts.
+        threshold: flags strips above it, instead of the calibration's.
+        pictures: location for the heatmaps of flagged images; None: none are written.
+        save_anomaly_maps: whether to write every anomaly map there too.
     """
 
     model: Model
@@ -48,21 +48,21 @@ class ScoringRequest:
 
 @dataclass(frozen=True)
 class ScorerPlace:
-    """What a scoring actor finds on the cluster.
+    """Resources of a scoring actor on the cluster.
 
     Attributes:
-        portable: reference to the model's `PortableEmbedder` or to None, in a list: the actor's arguments stay small.
-        servers: actors that hold a sharded bank; none where every scorer holds it.
+        portable: reference to the model's `PortableEmbedder` or to None, so that the actor's arguments stay small.
+        servers: actors that hold a sharded bank; empty if every scorer holds the bank.
     """
 
     num_threads: int
     use_gpu: bool
-    portable: list[ray.ObjectRef]
+    portable: ray.ObjectRef
     servers: list[Any]
 
 
 class ScoringActor:
-    """Holds a loaded model; Ray Data hands it batches of schema `DECODED` and takes rows of schema `SCORES`."""
+    """Hold a loaded model and score batches of schema `DECODED`. A plain class; Ray Data makes actors of it."""
 
     def __init__(self, request: ScoringRequest, place: ScorerPlace) -> None:
         model = request.model
@@ -71,7 +71,7 @@ class ScoringActor:
             request.compute,
             num_threads=place.num_threads,
             search=ActorSearch(place.servers) if place.servers else None,
-            portable=ray.get(place.portable[0]),
+            portable=ray.get(place.portable),
             use_gpu=place.use_gpu,
             observe=observe_stage,
         )
@@ -98,30 +98,30 @@ def scored_images(
     """Score images on the cluster.
 
     Yields:
-        The lazy dataset of their rows, schema `SCORES`; it must be executed before the block ends, as the actors of a
-        sharded bank end with it.
+        The lazy dataset of their rows, schema `SCORES`. Execute it inside the block: the actors of a sharded bank end
+        with it.
 
     Raises:
         BankUnavailable: an actor cannot load its shard of the bank.
     """
     with running_bank(request.model, bank_plan, plan.scorer_gpus) as servers:
-        portable = [ray.put(portable_model(request.model, request.compute))]
+        portable = ray.put(portable_model(request.model, request.compute))
         place = ScorerPlace(plan.scorer_threads, plan.scorer_gpus > 0, portable, servers)
         yield map_images(images, plan, request.compute.batch_size, ScoringActor, (request, place))
 
 
 def portable_model(model: Model, compute: ComputeConfig) -> PortableEmbedder | None:
-    """Export the model's embedder once for all CPU actors; None where it has none or runs on torch."""
+    """Export the model's embedder once for all CPU actors; None if it has none, or runs it on torch."""
     if model.bank is None:
         return None
     return portable_embedder(model.bank.embedder, model.bank.weights_digest, compute, compute.gpus_per_scorer > 0)
 
 
 def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: int | None = None) -> BankPlan | None:
-    """Plan where a model's memory bank will live; None if it has none of its own.
+    """Plan the placement of a model's memory bank; None if it has none of its own.
 
     Raises:
-        ConfigError: it fits nowhere, or an ensemble's banks were to be sharded.
+        ConfigError: it fits nowhere, or an ensemble is to be sharded.
     """
     if model.ensemble is not None and compute.bank_placement == "sharded":
         raise ConfigError(
@@ -142,7 +142,7 @@ def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: 
 
 @contextmanager
 def running_bank(model: Model, plan: BankPlan | None, gpus: float) -> Iterator[list[Any]]:
-    """Start the actors that hold a sharded bank and end them afterwards; none if it is replicated.
+    """Start the actors that hold a sharded bank and end them after the block; yield none if it is replicated.
 
     Raises:
         BankUnavailable: one of them cannot load its shard.
@@ -154,5 +154,5 @@ def running_bank(model: Model, plan: BankPlan | None, gpus: float) -> Iterator[l
     try:
         yield servers
     finally:
-        for server in servers:  # scorers that end hold handles for a while, and with them the shards' CPUs
+        for server in servers:  # ended scorers keep handles for a while, and the handles keep the shards' CPUs
             ray.kill(server)

@@ -1,7 +1,6 @@
-"""Actors that hold a finished bank, each a slice of it, and the search over all of them.
+"""Actors that hold the slices of a finished bank, and the search over all of them.
 
-The class is plain; `ray.remote` is applied where it is started. Ray restarts a lost actor, which reads its slice from
-storage again. Shapes as in `steelray.patchcore`.
+Ray restarts a lost actor, which then reads its slice from storage again. Shapes as in `steelray.patchcore`.
 """
 
 import time
@@ -13,8 +12,8 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import ActorUnavailableError, RayError
 
-from steelray.cluster.connect import RESTARTS, SHARD_CPUS
 from steelray.cluster.metrics import announce_shard
+from steelray.cluster.plan import MAX_RESTARTS, SHARD_CPUS
 from steelray.patchcore.bank import read_info
 from steelray.patchcore.index import BankUnavailable, load_shard
 from steelray.patchcore.merge import Neighbors, merge_neighbors
@@ -22,11 +21,11 @@ from steelray.patchcore.planner import shard_bounds
 from steelray.storage.location import Location
 
 AWAY_S = 180.0
-"""How long a shard may be without an answer: its node is lost, and it starts and loads again elsewhere."""
+"""Seconds that a shard may take to answer after its node was lost: it must start and load again elsewhere."""
 
 
 class SearchServer:
-    """A slice of a bank, read from storage."""
+    """A slice of a bank, read from storage. A plain class; `start_search_servers` makes actors of it."""
 
     def __init__(self, bank_uri: str, bank_id: str, use_gpu: bool, start: int, stop: int) -> None:
         location = Location(bank_uri)
@@ -41,7 +40,7 @@ class SearchServer:
 
 
 class ActorSearch:
-    """The whole bank over shard actors; a `BankSearch`. Queries go through the object store once."""
+    """Search the whole bank over shard actors; a `BankSearch`. All of them read the queries from the object store."""
 
     def __init__(self, servers: Sequence[Any]) -> None:
         self._servers = list(servers)
@@ -65,7 +64,7 @@ class _RemoteSearch:
             try:
                 answer: Neighbors = ray.get(self._refs[number])
                 return answer
-            except ActorUnavailableError:  # Ray's own retries are over before it knows that the node is gone
+            except ActorUnavailableError:  # Ray's own retries end before it notices that the node is gone
                 if time.monotonic() > deadline_s:
                     raise
                 time.sleep(1)
@@ -81,7 +80,7 @@ class _RemoteSearch:
 
 
 def start_search_servers(bank_uri: str, bank_id: str, num_vectors: int, num_shards: int, gpus: float = 0) -> list[Any]:
-    """One actor per shard, spread over the nodes, all loaded when this returns.
+    """Start one actor per shard, spread over the nodes, and wait until all have loaded their slices.
 
     Raises:
         BankUnavailable: one of them cannot load its shard.
@@ -89,8 +88,8 @@ def start_search_servers(bank_uri: str, bank_id: str, num_vectors: int, num_shar
     actor = ray.remote(SearchServer).options(
         num_cpus=SHARD_CPUS,
         num_gpus=gpus,
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
         scheduling_strategy="SPREAD",
     )
     servers = [actor.remote(bank_uri, bank_id, gpus > 0, *bounds) for bounds in shard_bounds(num_vectors, num_shards)]

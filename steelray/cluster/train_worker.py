@@ -1,4 +1,4 @@
-"""What every training process runs: its share of each batch, the metrics of all, and rank 0's checkpoints."""
+"""The loop of a training process: its share of each batch, the metrics of all workers, rank 0's checkpoints."""
 
 import importlib
 import resource
@@ -29,12 +29,12 @@ from steelray.reconstruction.synthesis import SampleMaker, samples_of_step
 
 PROGRESS_EVERY_S = 15.0
 CLIPPED_TERM = "grad_norm"
-"""What a NaN of another worker looks like here: its own terms are finite, the averaged gradient is not."""
+"""Term that a NaN loss on another worker shows up in here: this worker's own terms are finite."""
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What the driver hands to its workers."""
+    """Settings and images that the driver passes to its workers."""
 
     config: TrainConfig
     num_steps: int
@@ -42,7 +42,7 @@ class WorkerSettings:
 
 
 def train(settings: WorkerSettings) -> None:
-    """Trains to the end, or to where it can go no further (failure.json says why); a lost worker starts here again."""
+    """Train to the end, or until it cannot continue (failure.json says why); Ray calls this again for a lost worker."""
     _Worker(settings).run()
 
 
@@ -101,7 +101,7 @@ class _Worker:
                 ray.train.report({"step": step})  # a barrier, too slow for every row
 
     def _prepared(self, ahead: ThreadPoolExecutor, step: int) -> "Future[Batch]":
-        """A step's batch, made while the step before it is computed: it follows from its number alone."""
+        """Start to make a step's batch, which depends only on the step's number, during the step before."""
         return ahead.submit(self._batch, min(step, self.session.num_steps - 1))
 
     def _batch(self, step: int) -> Batch:
@@ -114,7 +114,7 @@ class _Worker:
         )
 
     def _averaged(self, window: list[Row], seconds: float) -> Row:
-        """The window's means over all workers, and what it cost."""
+        """Return the means of the window over all workers, with time, throughput and memory."""
         names = list(window[0])
         means = torch.tensor([sum(row[name] for row in window) / len(window) for name in names], dtype=torch.float64)
         peak = torch.tensor([_peak_memory_bytes(self.device)], dtype=torch.float64)
@@ -135,7 +135,7 @@ class _Worker:
         }
 
     def _save(self) -> str | None:
-        """Stores a checkpoint; returns why that failed, if it did. The store has been asked repeatedly by then."""
+        """Store a checkpoint. If that still fails after the store's retries, return the reason."""
         assert self.journal is not None
         try:
             self.folder.save(self.config, self.session.state_dict(), self.session.step, self.journal.rows)
@@ -145,7 +145,7 @@ class _Worker:
         return None
 
     def _stop(self, error: Exception) -> str:
-        """Says why the run ends here: neither a retry nor another worker would help."""
+        """Record why the run ends here, where neither a retry nor another worker would help, and return the reason."""
         failure = Failure(self.session.step, str(error), self.rank)
         if isinstance(error, NonFiniteLoss):
             failure = replace(failure, term=error.term, keys=error.keys)
@@ -160,14 +160,16 @@ class _Worker:
         return failure.reason[:500]
 
     def _told_by_another(self) -> bool:
-        """Gives the worker whose own loss is not finite the time to say so."""
+        """Return whether the worker whose own loss is not finite has recorded it, after giving it time to."""
         time.sleep(1)
         return self.folder.failure() is not None
 
 
 class Journal:
-    """Rank 0's metrics: rows for the table, TensorBoard, MLflow where asked for. What lies beyond the checkpoint that a
-    run goes on from is forgotten, so that the curve is that of one run."""
+    """Rank 0's metrics: rows of the table, TensorBoard, and MLflow if set.
+
+    Metrics after the checkpoint that a run continues from are dropped, so that the curve is that of one run.
+    """
 
     def __init__(self, folder: TrainRun, config: TrainConfig, step: int, num_steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -193,14 +195,14 @@ class Journal:
         if time.monotonic() - self._said_s > PROGRESS_EVERY_S:
             self._said_s = time.monotonic()
             cost = f"{row['images_per_s']:.3g} images/s"
-            # Ray shows a worker's output to the driver's user; what `print` prints, Ray Train shows twice
+            # Ray forwards a worker's output to the driver; Ray Train shows the output of `print` twice
             sys.stdout.write(f"step {row['step']:.0f} of {self._num_steps}: loss {row['total']:.4g}, {cost}\n")
             sys.stdout.flush()
         if self._mlflow is not None:
             self._mlflow.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 
     def store(self) -> None:
-        """Brings the curves and TensorBoard's files into the run's folder."""
+        """Write the curves and TensorBoard's files to the run's folder."""
         self._writer.flush()
         for file in Path(self._events.name).iterdir():
             self._folder.location.write(f"{TENSORBOARD}/{file.name}", file.read_bytes())
@@ -209,13 +211,13 @@ class Journal:
             self._folder.location.write(CURVES_FILE, body)
 
     def close(self) -> None:
-        """Remove TensorBoard's local folder; what `store` has copied stays."""
+        """Remove TensorBoard's local folder; the copies that `store` has made stay."""
         self._writer.close()
         self._events.cleanup()
 
 
 def _peak_memory_bytes(device: torch.device) -> float:
-    """Of the GPU where there is one, else of this process."""
+    """Return the peak memory of the GPU if there is one, else of this process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     factor = 1 if sys.platform == "darwin" else 1024

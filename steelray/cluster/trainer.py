@@ -15,7 +15,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from steelray.cluster.connect import cause_in_one_line, connected
 from steelray.cluster.driver import Report, expected_stops
 from steelray.cluster.held_out import calibrate_model
-from steelray.cluster.placement import Node, alive_nodes
+from steelray.cluster.placement import alive_nodes
+from steelray.cluster.plan import Node
 from steelray.cluster.train_worker import WorkerSettings, train
 from steelray.cluster.training_images import NominalImages, StoredImages, list_nominal, store_images
 from steelray.config import ComputeConfig, ConfigError, JobFailed
@@ -27,18 +28,18 @@ from steelray.reconstruction.synthesis import SampleMaker
 from steelray.storage.location import Location
 
 RAY_FOLDER = "ray"
-"""Where Ray Train keeps its own state while a run is under way."""
+"""Folder of Ray Train's own state during a run."""
 
 
 def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
-    """Train a model, calibrate it and write it to `output_uri/run_name`; running it again goes on.
+    """Train a model, calibrate it and write it to `output_uri/run_name`. A rerun continues from the newest checkpoint.
 
     Returns:
-        The summary: model id, steps, last losses, cost, thresholds, places.
+        The summary: model id, steps, last losses, cost, thresholds, locations.
 
     Raises:
-        ConfigError: something the user has to correct, before any training.
-        JobFailed: the run stopped, with the reason; what it had is kept.
+        ConfigError: something the user must correct, found before any training.
+        JobFailed: the run stopped; the message says why. Its checkpoints are kept.
     """
     started_at = datetime.now(UTC)
     config = with_absolute_places(config)
@@ -48,7 +49,7 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
         Location(config.output_uri).check_access(create=True)
     folder = TrainRun(config.output_uri, config.run_name)
     images = list_nominal(config)
-    SampleMaker(config, others=[np.zeros((1, 1, 1), np.uint8)])  # textures that cannot be had are found out here
+    SampleMaker(config, others=[np.zeros((1, 1, 1), np.uint8)])  # missing textures are reported here
     if config.dry_run:
         plan = {"fit": len(images.fit), "held_out": len(images.held_out), "cores": num_cores()}
         return show_plan(config, {**plan, "steps": config.total_steps(len(images.fit))})
@@ -56,7 +57,7 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
     if (record := folder.record()) is not None:
         report(f"run {config.run_name} is complete already: nothing to do")
         return {**record["summary"], "already_complete": True}
-    remedy = "run the same command to go on from the newest checkpoint"
+    remedy = "run the same command to continue from the newest checkpoint"
     with expected_stops(f"run {config.run_name}", remedy), connected(dashboard=True):
         check_workers_fit(config, alive_nodes())
         summary = _train(config, folder, images, report)
@@ -100,7 +101,7 @@ def _train(config: TrainConfig, folder: TrainRun, images: NominalImages, report:
 
 
 def with_absolute_places(config: TrainConfig) -> TrainConfig:
-    """The same with absolute local paths: Ray Train runs its workers in another folder than the driver's."""
+    """Return a copy with absolute local paths: Ray Train's workers run in another folder than the driver."""
     texture_uri = config.synthesis.texture_uri
     return replace(
         config,
@@ -110,7 +111,7 @@ def with_absolute_places(config: TrainConfig) -> TrainConfig:
 
 
 def check_workers_fit(config: TrainConfig, nodes: list[Node]) -> None:
-    """Raises `ConfigError` unless every worker finds a node, with what the nodes have."""
+    """Raise `ConfigError`, with the resources of the nodes, unless every worker can be placed."""
     each = config.cpus_per_worker, config.gpus_per_worker
 
     def room(node: Node) -> int:
@@ -122,16 +123,16 @@ def check_workers_fit(config: TrainConfig, nodes: list[Node]) -> None:
         gpus = f" and {each[1]:g} GPUs" if each[1] else ""
         raise ConfigError(
             f"{config.num_workers} training workers of {each[0]:g} CPUs{gpus} do not fit on the nodes "
-            f"({'; '.join(map(str, nodes)) or 'none'}), {most} would: lower num_workers or what each asks for"
+            f"({'; '.join(map(str, nodes)) or 'none'}), {most} would: lower num_workers, or the CPUs and GPUs of each"
         )
 
 
 def _report_images(config: TrainConfig, images: NominalImages, stored: StoredImages, report: Report) -> None:
-    report(f"{len(stored.places)} images to learn from, {len(images.held_out)} held out, from {images.fit.uri}")
+    report(f"{len(stored.places)} images to fit on, {len(images.held_out)} held out, from {images.fit.uri}")
     if stored.skipped:
         report(f"left out: {stored.skipped}")
     if config.model == "draem" and config.synthesis.texture_uri is None:
-        report("no synthesis.texture_uri: anomalies are made of generated textures")
+        report("no synthesis.texture_uri: anomalies are made from generated textures")
 
 
 def _fit(config: TrainConfig, folder: TrainRun, settings: WorkerSettings) -> None:
@@ -157,7 +158,7 @@ def _fit(config: TrainConfig, folder: TrainRun, settings: WorkerSettings) -> Non
         trainer.fit()
     except (TrainingFailedError, RayError) as error:
         raise JobFailed(
-            f"run {config.run_name} stopped: {cause_in_one_line(error)}; run the same command to go on from step "
+            f"run {config.run_name} stopped: {cause_in_one_line(error)}; run the same command to continue from step "
             f"{folder.newest_step() or 0}"
         ) from error
     finally:

@@ -1,7 +1,7 @@
-"""A run's nominal images: listed, split by strip, decoded in tasks through Ray Data into the object store.
+"""The nominal images of a training run: listed, split by strip, and decoded into Ray's object store.
 
-Any worker can ask for any image by its number, because the order of a run follows from (seed, epoch) and not from
-where an image lies. What does not fit into the object store's memory spills to disk.
+Every worker reads any image by its number, because the order of a run depends on (seed, epoch) and not on where an
+image is. Blocks that do not fit into the object store's memory spill to disk.
 """
 
 from collections import Counter
@@ -15,8 +15,8 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from steelray.cluster.connect import TASK_CPUS
 from steelray.cluster.image_source import MAX_BLOCK_IMAGES, pixel_columns, read_images
+from steelray.cluster.plan import TASK_CPUS
 from steelray.config import ConfigError
 from steelray.demo.synthetic import make_strip
 from steelray.evaluation.datasets import Sample, load_dataset
@@ -29,24 +29,24 @@ from steelray.schema import DECODED, MANIFEST, Status
 from steelray.storage.listing import ImageSet, list_archive
 
 CACHED_BLOCKS = 32
-"""Blocks of decoded images that a worker keeps mapped; the others it fetches from the object store again."""
+"""Blocks of decoded images that a worker keeps mapped; it fetches others from the object store again."""
 NO_TIME = 0
 GENERATED_SIZE_PX = (256, 256)
 
 
 @dataclass(frozen=True)
 class NominalImages:
-    """Images to learn from and images to set thresholds on; no strip is in both."""
+    """Images to fit on and images to calibrate on; no strip is in both."""
 
     fit: ImageSet
     held_out: ImageSet
 
 
 def list_nominal(config: TrainConfig) -> NominalImages:
-    """List the nominal images and hold some out for the threshold.
+    """List the nominal images and hold some of them out to calibrate on.
 
     Raises:
-        ConfigError: nothing there, or fewer than two strips.
+        ConfigError: there are none, or fewer than two strips.
     """
     images, strips = _nominal_images(config)
     fit_rows, held_out_rows = split_nominal(strips, config.calibration)
@@ -54,7 +54,7 @@ def list_nominal(config: TrainConfig) -> NominalImages:
 
 
 def _nominal_images(config: TrainConfig) -> tuple[ImageSet, list[str]]:
-    """Return all nominal images, and the strip that each one shows."""
+    """Return all nominal images, and the strip that each of them shows."""
     data = config.data
     if data.nominal is not None:
         manifest = list_archive(data.nominal)
@@ -74,7 +74,7 @@ def _nominal_images(config: TrainConfig) -> tuple[ImageSet, list[str]]:
 
 
 class _SampleLoader:
-    """Images of a dataset by number."""
+    """Load an image of a dataset by its number."""
 
     def __init__(self, samples: list[Sample]) -> None:
         self._samples = samples
@@ -87,7 +87,7 @@ class _SampleLoader:
 
 
 class _StripGenerator:
-    """Procedural nominal steel by number."""
+    """Generate a nominal strip by its number."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -97,11 +97,11 @@ class _StripGenerator:
 
 
 class _Preparing:
-    """Leaves out what is mostly black, and shrinks to the network's input what is squeezed anyway."""
+    """Leave out images that are mostly black, and shrink those that are squeezed into the network's input anyway."""
 
     def __init__(self, config: TrainConfig) -> None:
         self._most_black = config.data.max_black_fraction if config.input.tiling == "squeeze" else 1.0
-        # brightness is normalised before the squeeze, in scoring too
+        # brightness is normalised before the squeeze, as in scoring
         squeezed = config.input.tiling == "squeeze" and config.input.brightness_norm == "none"
         self._size_px = config.input.size_px if squeezed else None
 
@@ -111,7 +111,7 @@ class _Preparing:
             if image is None:
                 continue
             if self._most_black < 1 and black_fraction(image) > self._most_black:
-                row["status"], row["error"] = "too_black", "more of it is black than data.max_black_fraction allows"
+                row["status"], row["error"] = "too_black", "its black part is larger than data.max_black_fraction"
                 continue
             row.update(pixel_columns(image if self._size_px is None else resize(image, self._size_px)))
         return pa.Table.from_pylist(rows, DECODED)
@@ -119,12 +119,12 @@ class _Preparing:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """The training images in the object store: what the driver hands to its workers.
+    """The training images in the object store, as the driver passes them to its workers.
 
     Attributes:
-        blocks: of Arrow tables of schema `DECODED`.
+        blocks: references to Arrow tables of schema `DECODED`.
         places: (block, row) of every usable image, in the order of `image_index`.
-        skipped: how many were left out, by status.
+        skipped: number of images left out, by status.
     """
 
     blocks: list[ray.ObjectRef]
@@ -133,7 +133,7 @@ class StoredImages:
 
 
 def store_images(config: TrainConfig, images: ImageSet) -> StoredImages:
-    """Decodes the images to learn from into the object store.
+    """Decode the images to fit on into the object store.
 
     Raises:
         ConfigError: none of them can be used.
@@ -160,7 +160,7 @@ def _facts_of(block: pa.Table) -> list[tuple[int, str]]:
 
 
 class ImageReader(Sequence[NDArray[np.uint8]]):
-    """The stored images by number, in a worker: a sequence of pixels_HWC uint8, and their keys."""
+    """Read the stored images by number in a worker: a sequence of pixels_HWC uint8, and their keys."""
 
     def __init__(self, stored: StoredImages) -> None:
         self._stored = stored

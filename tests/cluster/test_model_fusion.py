@@ -144,7 +144,7 @@ def test_a_dry_run_writes_nothing(world: World, level_3: str, s3_uri: str) -> No
     [
         ({"output_uri": "s3://archive/world/ensemble"}, "holds an ensemble already: set overwrite"),
         ({"output_uri": "s3://archive/world/bank", "overwrite": True}, "holds a model that is no ensemble"),
-        ({"nominal_uri": "s3://archive/world/archive"}, "0 of the 10 strips .* give nominal_uri"),
+        ({"nominal_uri": "s3://archive/world/archive"}, "0 of the 10 strips .* set nominal_uri"),
         ({"model_uris": ("s3://archive/world/bank", "s3://archive/world/ensemble")}, "name its members, s3://archive"),
         ({"model_uris": ("s3://archive/world/bank", "s3://archive/nothing")}, "no model there"),
     ],

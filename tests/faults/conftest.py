@@ -22,7 +22,7 @@ import pytest
 from steelray.demo.object_store import ObjectStore, start_object_store
 from steelray.runs.run import CHECKPOINT_DIR, PENDING, RUNS, Run, read_published
 from steelray.storage.location import Location
-from tests.nights import Plant, fill_archive, upload
+from tests.plant import Plant, fill_archive, upload
 
 REPOSITORY = Path(__file__).parent.parent.parent
 MITMDUMP = REPOSITORY / ".faults-venv" / "bin" / "mitmdump"

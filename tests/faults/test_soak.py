@@ -17,7 +17,7 @@ from steelray.demo.synthetic import make_strip
 from steelray.runs.run import Run
 from steelray.storage.location import Location
 from tests.faults.conftest import REPOSITORY, Job, RestartableStore
-from tests.nights import Plant
+from tests.plant import Plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 NUM_IMAGES = int(os.environ.get("STEELRAY_SOAK_IMAGES", "20000"))

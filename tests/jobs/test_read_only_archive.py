@@ -11,7 +11,7 @@ import pytest
 
 from steelray.demo.object_store import ObjectStore, running_object_store
 from steelray.storage.location import Location
-from tests.nights import Plant, fill_archive, upload
+from tests.plant import Plant, fill_archive, upload
 
 REPOSITORY = Path(__file__).parent.parent.parent
 ACTIONS = "Read:archive,List:archive,Read:results,List:results,Write:results"

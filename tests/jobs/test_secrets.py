@@ -12,7 +12,7 @@ import pytest
 
 from steelray.demo.object_store import running_object_store
 from steelray.storage.location import Location
-from tests.nights import Plant, fill_archive, upload
+from tests.plant import Plant, fill_archive, upload
 
 REPOSITORY = Path(__file__).parent.parent.parent
 

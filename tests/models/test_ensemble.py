@@ -33,7 +33,7 @@ from steelray.reconstruction.build import build_model
 from steelray.reconstruction.checkpoint import checkpoint_files
 from steelray.reconstruction.config import DraemConfig, InputConfig
 from steelray.storage.location import Location
-from tests.nights import Plant, strip
+from tests.plant import Plant, strip
 
 EAGER = ComputeConfig(backend="eager")
 SCALES = (NominalScale(0.1, 0.7, 1.3, 0.2), NominalScale(1.0, 3.0, 1 / 3, 0.05))

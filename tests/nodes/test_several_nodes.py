@@ -179,7 +179,7 @@ def test_what_cannot_be_had_is_said_before_anything_starts(
         nodes.add(1, AWS_SECRET_ACCESS_KEY="wrong")
         code, _, stderr = nodes.run(world, *world.score_arguments(results_uri))
         assert code == 2, stderr
-        assert "cannot use a place that the job needs" in stderr.splitlines()[-1]
+        assert "cannot use a location that the job needs" in stderr.splitlines()[-1]
         assert object_store.environment["AWS_SECRET_ACCESS_KEY"] not in stderr
     assert not [o for o in Location(f"{results_uri}/{RUNS}").list() if "/scores/" in o.key]
 

@@ -11,12 +11,12 @@ from steelray.runs.quarantine import read_quarantine
 from steelray.runs.run import IncompleteRun, Run, read_published, roll_back
 from steelray.schema import SCORES
 from steelray.storage.location import Location, ObjectMissing
-from tests.nights import Plant, fill_archive
+from tests.plant import Plant, fill_archive
 
 
 def test_a_finished_night_is_published_with_its_page(plant: Plant) -> None:
     defects = fill_archive(plant, 48)
-    summary = plant.run_night(report=ReportConfig(gallery=6))
+    summary = plant.run(report=ReportConfig(gallery=6))
     results = Location(plant.results_uri)
     run = Run(plant.results_uri, summary["run_id"])
     assert read_published(plant.results_uri).run_ids == (run.run_id,)
@@ -51,7 +51,7 @@ def test_too_large_a_quarantine_ends_the_job_after_all_its_work(plant: Plant) ->
     with pytest.raises(
         JobFailed, match=r"is complete and published, but 1 of 5 objects \(20.0%\) have no score"
     ) as end:
-        plant.run_night()
+        plant.run()
     summary = end.value.summary
     assert summary is not None
     assert summary["quarantined"] == 1
@@ -64,7 +64,7 @@ def test_too_large_a_quarantine_ends_the_job_after_all_its_work(plant: Plant) ->
 
 def test_a_darker_line_is_said_in_summary_record_and_page(plant: Plant) -> None:
     fill_archive(plant, 60, darker="line1")
-    summary = plant.run_night()
+    summary = plant.run()
     [warning] = [line for line in summary["drift_warnings"] if "darker" in line]
     assert warning.startswith("line1: strips are darker than at calibration")
     assert not any(line.startswith("line0") for line in summary["drift_warnings"])
@@ -104,9 +104,9 @@ def test_trends_run_over_the_nights_of_the_same_model(plant: Plant) -> None:
 
 def test_the_index_tells_which_run_counts(plant: Plant) -> None:
     fill_archive(plant, 2)
-    first = plant.run_night()
+    first = plant.run()
     fill_archive(plant, 4)
-    second = plant.run_night()
+    second = plant.run()
     roll_back(plant.results_uri)
     write_index(plant.results_uri)
     page = Location(plant.results_uri).read("index.html").decode()

@@ -17,7 +17,7 @@ from steelray.report.gallery import GallerySource, make_gallery
 from steelray.schema import Verdict
 from steelray.storage.listing import list_archive
 from steelray.storage.location import Location
-from tests.nights import Plant, fill_archive
+from tests.plant import Plant, fill_archive
 
 
 def source_of(plant: Plant, **changes: object) -> GallerySource:

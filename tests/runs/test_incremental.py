@@ -9,7 +9,7 @@ from steelray.runs.incremental import leave_out_scored
 from steelray.runs.retention import plan_prune, prune
 from steelray.runs.run import roll_back
 from steelray.storage.listing import list_archive
-from tests.nights import Plant, fill_archive, strip
+from tests.plant import Plant, fill_archive, strip
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def plant_after_a_night(plant: Plant) -> Plant:
     """12 strips and an empty file have been scored."""
     fill_archive(plant, 12)
     plant.place("archive").write("line0/dead.jpg", b"")
-    plant.run_night(max_quarantine_share=None)
+    plant.run(max_quarantine_share=None)
     return plant
 
 
@@ -40,7 +40,7 @@ def test_new_and_changed_objects_are_left(plant_after_a_night: Plant) -> None:
     plant.place("archive").write("line1/new.jpg", strip(99))
     plant.place("archive").write("line0/strip 000.jpg", strip(98))
     assert left(plant) == ["line0/strip 000.jpg", "line1/new.jpg"]
-    plant.run_night(max_quarantine_share=None)
+    plant.run(max_quarantine_share=None)
     assert left(plant) == []
 
 
@@ -70,7 +70,7 @@ def test_what_was_gone_or_damaged_is_tried_again(plant: Plant) -> None:
 def test_runs_that_do_not_count_do_not_count_here(plant_after_a_night: Plant) -> None:
     plant = plant_after_a_night
     plant.place("archive").write("line1/new.jpg", strip(99))
-    plant.run_night(max_quarantine_share=None)
+    plant.run(max_quarantine_share=None)
     roll_back(plant.results_uri)
     assert left(plant) == ["line1/new.jpg"]
 
@@ -80,6 +80,6 @@ def test_retired_runs_are_remembered(plant_after_a_night: Plant) -> None:
     for key in [stored.key for stored in plant.place("archive").list()]:
         plant.place("archive").delete(key)
     plant.place("archive").write("line1/new.jpg", strip(99))
-    plant.run_night()
+    plant.run()
     prune(plant.results_uri, plan_prune(plant.results_uri, keep=1, keep_days=None))
     assert left(plant) == []

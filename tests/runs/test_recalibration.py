@@ -11,7 +11,7 @@ from steelray.models.calibration import calibrate, read_calibration, read_calibr
 from steelray.models.config import CalibrateConfig
 from steelray.runs.recalibration import recalibrate
 from steelray.runs.run import Run
-from tests.nights import Plant, fill_archive, strip
+from tests.plant import Plant, fill_archive, strip
 
 
 def test_the_stated_interval_holds_in_every_group() -> None:
@@ -79,7 +79,7 @@ class TestOnWhatHasBeenScored:
     def test_the_published_run_without_its_true_alarms(self, plant: Plant, tmp_path: Path) -> None:
         defects = fill_archive(plant, 60)
         plant.place("archive").write("line0/dead.jpg", b"")
-        run = Run(plant.results_uri, plant.run_night(max_quarantine_share=None)["run_id"])
+        run = Run(plant.results_uri, plant.run(max_quarantine_share=None)["run_id"])
         lines = ["image_key,verdict", *(f"{key},true_alarm" for key in defects), "line0/strip 000.jpg,false_alarm"]
         (tmp_path / "verdicts.csv").write_text("\n".join(lines))
         config = CalibrateConfig(
@@ -100,16 +100,16 @@ class TestOnWhatHasBeenScored:
 
     def test_several_runs_count_each_object_once(self, plant: Plant) -> None:
         fill_archive(plant, 30)
-        first = plant.run_night()["run_id"]
+        first = plant.run()["run_id"]
         fill_archive(plant, 40, start=30)
-        second = plant.run_night()["run_id"]
+        second = plant.run()["run_id"]
         config = CalibrateConfig(plant.bank_uri, plant.results_uri, run_ids=(second, first))
         assert recalibrate(config)["num_strips"] == 40
         assert recalibrate(replace(config, run_ids=(first,)))["num_strips"] == 30
 
     def test_rows_of_another_model_are_refused(self, plant: Plant) -> None:
         fill_archive(plant, 4)
-        run = Run(plant.results_uri, plant.run_night()["run_id"])
+        run = Run(plant.results_uri, plant.run()["run_id"])
         record = run.record()
         assert record is not None
         run.location.write("run.json", json.dumps({**record, "bank_id": "another"}).encode())

@@ -1,4 +1,4 @@
-"""A plant in a folder: a bank, nights of small strips, and what scoring leaves behind, all in this process."""
+"""A plant in a folder: a bank, an archive of small strips and scoring runs, all made in this process."""
 
 import json
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ CALIBRATION = CalibrationConfig(false_alarm_rate=0.05, reject_rate=0.02, group_p
 
 
 def strip(index: int, *, seed: int = 0, defect: str | None = None, brightness: float | None = None) -> bytes:
-    """A small strip as a JPEG file."""
+    """Return a small strip as a JPEG file."""
     return make_strip(seed, index, defect=defect, size_px=SIZE_PX, brightness=brightness).jpeg()
 
 
 def decoded(archive: Location, manifest: pa.Table) -> pa.Table:
-    """The manifest's images as the reading tasks hand them on."""
+    """Return the manifest's images as the reading tasks do, schema `DECODED`."""
     rows = []
     for row in manifest.to_pylist():
         try:
@@ -52,17 +52,17 @@ def decoded(archive: Location, manifest: pa.Table) -> pa.Table:
 
 
 _SCORERS: dict[str | None, Scorer] = {}
-"""By bank: copies of a plant share one."""
+"""By bank id: copies of a plant share a scorer."""
 
 
 @dataclass(frozen=True)
 class Plant:
-    """A root folder with nominal/, held_out/, bank/, archive/ and results/."""
+    """A folder with nominal/, held_out/, bank/, archive/ and results/."""
 
     root: Path
 
     def place(self, name: str) -> Location:
-        """One of them."""
+        """Return one of its folders."""
         return Location(str(self.root / name))
 
     @property
@@ -74,7 +74,7 @@ class Plant:
         return str(self.root / "results")
 
     def score(self, place: str, manifest: pa.Table, run_id: str, calibration: Calibration | None) -> pa.Table:
-        """Score rows as the actors make them."""
+        """Return score rows as the actors make them."""
         model = open_model(self.bank_uri)
         if model.bank_id not in _SCORERS:
             _SCORERS[model.bank_id] = load_scorer(model, ComputeConfig(backend="eager"), num_threads=1)
@@ -83,14 +83,14 @@ class Plant:
         return BatchScorer(scorer, stamp, calibration)(decoded(self.place(place), manifest))
 
     def config(self, **changes: Any) -> ScoreArchiveConfig:
-        """Settings of a night, without a gallery unless asked for."""
+        """Return settings of a scoring run, by default without a gallery."""
         settings = {"report": ReportConfig(gallery=0), **changes}
         return ScoreArchiveConfig(
             ArchiveConfig(str(self.root / "archive")), self.bank_uri, self.results_uri, **settings
         )
 
     def written_run(self, rows: pa.Table | None = None) -> tuple[Run, pa.Table]:
-        """A run of the present archive whose rows (None: as they are scored) are written, and its manifest."""
+        """Write the rows (None: score them) of a run over the archive as it is now; return the run and its manifest."""
         manifest = list_archive(ArchiveConfig(str(self.root / "archive")))
         calibration, _ = read_calibration(self.bank_uri)
         run = Run(
@@ -105,20 +105,20 @@ class Plant:
         return run, manifest
 
     def finish(self, run: Run, manifest: pa.Table, **changes: Any) -> dict[str, Any]:
-        """All that follows the scoring; the summary."""
+        """Finish a run whose rows are written, and return its summary."""
         calibration, version = read_calibration(self.bank_uri)
         model = open_model(self.bank_uri)
         night = Night(self.config(**changes), run, model, calibration, version, datetime.now(UTC))
         facts = {"run_id": run.run_id, "model": {"model_id": model.model_id}, "bank_id": model.bank_id}
         return finish_night(night, manifest, facts, num_scored_now=manifest.num_rows, scoring_s=1.0)
 
-    def run_night(self, **changes: Any) -> dict[str, Any]:
-        """Scores and finishes the archive as it is now."""
+    def run(self, **changes: Any) -> dict[str, Any]:
+        """Score the archive as it is now, finish the run and return its summary."""
         return self.finish(*self.written_run(), **changes)
 
 
 def build_plant(root: Path, embedder: Embedder, *, num_held_out: int = 60) -> Plant:
-    """A bank of 8 nominal strips, thresholds on others, two lines each; the archive is still empty."""
+    """Build a bank of 8 nominal strips, calibrated on others, both of two lines; the archive is still empty."""
     plant = Plant(root)
     keys = [f"line{index % 2}/{index:02d}.jpg" for index in range(8)]
     for index, key in enumerate(keys):
@@ -142,7 +142,7 @@ def build_plant(root: Path, embedder: Embedder, *, num_held_out: int = 60) -> Pl
 
 
 def upload(plant: Plant, root: str, *names: str) -> None:
-    """Copies places of a plant to ROOT/NAME."""
+    """Copy folders of a plant to ROOT/NAME."""
     for name in names:
         there = Location(f"{root}/{name}")
         for stored in plant.place(name).list():
@@ -150,7 +150,7 @@ def upload(plant: Plant, root: str, *names: str) -> None:
 
 
 def fill_archive(plant: Plant, stop: int, *, start: int = 0, darker: str | None = None) -> dict[str, str]:
-    """Writes strips `start` to `stop` of two lines, every eighth one defective; returns the defects by key."""
+    """Write strips `start` to `stop` of two lines, every eighth one defective; return the defects by key."""
     defects = {}
     for index in range(start, stop):
         line = f"line{index % 2}"
