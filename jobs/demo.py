@@ -27,7 +27,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     folder = Path(config.work_dir).absolute()
     strips = plan_archive(config.num_strips, config.seed)
     root = f"s3://archive/demo-{config.num_strips}-{config.num_nominal}-{config.seed}"
-    archive, masks = Location(f"{root}/night"), Location(f"{root}/truth")
+    archive, masks = Location(f"{root}/archive"), Location(f"{root}/truth")
     with running_object_store(folder / "store"), connected():
         if not archive.exists("complete"):
             say(f"generating {config.num_nominal} nominal strips and an archive of {config.num_strips} in {root}")
@@ -73,7 +73,7 @@ def _show(summary: dict[str, Any], seen: dict[str, Any], *paths: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="The night's archive")
+    table = Table(title="The scored archive")
     table.add_column("what")
     table.add_column("value", justify="right")
     rows = {**summary["counts"], **seen, "strips/s": summary["images_per_s"]}

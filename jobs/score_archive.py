@@ -1,6 +1,6 @@
 """Score an archive of images: a score table, heatmaps of flagged strips and a report page.
 
-python jobs/score_archive.py --archive.uri s3://archive/tonight --model_uri s3://archive/banks/line1 \\
+python jobs/score_archive.py --archive.uri s3://archive/strips --model_uri s3://archive/banks/line1 \\
     --results_uri s3://results/line1
 """
 
