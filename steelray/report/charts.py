@@ -1,7 +1,7 @@
-"""Charts as inline SVG that take their colours from the page's style sheet, so that they follow light and dark.
+"""Charts as inline SVG, coloured by the page's style sheet so that they follow light and dark.
 
-Matplotlib draws with placeholder colours, which are then replaced by CSS variables. Every chart is small: the page puts
-them side by side, and on a phone below each other, without shrinking their text.
+Matplotlib draws with placeholder colours, which CSS variables then replace. Every chart is small: the page sets charts
+side by side, or one below another on a phone, without shrinking their text.
 """
 
 import html
@@ -23,13 +23,13 @@ _COLORS = {
     "#010101": "--ink",
     "#020202": "--muted",
     "#030303": "--line",
-    "#040404": "--chart-night",
+    "#040404": "--chart-current",
     "#050505": "--chart-reference",
     "#060606": "--look",
     "#070707": "--problem",
 }
 _PLACEHOLDER = {name: color for color, name in _COLORS.items()}
-INK, MUTED, LINE, NIGHT, REFERENCE, REVIEW, REJECT = _PLACEHOLDER.values()
+INK, MUTED, LINE, CURRENT, REFERENCE, REVIEW, REJECT = _PLACEHOLDER.values()
 _STYLE: Any = {
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -52,36 +52,36 @@ _STYLE: Any = {
 
 
 def histogram(
-    night_N: ArrayLike,
+    current_N: ArrayLike,
     reference_N: ArrayLike,
     marks: Sequence[tuple[float, str, str]],
     label: str,
     description: str,
     chart_id: str,
 ) -> Markup:
-    """Tonight's strips (filled) over the calibration strips (outline), as shares, with thresholds as upright lines.
+    """Draw this run's strips (filled) over the calibration strips (outline), as shares, with thresholds as lines.
 
-    The share axis is a square root, so that a few strips far out can still be seen. The highest and lowest thousandth
-    are put into the outermost bins.
+    The share axis is a square root, which keeps a few outlying strips visible. The outermost bins also count the
+    highest and the lowest thousandth.
 
     Args:
-        marks: value, text and colour (`REVIEW` or `REJECT`) of each line.
-        label: of the value axis.
-        description: what a person who cannot see it is told.
-        chart_id: unique within the page.
+        marks: value, text and colour (`REVIEW` or `REJECT`) of each threshold.
+        label: title of the value axis.
+        description: text for people who cannot see the chart.
+        chart_id: a name, unique within the page.
     """
-    night_N, reference_N = np.asarray(night_N, np.float64), np.asarray(reference_N, np.float64)
+    current_N, reference_N = np.asarray(current_N, np.float64), np.asarray(reference_N, np.float64)
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": chart_id}):
         figure, axes = _figure()
-        edges = _edges(night_N, reference_N, [value for value, _, _ in marks])
-        if len(night_N):
-            axes.stairs(_shares(night_N, edges), edges, fill=True, color=NIGHT, alpha=0.55, label="tonight")
+        edges = _edges(current_N, reference_N, [value for value, _, _ in marks])
+        if len(current_N):
+            axes.stairs(_shares(current_N, edges), edges, fill=True, color=CURRENT, alpha=0.55, label="this run")
         if len(reference_N):
             shares = _shares(reference_N, edges)
             axes.stairs(shares, edges, color=REFERENCE, linewidth=1.6, label="calibration")
         axes.set_yscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         highest = max(
-            (_shares(sample_N, edges).max() for sample_N in (night_N, reference_N) if len(sample_N)), default=1
+            (_shares(sample_N, edges).max() for sample_N in (current_N, reference_N) if len(sample_N)), default=1
         )
         axes.set_ylim(0, (1.6 if marks else 1.1) * highest)  # room for the names of the thresholds
         ticks = [share for share in (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0) if share <= 1.05 * highest]
@@ -106,17 +106,17 @@ def histogram(
 
 
 def trend(values_N: ArrayLike, names: Sequence[str], description: str, chart_id: str, *, from_zero: bool) -> Markup:
-    """A figure of the last runs, oldest first; the last is this one. Runs without a value (NaN) leave a gap.
+    """Draw one value of the last runs, oldest first and this one last; runs without a value (NaN) leave a gap.
 
     Args:
-        names: of the runs, such as their days.
-        from_zero: a share is seen from zero, a median close up.
+        names: labels of the runs, such as their days.
+        from_zero: start the axis at zero, as for a share; otherwise fit it to the values.
     """
     values_N = np.asarray(values_N, np.float64)
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": chart_id}):
         figure, axes = _figure(HEIGHT_IN * 0.8)
         places = np.arange(len(values_N))
-        axes.plot(places, values_N, color=NIGHT, linewidth=2, marker="o", markersize=4)
+        axes.plot(places, values_N, color=CURRENT, linewidth=2, marker="o", markersize=4)
         if len(values_N) and np.isfinite(values_N[-1]):
             axes.plot(places[-1:], values_N[-1:], color=INK, marker="o", markersize=7, linestyle="none")
         finite_N = values_N[np.isfinite(values_N)]
@@ -139,9 +139,9 @@ def _figure(height_in: float = HEIGHT_IN) -> tuple[Figure, Axes]:
 
 
 def _edges(
-    night_N: NDArray[np.float64], reference_N: NDArray[np.float64], marks: Sequence[float]
+    current_N: NDArray[np.float64], reference_N: NDArray[np.float64], marks: Sequence[float]
 ) -> NDArray[np.float64]:
-    samples = [sample_N for sample_N in (night_N, reference_N) if len(sample_N)]
+    samples = [sample_N for sample_N in (current_N, reference_N) if len(sample_N)]
     ends = [*marks, *(end for sample_N in samples for end in np.quantile(sample_N, (0.001, 0.999)))]
     if not ends:
         return np.linspace(0, 1, 2)
@@ -170,5 +170,5 @@ def _svg(figure: Figure, description: str) -> Markup:
         text = text.replace(placeholder, f"var({variable})")
     text = re.sub(r"\s*\n\s*", " ", text)
     label = html.escape(description, quote=True)
-    # every text in it comes from here or was escaped by matplotlib's XML writer
+    # every text is our own or escaped by matplotlib's XML writer
     return Markup(text.replace("<svg ", f'<svg class="chart" role="img" aria-label="{label}" ', 1))  # noqa: S704

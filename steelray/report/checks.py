@@ -1,4 +1,4 @@
-"""The first screen: is everything fine, and what should a person look at. Pure judgements on `ReportData`."""
+"""The report's first screen: can the run be relied on, and what needs a look? Pure functions of `ReportData`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,40 +7,41 @@ from enum import StrEnum
 import pyarrow.compute as pc
 from scipy import stats
 
+from steelray.models.calibration import ALL_STRIPS, GroupThresholds
 from steelray.report import drift
-from steelray.report.data import GroupLimits, ReportData
-from steelray.report.drift import ALL_STRIPS
+from steelray.report.data import ReportData
 from steelray.report.rows import Counts
 from steelray.report.words import number, percent
 from steelray.schema import Verdict
 
 SIGNIFICANT = 0.001
-"""A flag rate is called unusual only if chance gives it less often than this."""
+"""A flag rate is unusual if its probability by chance is below this."""
 USUAL_EXCESS = 2.0
-"""Times the highest flag rate of the earlier runs that is still not remarkable."""
+"""A flag rate is usual up to this multiple of the highest one of the earlier runs."""
 MIN_HISTORY = 3
-"""Earlier runs that a flag rate is compared with; fewer, and only `MAX_FLAG_RATE` counts."""
+"""Earlier runs needed for that comparison."""
 MAX_FLAG_RATE = 0.25
+"""A flag rate is usual up to this one if there are fewer earlier runs."""
 
 
 class Level(StrEnum):
-    """How urgent a finding is."""
+    """Urgency of a finding."""
 
     OK = "ok"
     NOTE = "note"
-    """Not judged, or worth knowing; nothing to do."""
+    """Not judged, or worth knowing; no action needed."""
     LOOK = "look"
     PROBLEM = "problem"
 
     @property
     def urgency(self) -> int:
-        """Larger is more urgent."""
+        """Return a number that is larger for a more urgent level."""
         return list(Level).index(self)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the first screen; `anchor` is the section that says more."""
+    """One line of the first screen; `anchor` names the section with the details."""
 
     level: Level
     title: str
@@ -50,10 +51,10 @@ class Check:
 
 @dataclass(frozen=True)
 class GroupFlags:
-    """What a group's threshold promised, and what came."""
+    """A group's flags, and the false alarms that its thresholds promise."""
 
     group: str
-    limits: GroupLimits | None
+    limits: GroupThresholds | None
     fallback: bool
     num_scored: int
     num_review: int
@@ -64,8 +65,13 @@ class GroupFlags:
         return self.num_review + self.num_reject
 
     @property
+    def share(self) -> float:
+        """Return the share of scored strips that are flagged."""
+        return self.num_flagged / max(1, self.num_scored)
+
+    @property
     def expected(self) -> tuple[float, float, float] | None:
-        """False alarms to expect if all strips are nominal: number, and the lower and upper end of its interval."""
+        """Return the false alarms if all strips are nominal: number, lower and upper end of its interval; or None."""
         if self.limits is None:
             return None
         review, count = self.limits.review, self.num_scored
@@ -73,28 +79,28 @@ class GroupFlags:
 
     @property
     def reading(self) -> str:
-        """The flag rate in words."""
+        """Return what the flag rate means, in words."""
         if self.expected is None:
-            return "no promise: the threshold was set by hand or not at all"
+            return "no promise: the threshold was set by hand, or there is none"
         if self.num_scored == 0:
             return "no strips"
         _, low, high = self.expected
         if chance(self.num_flagged, self.num_scored, high / self.num_scored, upwards=True) < SIGNIFICANT:
-            return f"about {number(self.num_flagged - self.expected[0], 0)} above what false alarms explain"
+            return f"about {number(self.num_flagged - self.expected[0], 0)} more than false alarms explain"
         if chance(self.num_flagged, self.num_scored, low / self.num_scored, upwards=False) < SIGNIFICANT:
-            return "fewer than false alarms alone should give: scores have fallen"
+            return "fewer than false alarms alone should give: the scores have fallen"
         return "no more than false alarms explain"
 
 
 def chance(count: int, total: int, rate: float, *, upwards: bool) -> float:
-    """Probability of so many flagged strips, or more (or fewer), at this rate."""
+    """Return the probability of this many flagged strips or more (or fewer) at this rate."""
     rate = min(max(rate, 0.0), 1.0)
     return float(stats.binom.sf(count - 1, total, rate) if upwards else stats.binom.cdf(count, total, rate))
 
 
 def flags_by_group(data: ReportData, counts: Counts) -> list[GroupFlags]:
-    """Expected and seen, for every group with a row in the table."""
-    own: Mapping[str, GroupLimits] = {limits.group: limits for limits in data.thresholds}
+    """Return the flags of every group with a row in the table."""
+    own: Mapping[str, GroupThresholds] = {limits.group: limits for limits in data.thresholds}
     if data.threshold_override is not None:
         own = {}
     return [
@@ -111,7 +117,7 @@ def flags_by_group(data: ReportData, counts: Counts) -> list[GroupFlags]:
 
 
 def run_checks(data: ReportData, counts: Counts) -> list[Check]:
-    """Everything that has to hold before the flags can be trusted, in the order of importance."""
+    """Check everything that must hold before the flags can be relied on, most important first."""
     return [
         _reconciled(data, counts),
         _quarantine(data, counts),
@@ -163,9 +169,9 @@ def _flag_rate(data: ReportData, counts: Counts) -> Check:
     earlier = [run.num_flagged / scored for run in data.history if (scored := run.num_rows - run.num_failed) > 0]
     usual = USUAL_EXCESS * max(earlier) if len(earlier) >= MIN_HISTORY else MAX_FLAG_RATE
     if seen > usual and chance(counts.num_flagged, counts.num_scored, usual, upwards=True) < SIGNIFICANT:
-        compared = (
-            f"at most {percent(max(earlier))} in the last {len(earlier)} runs" if earlier else "a quarter is a lot"
-        )
+        compared = f"more than {percent(MAX_FLAG_RATE)} is unusual"
+        if earlier:
+            compared = f"at most {percent(max(earlier))} in the last {len(earlier)} runs"
         return Check(Level.LOOK, "Unusually many flags", f"{detail}; {compared}", "thresholds")
     return Check(Level.OK, "Flag rate is plausible", detail, "thresholds")
 
@@ -197,15 +203,16 @@ def _support(data: ReportData, counts: Counts) -> Iterator[Check]:
     weak = [limits for limits in used.values() if limits.review.rate > limits.review.asked_rate]
     if weak:
         least = min(weak, key=lambda limits: limits.num_strips)
+        supported, asked = (f"{100 * rate:.3g}\u00a0%" for rate in (least.review.rate, least.review.asked_rate))
         detail = (
-            f"{number(least.num_strips)} calibration strips support a false-alarm rate of "
-            f"{percent(least.review.rate)}, not the {percent(least.review.asked_rate)} asked for: calibrate on more"
+            f"{number(least.num_strips)} calibration strips support a false-alarm rate of {supported}, "
+            f"not the {asked} asked for: calibrate on more"
         )
         yield Check(Level.LOOK, "Thresholds rest on few strips", detail, "thresholds")
 
 
 def headline(checks: list[Check]) -> tuple[Level, str]:
-    """The one sentence at the top."""
+    """Return the level and the sentence at the top of the page."""
     problems = sum(check.level == Level.PROBLEM for check in checks)
     looks = sum(check.level == Level.LOOK for check in checks)
     if problems:

@@ -1,58 +1,28 @@
-"""What a run report shows: plain values that whoever has run the job puts together.
-
-This package does no work but on these: no storage, no models, no cluster.
-"""
+"""The values that the report and index pages show, gathered by `steelray.report.finish`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 
+from steelray.models.calibration import GroupThresholds
 from steelray.report.drift import RunSummary, Sample, Shift, Trend
-
-
-class ThresholdLevel(Protocol):
-    """What `steelray.models.calibration.Threshold` says of one limit; see there."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def asked_rate(self) -> float: ...
-    @property
-    def rate(self) -> float: ...
-    @property
-    def rate_low(self) -> float: ...
-    @property
-    def rate_high(self) -> float: ...
-
-
-class GroupLimits(Protocol):
-    """What `steelray.models.calibration.GroupThresholds` says of one group; see there."""
-
-    @property
-    def group(self) -> str: ...
-    @property
-    def num_strips(self) -> int: ...
-    @property
-    def review(self) -> ThresholdLevel: ...
-    @property
-    def reject(self) -> ThresholdLevel: ...
 
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One of the worst strips, with its pictures as `steelray.imaging.pictures` makes them.
+    """One of the worst strips, with its pictures as `steelray.imaging.pictures` draws them.
 
     Attributes:
         verdict: a `steelray.schema.Verdict`.
-        height_px, width_px: of the image as stored; `boxes` (schema `BOX`) are in its pixels.
-        strip_jpeg, overlay_png: the strip and what is laid over it, of the same proportions.
+        height_px, width_px: size of the image as stored; `boxes` (schema `BOX`) are in its pixels.
+        strip_jpeg, overlay_png: the strip and its heatmap, of the same proportions.
         worst_patch_jpeg: its most anomalous patch.
-        nominal_patch_jpeg, nominal_key: the patch of a nominal strip that comes nearest to that one (PatchCore only).
-        object_url: where the original opens; see `safe_url`.
+        nominal_patch_jpeg, nominal_key: the nearest patch of a nominal strip, and that strip's key (PatchCore only).
+        object_url: URL of the original; see `safe_url`.
     """
 
     image_key: str
@@ -72,22 +42,22 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class ReportData:
-    """One run.
+    """Everything that the report of one run shows.
 
     Attributes:
-        started_at, finished_at: with their time zone.
-        scoring_s: wall seconds of the scoring itself, which the throughput is taken over.
+        started_at, finished_at: times with their zone.
+        scoring_s: wall seconds of the scoring itself, for the throughput.
         num_listed: entries of the manifest.
         scores: the score table, schema `SCORES`.
-        thresholds: of all groups that have their own, `ALL_STRIPS` first; empty where nothing was calibrated.
+        thresholds: thresholds of every group that has its own, `ALL_STRIPS` first; empty without a calibration.
         threshold_override: a threshold that was set by hand for all strips.
         quarantine_limit: share of objects without a score above which the job fails.
-        num_already_scored: objects that earlier runs have scored and this one therefore left out.
+        num_already_scored: objects that this run left out because earlier runs have scored them.
         reference: calibration strips by group (`steelray.report.drift.samples_by_group`).
         history: earlier runs, oldest first, without this one.
-        gallery: worst first.
-        table_uri: where the complete score table is.
-        details: what else to show, such as versions and settings, as text.
+        gallery: the worst strips, worst first.
+        table_uri: URI of the complete score table.
+        details: further lines to show, such as versions and settings.
     """
 
     run_id: str
@@ -97,7 +67,7 @@ class ReportData:
     scoring_s: float
     num_listed: int
     scores: pa.Table
-    thresholds: Sequence[GroupLimits] = ()
+    thresholds: Sequence[GroupThresholds] = ()
     threshold_override: float | None = None
     quarantine_limit: float | None = None
     num_already_scored: int = 0
@@ -115,9 +85,9 @@ class IndexEntry:
     """A line of the index page.
 
     Attributes:
-        report_href: relative link to its report; None if it has none.
-        state: such as `current`, `published` or `not published`.
-        num_warnings: drift warnings.
+        report_href: relative link to the run's report, if it has one.
+        state: `current`, `published` or `not published`.
+        num_warnings: number of drift warnings.
     """
 
     summary: RunSummary
@@ -127,7 +97,7 @@ class IndexEntry:
 
 
 def safe_url(url: str | None) -> str | None:
-    """The URL if a page may link to it: http, https, file or relative, and free of credentials; else None."""
+    """Return the URL if a page may link to it (http, https, file or relative, without credentials), else None."""
     if not url:
         return None
     try:

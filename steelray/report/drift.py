@@ -1,12 +1,14 @@
-"""Whether a night's strips are still those the thresholds were set on. Pure statistics: arrays in, findings out.
+"""Drift: tests whether a run's strips still resemble those that its thresholds rest on. Pure statistics on arrays.
 
-Two questions per group: does the night differ from the calibration strips (population stability index and two-sample
-Kolmogorov-Smirnov test of mean brightness, anomaly score and mean anomaly map value, which for PatchCore is the mean
-patch distance), and have the nights' medians been moving one way (Kendall's tau, Theil-Sen slope)?
+Two comparisons per group, each in mean brightness, anomaly score and mean anomaly map value (for PatchCore the mean
+patch distance):
 
-A warning needs both a significant test and a large effect. The tests alone would cry at every large archive, for strips
-of one night resemble each other more than a test assumes; the effect alone would cry at every small group. All tests of
-a run share its false-alarm rate (Bonferroni).
+* this run with the calibration strips: population stability index and two-sample Kolmogorov-Smirnov test;
+* medians over the last runs: Kendall's tau and Theil-Sen slope.
+
+A warning needs a significant test and a large effect. Tests alone would warn on every large archive, because the strips
+of one run resemble each other more than a test assumes; effects alone would warn on every small group. All tests of a
+run share its false-alarm rate (Bonferroni).
 """
 
 from collections import Counter
@@ -20,25 +22,24 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from steelray.models.calibration import ALL_STRIPS
 from steelray.schema import Status
 
-ALL_STRIPS = ""
-"""The group that holds every strip, as in `steelray.models.calibration`."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 FALSE_ALARM_RATE = 0.01
-"""Share of runs on unchanged strips that may warn at all."""
+"""Share of runs over unchanged strips that may give any warning."""
 MIN_STRIPS = 20
 """A group with fewer strips on either side is not judged."""
 MIN_PSI = 0.2
-"""The usual reading of the index: below 0.1 steady, above 0.2 shifted."""
+"""Index above which a shift counts, as is usual: below 0.1 is steady, above 0.2 shifted."""
 MIN_RUNS = 6
-"""Fewer points make no trend."""
+"""Fewer runs make no trend."""
 MIN_TREND_CHANGE = 0.5
-"""Change over the runs, in interquartile ranges of the calibration strips, that is worth a warning."""
+"""Change over the runs that is worth a warning, in interquartile ranges of the calibration strips."""
 
 Measure = Literal["brightness", "score", "distance"]
 MEASURES: dict[Measure, str] = {"brightness": "mean_brightness", "score": "anomaly_score", "distance": "map_mean"}
-"""What is compared, and the columns of `SCORES` that hold it."""
+"""Measures that are compared, and the columns of `SCORES` that hold them."""
 State = Literal["steady", "drifted", "too_few", "absent"]
 
 
@@ -48,9 +49,9 @@ Sample = Mapping[Measure, NDArray[np.floating[Any]]]
 
 @dataclass(frozen=True)
 class Shift:
-    """One group's night against its calibration strips, in one measure; `reason` says in plain words what to do.
+    """One group of a run beside its calibration strips, in one measure; `reason` says in plain words what to do.
 
-    Quantiles are at `QUANTILES` (none without strips); psi, ks and p_value are None where the group is not judged.
+    Quantiles are at `QUANTILES` (empty without strips); psi, ks and p_value are None if the group is not judged.
     """
 
     group: str
@@ -68,7 +69,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """What is kept of a group's night for later trends; a measure without values has no median."""
+    """One group of a run in a few numbers; a measure without values has no median."""
 
     group: str
     num_scored: int
@@ -105,7 +106,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Trend:
-    """One group's medians over the last runs; `change` is the Theil-Sen slope times the runs covered."""
+    """One group's medians over the last runs; `change` is the Theil-Sen slope times the runs it covers."""
 
     group: str
     measure: Measure
@@ -117,7 +118,7 @@ class Trend:
 
 
 def samples_by_group(scores: pa.Table) -> dict[str, Sample]:
-    """The scored strips of a table of schema `SCORES`, by group; `ALL_STRIPS` comes first."""
+    """Return the scored strips of a table of schema `SCORES` by group, `ALL_STRIPS` first."""
     scored = scores.filter(pc.equal(scores["status"], Status.OK.value))
     columns = {measure: scored[name].to_numpy().astype(np.float64) for measure, name in MEASURES.items()}
     group_N = np.asarray(scored["group"].to_pylist(), dtype=object)
@@ -134,8 +135,8 @@ def _named_groups(scores: pa.Table) -> set[str]:
 
 
 def summarize_run(run_id: str, finished_at: str, scores: pa.Table) -> RunSummary:
-    """The numbers of a finished run that later runs are compared with."""
-    flagged = scores.filter(scores["is_anomalous"])  # a missing verdict is none
+    """Return the numbers of a finished run that later runs are compared with."""
+    flagged = scores.filter(scores["is_anomalous"])  # a row without a score has none
     flagged_in = Counter(flagged["group"].to_pylist())
     summaries = tuple(
         GroupSummary(
@@ -151,9 +152,9 @@ def summarize_run(run_id: str, finished_at: str, scores: pa.Table) -> RunSummary
 
 
 def population_stability_index(reference_N: ArrayLike, current_N: ArrayLike, num_bins: int = 10) -> float:
-    """PSI = sum over bins of (q - p) ln(q / p), with bins at the reference's quantiles.
+    """Return PSI, the sum over bins of (q - p) ln(q / p), with bins at the reference's quantiles.
 
-    Half a strip is added to every bin, so that an empty one costs much but not everything. Equal values share a bin.
+    Every bin gets half a strip more, so that an empty bin weighs much, but not infinitely. Equal values share a bin.
     """
     reference_N, current_N = np.asarray(reference_N, np.float64), np.asarray(current_N, np.float64)
     edges = np.unique(np.quantile(reference_N, np.arange(1, num_bins) / num_bins))
@@ -168,9 +169,9 @@ def population_stability_index(reference_N: ArrayLike, current_N: ArrayLike, num
 def detect_shifts(
     reference: Mapping[str, Sample], current: Mapping[str, Sample], false_alarm_rate: float = FALSE_ALARM_RATE
 ) -> tuple[Shift, ...]:
-    """The night against the held-out nominal strips, for every group and measure; drifted ones first.
+    """Compare a run with the held-out nominal strips, for every group and measure; drifted ones come first.
 
-    At most `false_alarm_rate` of the runs on unchanged strips warn at all.
+    At most `false_alarm_rate` of the runs over unchanged strips give any warning.
     """
     groups = _judged([*current, *(group for group in reference if group not in current)])
     alpha = false_alarm_rate / max(1, len(groups) * len(MEASURES))
@@ -183,7 +184,7 @@ def detect_shifts(
 
 
 def _judged(groups: list[str]) -> list[str]:
-    """All strips together only where there are no groups: else another mix of groups would look like drift."""
+    """Leave out all strips together if there are groups: a different mix of groups would look like drift."""
     return [group for group in groups if group != ALL_STRIPS] or groups
 
 
@@ -197,16 +198,16 @@ def _shift(group: str, measure: Measure, reference: Sample, current: Sample, alp
     psi = ks = p_value = None
     state: State
     if len(now_N) == 0 and len(before_N) >= MIN_STRIPS:
-        state, reason = "absent", "no strip of this group came in, though the calibration has some"
+        state, reason = "absent", "no strip of this group arrived, although the calibration has some"
     elif (smaller := min(len(before_N), len(now_N))) < MIN_STRIPS:
-        side = "calibration strips" if len(before_N) <= len(now_N) else "strips tonight"
+        side = "calibration strips" if len(before_N) <= len(now_N) else "strips of this run"
         state, reason = "too_few", f"{smaller} {side} are too few to judge; {MIN_STRIPS} are needed"
     else:
         num_bins = min(10, smaller // 5)
         psi = population_stability_index(before_N, now_N, num_bins)
         test: Any = stats.ks_2samp(before_N, now_N, method="asymp")
         ks, p_value = float(test.statistic), float(test.pvalue)
-        # on unchanged strips the index is near chi-square / (nm / (n + m)): what chance alone reaches
+        # on unchanged strips the index is close to chi-square / (nm / (n + m)), which gives what chance alone reaches
         chance = stats.chi2.isf(alpha, num_bins - 1) * (1 / len(before_N) + 1 / len(now_N))
         drifted = p_value < alpha and psi > max(MIN_PSI, float(chance))
         state = "drifted" if drifted else "steady"
@@ -215,7 +216,7 @@ def _shift(group: str, measure: Measure, reference: Sample, current: Sample, alp
 
 
 def _shift_reason(measure: Measure, before: tuple[float, ...], now: tuple[float, ...], psi: float) -> str:
-    """The median if it moved, else the 95 % quantile if that did, else the shape."""
+    """Name the median if it moved, else the 95 % quantile if that moved, else the spread."""
     noticeable = 0.25 * (before[3] - before[1])
     for name, index in (("median", 2), ("95 % quantile", 4)):
         numbers = f"{name} {before[index]:.3g} → {now[index]:.3g}, PSI {psi:.2f}"
@@ -247,9 +248,9 @@ def detect_trends(
     max_runs: int = 14,
     false_alarm_rate: float = FALSE_ALARM_RATE,
 ) -> tuple[Trend, ...]:
-    """Whether medians have been moving one way over the last `max_runs`, for every group; drifted ones first.
+    """Find medians that move one way over the last `max_runs`, for every group; drifted ones come first.
 
-    `runs` come oldest first, this one last. The calibration strips' interquartile range is the yardstick.
+    `runs` are oldest first, this one last. The yardstick is the interquartile range of the calibration strips.
     """
     if not runs:
         return ()
@@ -261,8 +262,8 @@ def detect_trends(
 
 
 def _trend(group: str, measure: Measure, runs: Iterable[RunSummary], reference: Sample, alpha: float) -> Trend:
-    nights = [night for run in runs for night in run.groups if night.group == group and night.num_scored >= MIN_STRIPS]
-    medians = np.array([night.medians[measure] for night in nights if measure in night.medians])
+    own = [summary for run in runs for summary in run.groups if summary.group == group]
+    medians = np.array([s.medians[measure] for s in own if s.num_scored >= MIN_STRIPS and measure in s.medians])
     yardstick_N = np.asarray(reference.get(measure, ()))
     if len(medians) < MIN_RUNS or len(yardstick_N) < MIN_STRIPS:
         few_runs = f"{len(medians)} runs are too few to see a trend; {MIN_RUNS} are needed"
@@ -280,7 +281,7 @@ def _trend(group: str, measure: Measure, runs: Iterable[RunSummary], reference: 
 
 
 def warnings(shifts: Iterable[Shift], trends: Iterable[Trend]) -> tuple[str, ...]:
-    """One line per finding that an operator has to know, for the report and the job's summary."""
+    """Return one line per finding that an operator must know, for the report and the job's summary."""
     findings: list[Shift | Trend] = [*shifts, *trends]
     found = [finding for finding in findings if finding.state == "drifted"]
     return tuple(f"{'all strips' if f.group == ALL_STRIPS else f.group}: {f.reason}" for f in found)

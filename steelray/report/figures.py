@@ -1,4 +1,4 @@
-"""Which charts a page shows, and of what."""
+"""The charts of the report page and the index page, drawn from their data."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -6,22 +6,23 @@ from datetime import datetime
 import numpy as np
 from markupsafe import Markup
 
+from steelray.models.calibration import ALL_STRIPS
 from steelray.report import charts
 from steelray.report.checks import GroupFlags
 from steelray.report.data import ReportData
-from steelray.report.drift import ALL_STRIPS, Measure, RunSummary, Sample, samples_by_group, summarize_run
+from steelray.report.drift import Measure, RunSummary, Sample, samples_by_group, summarize_run
 from steelray.report.words import group_name, measure_title
 
 MAX_CHARTS = 6
-"""Of one kind; the tables tell the rest."""
+"""Charts of one kind; the tables hold the rest."""
 MAX_RUNS = 30
 
 Titled = tuple[str, Markup]
 
 
 def score_charts(data: ReportData, flags: Sequence[GroupFlags]) -> list[Titled]:
-    """A histogram of the scores of every group, those with most flags first."""
-    night = samples_by_group(data.scores)
+    """Draw a histogram of every group's scores, those with most flags first."""
+    samples = samples_by_group(data.scores)
     alone = len(flags) == 1
     chosen = sorted((flag for flag in flags if flag.num_scored), key=lambda flag: -flag.num_flagged)[:MAX_CHARTS]
     found = []
@@ -30,8 +31,8 @@ def score_charts(data: ReportData, flags: Sequence[GroupFlags]) -> list[Titled]:
         if flag.limits is not None:
             review, reject = flag.limits.review.value, flag.limits.reject.value
             marks = [(review, "review", charts.REVIEW), (reject, "reject", charts.REJECT)]
-        # strips without a group stand beside groups only in the table of all strips
-        sample = night[ALL_STRIPS] if alone else night.get(flag.group, {})
+        # beside groups, strips without one have no histogram of their own
+        sample = samples[ALL_STRIPS] if alone else samples.get(flag.group, {})
         if not alone and flag.group == ALL_STRIPS:
             continue
         reference = data.reference.get(ALL_STRIPS if alone and flag.group not in data.reference else flag.group, {})
@@ -41,13 +42,13 @@ def score_charts(data: ReportData, flags: Sequence[GroupFlags]) -> list[Titled]:
 
 
 def drift_charts(data: ReportData) -> list[Titled]:
-    """Tonight over calibration, for what has drifted."""
-    night = samples_by_group(data.scores)
+    """Draw this run over the calibration strips, for every shift that counts."""
+    samples = samples_by_group(data.scores)
     drifted = [shift for shift in data.shifts if shift.state == "drifted"][:MAX_CHARTS]
     found = []
     for place, shift in enumerate(drifted):
         title = f"{group_name(shift.group, alone=True)}: {measure_title(shift.measure).lower()}"
-        sample, reference = night.get(shift.group, {}), data.reference.get(shift.group, {})
+        sample, reference = samples.get(shift.group, {}), data.reference.get(shift.group, {})
         found.append((title, _histogram(shift.measure, title, sample, reference, [], f"drift{place}")))
     return found
 
@@ -55,28 +56,28 @@ def drift_charts(data: ReportData) -> list[Titled]:
 def _histogram(
     measure: Measure,
     title: str,
-    night: Sample,
+    current: Sample,
     reference: Sample,
     marks: Sequence[tuple[float, str, str]],
     chart_id: str,
 ) -> Markup:
-    night_N, reference_N = (np.asarray(sample.get(measure, ())) for sample in (night, reference))
-    parts = [f"Histogram of {title}: {measure_title(measure).lower()} of {len(night_N)} strips tonight"]
-    if len(night_N):
-        parts.append(f"median {np.median(night_N):.3g}")
+    current_N, reference_N = (np.asarray(sample.get(measure, ())) for sample in (current, reference))
+    parts = [f"Histogram of {title}: {measure_title(measure).lower()} of {len(current_N)} strips of this run"]
+    if len(current_N):
+        parts.append(f"median {np.median(current_N):.3g}")
     if len(reference_N):
         parts.append(f"against {len(reference_N)} calibration strips with median {np.median(reference_N):.3g}")
     parts += [f"{text} threshold {value:.4g}" for value, text, _ in marks]
     labelled = [(value, f"{text} {value:.3g}", color) for value, text, color in marks]
-    return charts.histogram(night_N, reference_N, labelled, measure_title(measure), ", ".join(parts), chart_id)
+    return charts.histogram(current_N, reference_N, labelled, measure_title(measure), ", ".join(parts), chart_id)
 
 
 def trend_charts(data: ReportData) -> list[Titled]:
-    """Flag rate and medians over the last runs, this one last; of all strips, then of groups with a trend."""
+    """Draw flag rate and medians over the last runs, this one last: all strips first, then groups with a trend."""
     if not data.history:
         return []
-    tonight = summarize_run(data.run_id, data.finished_at.isoformat(), data.scores)
-    runs = [*data.history, tonight][-MAX_RUNS:]
+    this_run = summarize_run(data.run_id, data.finished_at.isoformat(), data.scores)
+    runs = [*data.history, this_run][-MAX_RUNS:]
     found = _run_charts(runs, "trend")
     moving = [trend for trend in data.trends if trend.state == "drifted" and trend.group != ALL_STRIPS]
     for place, trend in enumerate(moving[:MAX_CHARTS]):
@@ -87,7 +88,7 @@ def trend_charts(data: ReportData) -> list[Titled]:
 
 
 def index_charts(runs: Sequence[RunSummary]) -> list[Titled]:
-    """The same over the runs of the index page, oldest first."""
+    """Draw flag rate and medians over the runs of the index page, oldest first."""
     return _run_charts(runs[-MAX_RUNS:], "index") if len(runs) > 1 else []
 
 

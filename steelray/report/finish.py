@@ -1,6 +1,6 @@
-"""What becomes of a night once its rows are written: reconciled, quarantined, compared, reported, published.
+"""Finish a run: reconcile, quarantine, check drift, report, publish.
 
-Knows no Ray. Everything here can be done again: a run that is killed in it goes on where it stopped.
+Knows no Ray. Every step can be repeated: a run that is killed here goes on where it stopped.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""The worst strips of a run as the report shows them: heatmap, worst patch and the nominal patch nearest to that.
+"""The gallery: a run's worst strips with their heatmap, worst patch and the nominal patch nearest to it.
 
-Works in this process on a few images, and needs no cluster. Shapes: H height, W width, C channels; h, w the patch grid.
+Works in this process on a few images and needs no cluster. Shapes: H height, W width, C channels; h, w the patch grid.
 """
 
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ from steelray.storage.location import Location, ObjectChanged, ObjectMissing
 FETCHERS = 8
 OVERLAY_WIDTH_PX, OVERLAY_SHADES = 400, 24
 UNAVAILABLE = (OSError, ObjectMissing, ObjectChanged, Undecodable)
-"""A picture that cannot be had is left out: the scores do not depend on it."""
+"""Reasons to leave a picture out: the scores do not depend on it."""
 NominalPatch = tuple[str, bytes]
 """Key of a nominal image, and a JPEG of one of its patches."""
 
 
 @dataclass(frozen=True)
 class GallerySource:
-    """Where the gallery's pictures come from."""
+    """The images, the model and the limits that the gallery's pictures are made with."""
 
     archive: Location
     model: Model
@@ -50,14 +50,14 @@ class GallerySource:
     """As in `ReportConfig`."""
 
     def link(self, image_key: str) -> str | None:
-        """Where a person opens an object, if anywhere."""
+        """Return the URL at which a person opens an object, if there is one."""
         if not self.object_url:
             return self.archive.url(image_key) if self.object_url is None else None
         return self.object_url.replace("{key}", quote(image_key))
 
 
 def make_gallery(source: GallerySource, scores: pa.Table, count: int) -> list[GalleryItem]:
-    """The strips with the highest scores, worst first; those that are gone from the archive are left out.
+    """Draw the strips with the highest scores, worst first; leave out those that are gone from the archive.
 
     Args:
         scores: schema `SCORES`.
@@ -104,7 +104,7 @@ def _search(source: GallerySource) -> StoredSearch:
 
 
 def _score(scorer: Scorer, images: Images, batch_size: int) -> AnomalyMaps:
-    if isinstance(scorer, PatchCoreScorer):  # all at once, so that every file of the bank is read once
+    if isinstance(scorer, PatchCoreScorer):  # all images at once, so that every file of the bank is read once
         return scorer.score(images)[0]
     batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     return [map_HW for batch in batches for map_HW in scorer.score(batch)[0]]
@@ -113,7 +113,7 @@ def _score(scorer: Scorer, images: Images, batch_size: int) -> AnomalyMaps:
 def _nearest_patches(
     source: GallerySource, embedder: Embedder, images: Images, maps: AnomalyMaps
 ) -> list[NominalPatch | None]:
-    """For the worst patch of each strip, the nominal patch that the memory bank holds nearest to it."""
+    """Find the nominal patch in the memory bank that is nearest to the worst patch of each strip."""
     info, location = source.model.bank, Location(source.model.uri)
     assert info is not None
     nominal = [Location(uri) for uri in nominal_uris(location.uri)]
@@ -132,7 +132,7 @@ def _nearest_patches(
 
     @lru_cache(maxsize=32)
     def load(key: str) -> NDArray[np.uint8] | None:
-        for place in nominal:  # a bank that has grown was fed from several
+        for place in nominal:  # a bank that has grown has several nominal archives
             try:
                 return decode(place.read(key), source.decode)
             except UNAVAILABLE:

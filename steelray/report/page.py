@@ -1,13 +1,13 @@
-"""`render_report` and `render_index`: one self-contained HTML file each, without a network and without trust in names.
+"""`render_report` and `render_index`: self-contained HTML pages that load nothing and trust no name.
 
-Everything that comes from a run is text: templates escape it, the table travels as JSON in which nothing is markup, and
-the page's own policy (CSP) lets no other script run than the two that it came with, by their digests.
+Everything that comes from a run stays text: templates escape it, the table travels as JSON without markup, and the
+page's own policy (CSP) runs no script but its own two, which it knows by their digests.
 """
 
 import base64
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache, partial
 from typing import Any
@@ -16,17 +16,18 @@ import jinja2
 import pyarrow.compute as pc
 from markupsafe import Markup
 
+from steelray.models.calibration import ALL_STRIPS
 from steelray.report import drift, words
 from steelray.report.checks import flags_by_group, headline, run_checks
 from steelray.report.data import GalleryItem, IndexEntry, ReportData, safe_url
-from steelray.report.figures import drift_charts, index_charts, score_charts, trend_charts
+from steelray.report.figures import MAX_RUNS, drift_charts, index_charts, score_charts, trend_charts
 from steelray.report.rows import Counts, fitting_rows
 from steelray.schema import Verdict
 
 MAX_ROWS_BYTES = 3_000_000
-"""What the table may weigh; of a larger one the less telling rows are left out."""
+"""Size limit of the table in the page; rows that tell less are left out."""
 MAX_DATA_BYTES = 7_500_000
-"""Table and pictures together; strips of the gallery beyond it are left to the table."""
+"""Size limit of table and pictures together; the gallery leaves out the strips beyond it."""
 NUM_EXAMPLES = 3
 SCRIPTS = ("gallery.js", "table.js")
 
@@ -57,7 +58,7 @@ def _data_uri(picture: bytes, kind: str) -> str:
 
 
 def _own(name: str) -> Markup:
-    """A style sheet or script of this package, as it stands."""
+    """Return a style sheet or script of this package, unescaped."""
     loader = _environment().loader
     assert loader is not None
     return Markup(loader.get_source(_environment(), name)[0])  # noqa: S704 (our own file)
@@ -75,7 +76,7 @@ def _page(template: str, scripts: Sequence[str], **values: Any) -> str:
 
 
 def render_report(data: ReportData) -> str:
-    """The page of one run, as HTML. However large the run, it weighs less than 8 MB."""
+    """Render the page of one run as HTML; however large the run, it stays below 8 MB."""
     counts = Counts(data.scores)
     checks = run_checks(data, counts)
     level, sentence = headline(checks)
@@ -98,8 +99,8 @@ def render_report(data: ReportData) -> str:
         num_review=counts.of(None, Verdict.REVIEW),
         throughput=words.number(counts.num_rows / max(data.scoring_s, 1e-9), 1),
         took=words.duration((data.finished_at - data.started_at).total_seconds()),
-        items=_gallery(data, MAX_DATA_BYTES - len(rows_json)),
-        flags=[{**vars(flag), **_derived(flag)} for flag in flags],
+        cards=_cards(data, MAX_DATA_BYTES - len(rows_json)),
+        flags=flags,
         score_charts=score_charts(data, flags),
         warnings=drift.warnings(data.shifts, data.trends),
         num_judged=sum(shift.state in ("steady", "drifted") for shift in data.shifts),
@@ -114,26 +115,29 @@ def render_report(data: ReportData) -> str:
     )
 
 
-def _derived(flag: Any) -> dict[str, Any]:
-    return {
-        "num_flagged": flag.num_flagged,
-        "reading": flag.reading,
-        "share": flag.num_flagged / max(1, flag.num_scored),
-    }
+@dataclass(frozen=True)
+class _Card:
+    """A strip of the gallery; `times` is its score in review thresholds."""
+
+    item: GalleryItem
+    url: str | None
+    times: str | None
 
 
-def _gallery(data: ReportData, max_bytes: int) -> list[dict[str, Any]]:
-    """The items that fit, worst first, with what the template derives from them."""
+def _cards(data: ReportData, max_bytes: int) -> list[_Card]:
+    """Return the strips whose pictures fit, worst first."""
     review = {limits.group: limits.review.value for limits in data.thresholds}
-    cards: list[dict[str, Any]] = []
+    cards: list[_Card] = []
     spent = 0
     for item in data.gallery:
         spent += sum(-(-len(picture) // 3) * 4 for picture in _pictures(item))
         if spent > max_bytes:
             break
-        limit = data.threshold_override or review.get(item.group, review.get(drift.ALL_STRIPS))
-        times = f"{item.score / limit:.2f}" if limit and limit > 0 else None
-        cards.append({**vars(item), "url": safe_url(item.object_url), "times": times})
+        limit = data.threshold_override
+        if limit is None:
+            limit = review.get(item.group, review.get(ALL_STRIPS))
+        times = f"{item.score / limit:.2f}" if limit is not None and limit > 0 else None
+        cards.append(_Card(item, safe_url(item.object_url), times))
     return cards
 
 
@@ -142,15 +146,24 @@ def _pictures(item: GalleryItem) -> Iterable[bytes]:
     return (picture for picture in pictures if picture is not None)
 
 
-def _failures(data: ReportData, counts: Counts) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Failure:
+    """The objects without a score for one reason; `examples` are keys with their error."""
+
+    status: str
+    title: str
+    advice: str
+    count: int
+    examples: list[tuple[str, str | None]]
+
+
+def _failures(data: ReportData, counts: Counts) -> list[_Failure]:
     failures = []
     for status, count in counts.failures.items():
         title, advice = words.FAILURES.get(status, (status, ""))  # type: ignore[call-overload]
         rows = data.scores.filter(pc.equal(data.scores["status"], status)).slice(0, NUM_EXAMPLES)
         examples = zip(rows["image_key"].to_pylist(), rows["error"].to_pylist(), strict=True)
-        failures.append(
-            {"status": status, "title": title, "advice": advice, "count": count, "examples": list(examples)}
-        )
+        failures.append(_Failure(status, title, advice, count, list(examples)))
     return failures
 
 
@@ -176,7 +189,7 @@ def _details(data: ReportData, counts: Counts) -> list[tuple[str, str]]:
 
 
 def render_index(runs: Sequence[IndexEntry]) -> str:
-    """The page over all runs, as HTML; in whatever order they come, the newest is shown first."""
+    """Render the page over all runs, which may come in any order, as HTML with the newest first."""
     ordered = sorted(runs, key=lambda entry: entry.summary.finished_at, reverse=True)
     lines = [
         {
@@ -190,4 +203,4 @@ def render_index(runs: Sequence[IndexEntry]) -> str:
         for entry in ordered
     ]
     charts = index_charts([entry.summary for entry in reversed(ordered)])
-    return _page("index.html.j2", (), run_id="", lines=lines, charts=charts, num_runs=min(len(runs), 30))
+    return _page("index.html.j2", (), run_id="", lines=lines, charts=charts, num_runs=min(len(runs), MAX_RUNS))

@@ -1,9 +1,10 @@
-"""The page in a real Chromium: 10,000 rows and a gallery of 200 in time and size, hostile names, what one can do."""
+"""A page of 10,000 rows and a gallery of 200 in a real Chromium: load time, size, hostile names, every control."""
 
 import pytest
 
 from steelray.report.page import render_report
-from tests.report.night import HOSTILE_KEY, make_night
+from tests.report.conftest import ENTER, ESCAPE
+from tests.report.examples import HOSTILE_KEY, example_run
 
 MAX_BYTES = 8_000_000
 MAX_LOAD_S = 2.0
@@ -21,14 +22,14 @@ CARDS = (
 
 
 @pytest.fixture(scope="module")
-def night():
-    return make_night(10_000, 200, darker="camera2")
+def data():
+    return example_run(10_000, 200, darker="camera2")
 
 
 @pytest.fixture(scope="module")
-def page(night, tmp_path_factory):
+def page(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_report(night), encoding="utf-8")
+    path.write_text(render_report(data), encoding="utf-8")
     return path
 
 
@@ -39,21 +40,22 @@ def opened(browser, page):
 
 
 def count(browser):
-    """How many rows the table says it has found."""
+    """Return how many rows the table says it has found."""
     text = browser.js("return document.getElementById('row-count').textContent")
     return int(text.split(" ")[0].replace(",", ""))
 
 
 def set_value(browser, element_id, value):
-    """Sets a control and waits until the table has followed (it waits a little for more typing)."""
-    browser.driver.set_script_timeout(10)
-    browser.driver.execute_async_script(
-        "const [id, value, done] = arguments; const control = document.getElementById(id); control.value = value;"
-        "for (const kind of ['input', 'change']) control.dispatchEvent(new Event(kind, {bubbles: true}));"
-        "setTimeout(done, 250);",
+    """Set a control; if it filters the table, wait until the table has been drawn anew."""
+    browser.js(
+        "const [id, value] = arguments; const control = document.getElementById(id); control.value = value;"
+        "if (control.form) document.getElementById('row-body').append(document.createElement('old-rows'));"
+        "for (const kind of ['input', 'change']) control.dispatchEvent(new Event(kind, {bubbles: true}));",
         element_id,
         value,
     )
+    stale = "return document.querySelectorAll('old-rows').length"
+    assert browser.settled(lambda: browser.js(stale), lambda left: not left) == 0
 
 
 def click(browser, selector):
@@ -64,11 +66,12 @@ def click(browser, selector):
 
 def test_ten_thousand_rows_and_two_hundred_strips_open_in_time(browser, page):
     assert page.stat().st_size < MAX_BYTES
-    timings = []
-    for _ in range(3):  # the best of three: other work on the machine is not the page's
+
+    def load_s():
         browser.open(page)
-        timings.append(browser.js(LOADS)["load_s"])
-    assert min(timings) < MAX_LOAD_S, timings
+        return browser.js(LOADS)["load_s"]
+
+    assert browser.settled(load_s, lambda seconds: seconds < MAX_LOAD_S) < MAX_LOAD_S  # the machine may be busy
     assert count(browser) == 10_000
     assert browser.js("return document.querySelectorAll('.card').length") == 200
 
@@ -107,8 +110,8 @@ def test_a_script_that_got_in_would_not_run(opened):
     assert any("Content Security Policy" in message for message in opened.complaints())
 
 
-def test_rows_can_be_filtered_by_group_status_score_and_text(opened, night):
-    table = night.scores.to_pylist()
+def test_rows_can_be_filtered_by_group_status_score_and_text(opened, data):
+    table = data.scores.to_pylist()
     set_value(opened, "filter-group", "camera2")
     assert count(opened) == sum(row["group"] == "camera2" for row in table)
     set_value(opened, "filter-state", "*flagged")
@@ -120,9 +123,8 @@ def test_rows_can_be_filtered_by_group_status_score_and_text(opened, night):
     click(opened, "#filters button[type=reset]")
     set_value(opened, "score-from", "1.5")
     set_value(opened, "score-to", "1.6")
-    assert (
-        abs(count(opened) - sum(1.5 <= (row["anomaly_score"] or 0) <= 1.6 for row in table)) <= 5
-    )  # six digits are kept
+    in_range = sum(1.5 <= (row["anomaly_score"] or 0) <= 1.6 for row in table)
+    assert abs(count(opened) - in_range) <= 5  # the page keeps six digits
     click(opened, "#filters button[type=reset]")
     set_value(opened, "find", "日本")
     assert [row[0] for row in opened.js(ROWS)] == ["camera3/ein Streifen, 日本 &amp;.jpg"]
@@ -131,42 +133,39 @@ def test_rows_can_be_filtered_by_group_status_score_and_text(opened, night):
 
 
 def test_rows_can_be_sorted_and_paged_with_the_keyboard(opened):
-    from selenium.webdriver.common.keys import Keys
-
     opened.js("document.querySelector('[data-sort=brightness] button').focus()")
-    opened.press(Keys.ENTER)
+    opened.press(ENTER)
     values = [float(row[7]) for row in opened.js(ROWS)]
     assert values == sorted(values, reverse=True)
     assert opened.js("return document.querySelector('[data-sort=brightness]').ariaSort") == "descending"
-    opened.press(Keys.ENTER)
+    opened.press(ENTER)
     assert [float(row[7]) for row in opened.js(ROWS)] == sorted(float(row[7]) for row in opened.js(ROWS))
     first = opened.js(ROWS)[0]
     opened.js("document.getElementById('page-on').focus()")
-    opened.press(Keys.ENTER)
+    opened.press(ENTER)
     assert opened.js("return document.getElementById('page-place').textContent") == "page 2 of 200"
     assert opened.js(ROWS)[0] != first
     assert opened.js("return document.querySelectorAll('#row-body tr').length") == 50
 
 
-def test_a_failure_leads_to_its_rows(opened, night):
+def test_a_failure_leads_to_its_rows(opened, data):
     click(opened, ".reasons summary")
     click(opened, ".reasons [data-show]")
-    opened.js("return 0")
     status = opened.js("return document.querySelector('.reasons [data-show]').dataset.show")
-    set_value(opened, "find", "")
-    assert opened.js("return document.getElementById('filter-state').value") == status
-    assert count(opened) == sum(row["status"] == status for row in night.scores.to_pylist())
+    chosen = "return document.getElementById('filter-state').value"
+    assert opened.settled(lambda: opened.js(chosen), lambda value: value == status) == status
+    assert count(opened) == sum(row["status"] == status for row in data.scores.to_pylist())
 
 
-def test_the_gallery_filters_and_grows(opened, night):
+def test_the_gallery_filters_and_grows(opened, data):
     assert len(opened.js(CARDS)) == 24
     click(opened, "#more-cards")
     assert len(opened.js(CARDS)) == 48
     set_value(opened, "gallery-group", "camera3")
     keys = opened.js(CARDS)
-    assert keys == [item.image_key for item in night.gallery if item.group == "camera3"][:24]
+    assert keys == [item.image_key for item in data.gallery if item.group == "camera3"][:24]
     set_value(opened, "gallery-verdict", "review")
-    wanted = [i.image_key for i in night.gallery if i.group == "camera3" and i.verdict == "review"]
+    wanted = [i.image_key for i in data.gallery if i.group == "camera3" and i.verdict == "review"]
     assert opened.js(CARDS) == wanted[:24]
 
 
@@ -175,7 +174,7 @@ def test_heatmap_and_boxes_can_be_taken_away_and_dimmed(opened):
         "const card = document.querySelector('.card'); const heat = getComputedStyle(card.querySelector('.heatmap'));"
         "return [heat.display, Number(heat.opacity), getComputedStyle(card.querySelector('.boxes')).display];"
     )
-    assert opened.js(look) == ["block", 0.8, "block"] or opened.js(look)[1] == 0.8
+    assert opened.js(look)[1] == 0.8
     set_value(opened, "opacity", "35")
     assert opened.js(look)[1] == 0.35
     click(opened, "#show-heatmap")
@@ -195,11 +194,9 @@ def test_heatmap_and_boxes_lie_exactly_on_the_strip(opened):
 
 
 def test_a_strip_is_enlarged_and_left_with_the_keyboard(opened):
-    from selenium.webdriver.common.keys import Keys
-
     keys = opened.js(CARDS)
     opened.js("document.querySelector('.card .strip').focus()")
-    opened.press(Keys.ENTER)
+    opened.press(ENTER)
     title = "return document.getElementById('zoom-key').textContent"
     assert opened.js("return document.getElementById('zoom').open")
     assert opened.js(title) == keys[0]
@@ -214,23 +211,21 @@ def test_a_strip_is_enlarged_and_left_with_the_keyboard(opened):
     opened.press("h")
     assert opened.js("return getComputedStyle(document.querySelector('#canvas .heatmap')).display") == "none"
     opened.press("p")
-    opened.press(Keys.ESCAPE)
+    opened.press(ESCAPE)
     assert not opened.js("return document.getElementById('zoom').open")
     assert opened.js("return document.activeElement.closest('.card').dataset.key") == keys[0]
 
 
 def saved(browser, name):
-    """The file that the page has offered for download."""
-    for _ in range(100):
-        path = browser.downloads / name
-        if path.exists() and path.stat().st_size:
-            return path.read_bytes().decode("utf-8")
-        browser.driver.execute_async_script("setTimeout(arguments[0], 50)")
-    raise AssertionError(f"{name} was not saved; there are {list(browser.downloads.iterdir())}")
+    """Wait for the file that the page has offered for download, and return its text."""
+    path = browser.downloads / name
+    size = browser.settled(lambda: path.exists() and path.stat().st_size, bool)
+    assert size, f"{name} was not saved; there are {list(browser.downloads.iterdir())}"
+    return path.read_bytes().decode("utf-8")
 
 
-def test_verdicts_are_kept_and_saved(opened, page, night):
-    opened.js("localStorage.clear(); location.reload()")
+def test_verdicts_are_kept_and_saved(opened, page, data):
+    opened.js("localStorage.clear()")
     opened.open(page)
     assert opened.js("return document.getElementById('save-verdicts').disabled")
     click(opened, "#strip-1 [data-say=false_alarm]")
@@ -241,17 +236,17 @@ def test_verdicts_are_kept_and_saved(opened, page, night):
     assert opened.js("return document.querySelector('#strip-1 [data-say=false_alarm]').ariaPressed") == "true"
     click(opened, "#save-verdicts")
     quoted = HOSTILE_KEY.replace('"', '""')
-    assert saved(opened, f"verdicts-{night.run_id}.csv").split("\r\n") == [
+    assert saved(opened, f"verdicts-{data.run_id}.csv").split("\r\n") == [
         "image_key,verdict",
         f'"{quoted}",false_alarm',
-        f'"{night.gallery[1].image_key}",true_alarm',
+        f'"{data.gallery[1].image_key}",true_alarm',
         "",
     ]
 
 
-def test_filtered_rows_are_saved_without_formulas(opened, night):
+def test_filtered_rows_are_saved_without_formulas(opened, data):
     set_value(opened, "find", "hyperlink")
     click(opened, "#save-rows")
-    header, row, _ = saved(opened, f"rows-{night.run_id}.csv").split("\r\n")
+    header, row, _ = saved(opened, f"rows-{data.run_id}.csv").split("\r\n")
     assert header.startswith("image_key,group,status")
     assert row.startswith('"\'=HYPERLINK(1),camera2.jpg",camera3,')

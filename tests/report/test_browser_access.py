@@ -1,4 +1,4 @@
-"""The page for everyone: keyboard, contrast, phone, print, without scripts."""
+"""The page for everyone: keyboard, contrast, screen reader, phone, print, no scripts."""
 
 import re
 from itertools import pairwise
@@ -6,32 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from steelray.report.data import IndexEntry
-from steelray.report.page import render_index, render_report
-from tests.report.night import make_night
+from tests.report.conftest import ENTER, TAB
 
 AUDIT = (Path(__file__).parent / "audit.js").read_text(encoding="utf-8")
 PHONE = (360, 740)
 
 
-@pytest.fixture(scope="module")
-def night():
-    return make_night(900, 30, darker="camera2")
+def unreadable(browser):
+    """Return how many texts the page shows, and those with less contrast than WCAG AA asks for."""
+    texts = browser.js(AUDIT + "return textContrasts();")
+    return len(texts), [found for found in texts if found["ratio"] < found["needed"]]
 
 
-@pytest.fixture(scope="module")
-def page(night, tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_report(night), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def index_page(night, tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "index.html"
-    runs = [IndexEntry(run, f"{run.run_id}.html", "published", n % 2) for n, run in enumerate(night.history)]
-    path.write_text(render_index(runs), encoding="utf-8")
-    return path
+def accessible(browser):
+    """Return role and name of everything that the page tells a screen reader."""
+    nodes = browser.run("Accessibility.getFullAXTree")["nodes"]
+    shown = [node for node in nodes if not node.get("ignored") and "role" in node]
+    return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in shown]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -41,61 +32,52 @@ def test_all_text_and_controls_have_wcag_aa_contrast(browser, page, index_page, 
     for path in (page, index_page):
         browser.open(path)
         browser.js("for (const part of document.querySelectorAll('details')) part.open = true")
-        texts = browser.js(AUDIT + "return textContrasts();")
+        num_texts, weak = unreadable(browser)
+        assert num_texts > 50
         controls = browser.js(AUDIT + "return controlContrasts();")
-        assert len(texts) > 50
-        assert [found for found in (*texts, *controls) if found["ratio"] < found["needed"]] == []
+        assert [*weak, *(found for found in controls if found["ratio"] < found["needed"])] == []
     browser.open(page)
     browser.js("document.querySelector('.strip').click()")
-    texts = browser.js(AUDIT + "return textContrasts();")
-    assert [found for found in texts if found["ratio"] < found["needed"]] == []
+    assert unreadable(browser)[1] == []
 
 
 def test_the_contrast_test_can_fail(browser, page):
     browser.open(page)
     browser.js("document.documentElement.style.setProperty('--muted', '#9aa5b0')")
-    texts = browser.js(AUDIT + "return textContrasts();")
-    assert [found for found in texts if found["ratio"] < found["needed"]]
+    assert unreadable(browser)[1]
 
 
 def test_everything_that_can_be_operated_has_a_name(browser, page):
     browser.open(page)
-    nodes = browser.run("Accessibility.getFullAXTree")["nodes"]
-    roles = {"button", "link", "checkbox", "combobox", "searchbox", "slider", "spinbutton", "textbox", "image", "table"}
-    named = [
-        (node["role"]["value"], node.get("name", {}).get("value", ""))
-        for node in nodes
-        if not node.get("ignored") and node.get("role", {}).get("value") in roles
-    ]
-    assert {"button", "link", "checkbox", "combobox", "searchbox", "slider", "spinbutton", "table"} <= {
-        r for r, _ in named
-    }
-    unnamed = [role for role, name in named if not name.strip()]
-    assert [role for role in unnamed if role != "table"] == []
+    needed = {"button", "link", "checkbox", "combobox", "searchbox", "slider", "spinbutton", "table"}
+    found = browser.settled(lambda: accessible(browser), lambda nodes: needed <= {role for role, _ in nodes})
+    assert needed <= {role for role, _ in found}
+    operated = (needed | {"textbox", "image"}) - {"table"}
+    assert [role for role, name in found if role in operated and not name.strip()] == []
 
 
 def test_tables_stay_tables_on_a_phone(browser, page):
     browser.show(*PHONE)
     browser.open(page)
-    nodes = browser.run("Accessibility.getFullAXTree")["nodes"]
-    roles = [node["role"]["value"] for node in nodes if not node.get("ignored") and "role" in node]
-    assert roles.count("table") == 3
-    assert roles.count("row") > 50
-    assert roles.count("cell") + roles.count("gridcell") > 300
+
+    def counts():
+        roles = [role for role, _ in accessible(browser)]
+        return roles.count("table"), roles.count("row") > 50, roles.count("cell") + roles.count("gridcell") > 300
+
+    whole = (3, True, True)
+    assert browser.settled(counts, lambda found: found == whole) == whole
 
 
 def test_the_whole_page_can_be_walked_with_the_tab_key(browser, page):
-    from selenium.webdriver.common.keys import Keys
-
     browser.open(page)
-    browser.press(Keys.TAB)
+    browser.press(TAB)
     assert browser.js("return document.activeElement.className") == "skip"
     assert browser.js("return document.activeElement.getBoundingClientRect().left") >= 0
-    browser.press(Keys.ENTER)
+    browser.press(ENTER)
     assert browser.js("return document.activeElement.id") == "main"
     seen = []
     for _ in range(60):
-        browser.press(Keys.TAB)
+        browser.press(TAB)
         ring, label = browser.js(
             "const e = document.activeElement; const s = getComputedStyle(e);"
             "return [s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2, e.id || e.textContent.trim()];"

@@ -6,12 +6,13 @@ import pytest
 from steelray.report import drift
 from steelray.report.checks import Level, flags_by_group, headline, run_checks
 from steelray.report.rows import Counts
-from tests.report.night import make_night, score_table, thresholds
+from tests.report.examples import example_run, score_table, thresholds
 
 
 @pytest.fixture(scope="module")
-def data():
-    return make_night(900, 0)
+def calm():
+    """A run without drift."""
+    return example_run(900, 0)
 
 
 def checks_of(data):
@@ -23,34 +24,33 @@ def levels_of(data):
     return {anchor: check.level for anchor, check in checks_of(data).items()}
 
 
-def test_a_quiet_night_is_sound(data):
-    assert set(levels_of(data).values()) == {Level.OK}
-    checks = run_checks(data, Counts(data.scores))
+def test_a_calm_run_is_sound(calm):
+    assert set(levels_of(calm).values()) == {Level.OK}
+    checks = run_checks(calm, Counts(calm.scores))
     assert headline(checks) == (Level.OK, "The run is complete and sound")
     assert checks[0].detail == "900 listed, 900 rows: none lost, none twice"
 
 
 @pytest.mark.parametrize("change", ["lost", "twice"])
-def test_lost_and_double_rows_are_a_problem(data, change):
-    scores = data.scores.slice(1) if change == "lost" else data.scores.take([0, *range(899)])
-    broken = replace(data, scores=scores)
+def test_lost_and_double_rows_are_a_problem(calm, change):
+    scores = calm.scores.slice(1) if change == "lost" else calm.scores.take([0, *range(899)])
+    broken = replace(calm, scores=scores)
     assert levels_of(broken)["run"] == Level.PROBLEM
     assert headline(run_checks(broken, Counts(scores))) == (Level.PROBLEM, "Do not rely on this run yet")
 
 
-def test_objects_of_earlier_runs_are_told(data):
-    assert (
-        "12,000 more were scored by earlier runs" in checks_of(replace(data, num_already_scored=12_000))["run"].detail
-    )
+def test_objects_of_earlier_runs_are_told(calm):
+    detail = checks_of(replace(calm, num_already_scored=12_000))["run"].detail
+    assert "12,000 more were scored by earlier runs" in detail
 
 
-def test_quarantine_above_its_limit_is_a_problem(data):
-    many = replace(data, scores=score_table(900, num_failed=30))
+def test_quarantine_above_its_limit_is_a_problem(calm):
+    many = replace(calm, scores=score_table(900, num_failed=30))
     assert levels_of(many)["failures"] == Level.PROBLEM
     assert checks_of(many)["failures"].detail == "30 objects (3.3 %) in quarantine; the limit is 1 %"
     assert levels_of(replace(many, quarantine_limit=0.05))["failures"] == Level.OK
     assert levels_of(replace(many, quarantine_limit=None))["failures"] == Level.NOTE
-    none = replace(data, scores=score_table(900, num_failed=0))
+    none = replace(calm, scores=score_table(900, num_failed=0))
     assert checks_of(none)["failures"].title == "Every object has a score"
 
 
@@ -58,74 +58,72 @@ def limits_of(data):
     return {limits.group: limits for limits in data.thresholds}
 
 
-def test_a_night_without_flags_may_have_missed_defects(data):
-    scores = score_table(3000, limits=limits_of(data), defect_rate=0)
-    calm = scores.set_column(
-        scores.schema.get_field_index("verdict"), scores.schema.field("verdict"), [["normal"] * 3000]
-    )
-    check = checks_of(replace(data, scores=calm, num_listed=3000))["thresholds"]
+def test_a_run_without_flags_may_have_missed_defects(calm):
+    scores = score_table(3000, limits=limits_of(calm), defect_rate=0)
+    field = scores.schema.get_field_index("verdict")
+    unflagged = scores.set_column(field, scores.schema.field(field), [["normal"] * 3000])
+    check = checks_of(replace(calm, scores=unflagged, num_listed=3000))["thresholds"]
     assert (check.level, check.title) == (Level.LOOK, "Fewer flags than expected")
 
 
-def test_flag_rates_are_compared_with_earlier_runs_where_there_are_some(data):
-    many = replace(data, scores=score_table(900, limits=limits_of(data), defect_rate=0.15))
+def test_flag_rates_are_compared_with_earlier_runs_where_there_are_some(calm):
+    many = replace(calm, scores=score_table(900, limits=limits_of(calm), defect_rate=0.15))
     assert checks_of(many)["thresholds"].title == "Unusually many flags"
     assert "in the last 9 runs" in checks_of(many)["thresholds"].detail
     assert checks_of(replace(many, history=()))["thresholds"].title == "Flag rate is plausible"
-    most = replace(data, history=(), scores=score_table(900, limits=limits_of(data), defect_rate=0.4))
+    most = replace(calm, history=(), scores=score_table(900, limits=limits_of(calm), defect_rate=0.4))
     assert checks_of(most)["thresholds"].title == "Unusually many flags"
 
 
-def test_no_score_at_all_is_a_problem(data):
+def test_no_score_at_all_is_a_problem(calm):
     scores = score_table(4, num_failed=0).slice(0, 0)
-    assert levels_of(replace(data, scores=scores, num_listed=0))["thresholds"] == Level.PROBLEM
+    assert levels_of(replace(calm, scores=scores, num_listed=0))["thresholds"] == Level.PROBLEM
 
 
-def test_drift_is_a_look_and_tells_the_first_reason():
-    data = make_night(900, 0, darker="camera2")
+def test_drift_is_a_look_and_tells_the_first_reason(data):
     check = checks_of(data)["drift"]
     assert check.level == Level.LOOK
     assert check.detail.startswith("camera2: strips are darker than at calibration")
 
 
-def test_drift_that_cannot_be_judged_is_not_called_absent(data):
-    few = {group: {measure: values[:5] for measure, values in s.items()} for group, s in data.reference.items()}
-    shifts = drift.detect_shifts(few, drift.samples_by_group(data.scores))
-    check = checks_of(replace(data, shifts=shifts))["drift"]
+def test_drift_that_cannot_be_judged_is_not_called_absent(calm):
+    few = {group: {measure: values[:5] for measure, values in s.items()} for group, s in calm.reference.items()}
+    shifts = drift.detect_shifts(few, drift.samples_by_group(calm.scores))
+    check = checks_of(replace(calm, shifts=shifts))["drift"]
     assert (check.level, check.title) == (Level.NOTE, "Drift not judged")
 
 
-def test_an_absent_camera_is_mentioned(data):
-    night = {group: sample for group, sample in drift.samples_by_group(data.scores).items() if group != "camera3"}
-    shifts = drift.detect_shifts(data.reference, night)
-    assert "no strips came from camera3" in checks_of(replace(data, shifts=shifts))["drift"].detail
+def test_an_absent_camera_is_mentioned(calm):
+    seen = {group: sample for group, sample in drift.samples_by_group(calm.scores).items() if group != "camera3"}
+    shifts = drift.detect_shifts(calm.reference, seen)
+    assert "no strips came from camera3" in checks_of(replace(calm, shifts=shifts))["drift"].detail
 
 
-def test_thresholds_that_promise_less_than_asked_for_are_a_look(data):
+def test_thresholds_that_promise_less_than_asked_for_are_a_look(calm):
     weak = {"": thresholds("", np.linspace(1.2, 1.9, 8))}
-    titles = [check.title for check in run_checks(replace(data, thresholds=list(weak.values())), Counts(data.scores))]
+    titles = [check.title for check in run_checks(replace(calm, thresholds=list(weak.values())), Counts(calm.scores))]
     assert "Thresholds rest on few strips" in titles
-    assert "Thresholds rest on few strips" not in [c.title for c in run_checks(data, Counts(data.scores))]
-    assert checks_of(replace(data, thresholds=()))["thresholds"].title == "No threshold"
-    by_hand = checks_of(replace(data, threshold_override=2.5))["thresholds"]
+    assert "Thresholds rest on few strips" not in [c.title for c in run_checks(calm, Counts(calm.scores))]
+    assert checks_of(replace(calm, thresholds=()))["thresholds"].title == "No threshold"
+    by_hand = checks_of(replace(calm, threshold_override=2.5))["thresholds"]
     assert "by hand to 2.5" in by_hand.detail
 
 
-def test_expected_and_seen_by_group(data):
-    flags = {flag.group: flag for flag in flags_by_group(data, Counts(data.scores))}
+def test_expected_and_seen_by_group(calm):
+    flags = {flag.group: flag for flag in flags_by_group(calm, Counts(calm.scores))}
     assert list(flags) == ["camera1", "camera2", "camera3"]
     one = flags["camera1"]
     expected, low, high = one.expected
     assert expected == pytest.approx(0.02 * one.num_scored)
     assert low < expected < high
     assert one.num_flagged == one.num_review + one.num_reject
-    fallback = flags_by_group(replace(data, thresholds=data.thresholds[:1]), Counts(data.scores))
-    assert all(flag.fallback and flag.limits is data.thresholds[0] for flag in fallback)
+    fallback = flags_by_group(replace(calm, thresholds=calm.thresholds[:1]), Counts(calm.scores))
+    assert all(flag.fallback and flag.limits is calm.thresholds[0] for flag in fallback)
 
 
-def test_readings_tell_defects_from_false_alarms(data):
-    many = replace(data, scores=score_table(900, limits=limits_of(data), defect_rate=0.15))
+def test_readings_tell_defects_from_false_alarms(calm):
+    many = replace(calm, scores=score_table(900, limits=limits_of(calm), defect_rate=0.15))
     readings = [flag.reading for flag in flags_by_group(many, Counts(many.scores))]
-    assert all("above what false alarms explain" in reading for reading in readings)
-    by_hand = flags_by_group(replace(data, threshold_override=9.0), Counts(data.scores))
+    assert all("more than false alarms explain" in reading for reading in readings)
+    by_hand = flags_by_group(replace(calm, threshold_override=9.0), Counts(calm.scores))
     assert all("set by hand" in flag.reading for flag in by_hand)

@@ -4,13 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from steelray.models.calibration import ALL_STRIPS
 from steelray.report import drift
-from steelray.report.drift import ALL_STRIPS, GroupSummary, RunSummary
+from steelray.report.drift import GroupSummary, RunSummary
 from steelray.schema import SCORES, Status
 
 
 def sample(rng, count, score_shift=0.0, brightness_shift=0.0):
-    """Skewed scores, as distances are, their mean over the strip, and a brightness in grey levels."""
+    """Draw skewed scores, as distances are, their mean over the strip, and a brightness in grey levels."""
     score_N = 1.2 + 0.1 * rng.gamma(4.0, size=count) + score_shift
     distance_N = 0.3 * score_N + rng.normal(0.3, 0.02, count)
     return {"score": score_N, "distance": distance_N, "brightness": rng.normal(105 + brightness_shift, 9, count)}
@@ -61,11 +62,10 @@ def test_the_index_takes_equal_values_and_empty_bins():
 
 @pytest.mark.parametrize(("num_reference", "num_current"), [(20, 20), (25, 2000), (300, 1000)])
 def test_warnings_on_exchangeable_strips_are_rare(num_reference, num_current):
-    """Two groups of three measures, 300 nights: at most 1 % of the nights may warn, and the draw adds its noise."""
+    """Two groups, three measures, 300 runs: at most 1 % of the runs may warn, and the draw adds its noise."""
     rng = np.random.default_rng(num_reference)
-    nights = 300
     false_alarms = 0
-    for _ in range(nights):
+    for _ in range(300):
         reference = {group: sample(rng, num_reference) for group in "ab"}
         current = {group: sample(rng, num_current) for group in "ab"}
         false_alarms += bool(warned(drift.detect_shifts(reference, current)))
@@ -115,11 +115,11 @@ def test_large_archives_do_not_warn_of_differences_that_do_not_matter():
     assert min(shift.p_value for shift in shifts) < 1e-6  # a bare test would have warned
 
 
-def test_a_night_with_a_tenth_of_defects_is_no_drift():
+def test_a_run_with_a_tenth_of_defects_is_no_drift():
     rng = np.random.default_rng(5)
-    night = sample(rng, 5000)
-    night["score"][:500] += rng.uniform(0.5, 2, 500)
-    assert not warned(drift.detect_shifts({ALL_STRIPS: sample(rng, 500)}, {ALL_STRIPS: night}))
+    current = sample(rng, 5000)
+    current["score"][:500] += rng.uniform(0.5, 2, 500)
+    assert not warned(drift.detect_shifts({ALL_STRIPS: sample(rng, 500)}, {ALL_STRIPS: current}))
 
 
 def test_small_unknown_and_absent_groups_say_so_and_do_not_warn():
@@ -129,7 +129,7 @@ def test_small_unknown_and_absent_groups_say_so_and_do_not_warn():
     shifts = {(s.group, s.measure): s for s in drift.detect_shifts(reference, current)}
     assert not warned(shifts.values())
     assert shifts["a", "score"].reason.startswith("8 calibration strips are too few")
-    assert shifts["b", "score"].reason.startswith("5 strips tonight are too few")
+    assert shifts["b", "score"].reason.startswith("5 strips of this run are too few")
     assert shifts["new", "score"].reason.startswith("0 calibration strips")
     assert {shifts["c", measure].state for measure in drift.MEASURES} == {"absent"}
     assert drift.detect_shifts({}, {}) == ()
@@ -139,14 +139,14 @@ def test_another_mix_of_steady_groups_is_no_drift():
     rng = np.random.default_rng(7)
     groups = ["light"] * 100 + ["dark"] * 2000
 
-    def night(num_light, num_dark):
+    def brightness(num_light, num_dark):
         return np.concatenate([rng.normal(140, 5, num_light), rng.normal(60, 5, num_dark)])
 
-    current = drift.samples_by_group(table(rng.normal(1, 0.1, 2100), night(100, 2000), groups))
+    current = drift.samples_by_group(table(rng.normal(1, 0.1, 2100), brightness(100, 2000), groups))
     reference = {
-        ALL_STRIPS: made_of(rng.normal(1, 0.1, 400), night(200, 200)),
-        "light": made_of(rng.normal(1, 0.1, 200), night(200, 0)),
-        "dark": made_of(rng.normal(1, 0.1, 200), night(0, 200)),
+        ALL_STRIPS: made_of(rng.normal(1, 0.1, 400), brightness(200, 200)),
+        "light": made_of(rng.normal(1, 0.1, 200), brightness(200, 0)),
+        "dark": made_of(rng.normal(1, 0.1, 200), brightness(0, 200)),
     }
     assert not warned(drift.detect_shifts(reference, current))
 
@@ -177,7 +177,7 @@ def test_a_run_summary_counts_and_survives_json():
     assert empty.groups == (GroupSummary(ALL_STRIPS, 0, 0, {}),)
 
 
-def nights(medians, num_scored=500):
+def runs_of(medians, num_scored=500):
     return [
         RunSummary(f"run-{n}", "", num_scored, 0, 5, (GroupSummary(ALL_STRIPS, num_scored, 5, values),))
         for n, values in enumerate({"score": 1.6, "brightness": float(median)} for median in medians)
@@ -186,7 +186,7 @@ def nights(medians, num_scored=500):
 
 def test_a_lamp_that_dies_slowly_is_a_trend():
     reference = {ALL_STRIPS: sample(np.random.default_rng(8), 200)}
-    trends = drift.detect_trends(nights(105 - 1.5 * np.arange(10)), reference)
+    trends = drift.detect_trends(runs_of(105 - 1.5 * np.arange(10)), reference)
     assert [(t.measure, t.state) for t in trends] == [
         ("brightness", "drifted"),
         ("score", "steady"),
@@ -201,16 +201,16 @@ def test_trends_need_enough_runs_strips_and_change():
     rng = np.random.default_rng(9)
     reference = {ALL_STRIPS: sample(rng, 200)}
     falling = 105 - 1.5 * np.arange(10)
-    assert {t.state for t in drift.detect_trends(nights(falling[:5]), reference)} == {"too_few"}
-    assert {t.state for t in drift.detect_trends(nights(falling), {})} == {"too_few"}
-    assert {t.state for t in drift.detect_trends(nights(falling, num_scored=5), reference)} == {"too_few"}
-    assert not warned(drift.detect_trends(nights(105 + falling / 100), reference))
+    assert {t.state for t in drift.detect_trends(runs_of(falling[:5]), reference)} == {"too_few"}
+    assert {t.state for t in drift.detect_trends(runs_of(falling), {})} == {"too_few"}
+    assert {t.state for t in drift.detect_trends(runs_of(falling, num_scored=5), reference)} == {"too_few"}
+    assert not warned(drift.detect_trends(runs_of(105 + falling / 100), reference))
     assert drift.detect_trends([], reference) == ()
 
 
-def test_trends_on_unchanged_nights_are_rare():
+def test_trends_on_unchanged_runs_are_rare():
     rng = np.random.default_rng(10)
     reference = {ALL_STRIPS: sample(rng, 200)}
-    series = (nights(105 + 9 * rng.standard_normal(12)) for _ in range(400))
+    series = (runs_of(105 + 9 * rng.standard_normal(12)) for _ in range(400))
     false_alarms = sum(bool(warned(drift.detect_trends(runs, reference))) for runs in series)
     assert false_alarms <= 10

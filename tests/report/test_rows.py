@@ -5,12 +5,12 @@ import pytest
 
 from steelray.report.rows import Counts, embedded_rows, script_json, states_of
 from steelray.schema import SCORES, Verdict
-from tests.report.night import FAILURES, HOSTILE_KEY, make_night
+from tests.report.examples import FAILURES, HOSTILE_KEY
 
 
 @pytest.fixture(scope="module")
-def scores():
-    return make_night(900, 0, history=0).scores
+def scores(data):
+    return data.scores
 
 
 def test_counts_add_up(scores):
@@ -64,8 +64,3 @@ def test_nothing_in_the_json_is_markup(scores):
     assert not set("<>&") & set(text)
     assert "\u2028" not in text
     assert json.loads(text)["key"][0] == HOSTILE_KEY
-
-
-def test_an_empty_table_embeds_as_empty():
-    rows = embedded_rows(SCORES.empty_table())
-    assert rows["key"] == rows["score"] == rows["groups"] == []

@@ -7,37 +7,24 @@ from steelray.schema import Status, Verdict
 
 
 @pytest.mark.parametrize(
-    ("share", "text"),
+    ("write", "values", "texts"),
     [
-        (0, "0 %"),
-        (0.0026, "0.26 %"),
-        (0.00001, "< 0.01 %"),
-        (0.02, "2 %"),
-        (0.1234, "12.3 %"),
-        (0.5, "50 %"),
-        (1, "100 %"),
+        (
+            words.percent,
+            (0, 0.0026, 0.00001, 0.02, 0.1234, 0.5, 1),
+            ("0 %", "0.26 %", "< 0.01 %", "2 %", "12.3 %", "50 %", "100 %"),
+        ),
+        (words.duration, (0.4, 59.7, 307, 8820), ("0 s", "1 min 0 s", "5 min 7 s", "2 h 27 min")),
+        (words.size, (0, 999, 1400, 2.5e8, 3.2e15), ("0 B", "999 B", "1.4 kB", "250 MB", "3200 TB")),
+        (words.score, (2.13, 2.1, 104, 0.76891), ("2.130", "2.100", "104.0", "0.7689")),
     ],
 )
-def test_percent(share, text):
-    assert words.percent(share) == text.replace(" ", "\u00a0")
+def test_numbers_are_written_for_people(write, values, texts):
+    assert [write(value).replace("\u00a0", " ") for value in values] == list(texts)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.7, "1 min 0 s"), (307, "5 min 7 s"), (8820, "2 h 27 min")]
-)
-def test_duration(seconds, text):
-    assert words.duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1400, "1.4 kB"), (2.5e8, "250 MB"), (3.2e15, "3200 TB")]
-)
-def test_size(num_bytes, text):
-    assert words.size(num_bytes) == text
-
-
-def test_scores_line_up():
-    assert [words.score(value) for value in (2.13, 2.1, 104, 0.76891)] == ["2.130", "2.100", "104.0", "0.7689"]
+def test_a_percentage_stays_on_one_line():
+    assert " " not in words.percent(0.00001)
 
 
 def test_moments_are_in_utc():
@@ -54,5 +41,4 @@ def test_every_status_and_verdict_has_words():
 
 def test_strips_without_a_group_are_all_strips_only_if_there_are_no_groups():
     assert words.group_name("", alone=True) == "all strips"
-    assert words.group_name("") == "no group"
-    assert words.group_name("camera1") == "camera1"
+    assert [words.group_name(group) for group in ("", "camera1")] == ["no group", "camera1"]

@@ -8,7 +8,7 @@ import pytest
 from steelray.runs.quarantine import SPREADSHEET, excess, quarantine_of, read_quarantine, write_quarantine
 from steelray.schema import QUARANTINE
 from steelray.storage.location import Location
-from tests.report.night import NASTY_KEYS, score_table
+from tests.report.examples import NASTY_KEYS, score_table
 
 
 def test_the_list_names_what_has_no_score_and_why(tmp_path: Path) -> None:

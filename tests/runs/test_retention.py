@@ -10,7 +10,7 @@ from steelray.runs.retention import plan_prune, prune
 from steelray.runs.run import Run, publish, read_published, roll_back
 from steelray.schema import MANIFEST
 from steelray.storage.location import Location, ObjectChanged
-from tests.report.night import score_table
+from tests.report.examples import score_table
 
 NOW = datetime.now(UTC)
 

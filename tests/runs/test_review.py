@@ -9,7 +9,7 @@ from steelray.config import ConfigError
 from steelray.runs.config import ReviewConfig
 from steelray.runs.review import judge, read_verdicts, review
 from steelray.runs.run import Run, publish
-from tests.report.night import NASTY_KEYS, score_table
+from tests.report.examples import NASTY_KEYS, score_table
 
 
 def table(*rows: tuple[str, str, str]) -> pa.Table:

@@ -1,10 +1,10 @@
 "use strict";
-// The pictures: heatmap and boxes on or off, filter, verdicts, and the enlarged strip.
+// The gallery: switches for heatmap and boxes, filters, verdicts, and the enlarged strip.
 {
   const byId = (id) => document.getElementById(id);
   document.documentElement.classList.add("has-js");
   const root = document.documentElement;
-  // on a phone the style sheet takes tables apart, and with their layout they would lose their meaning
+  // on a phone the style sheet lays tables out as blocks, which would cost them their roles
   const roles = { TABLE: "table", THEAD: "rowgroup", TBODY: "rowgroup", TR: "row", TD: "cell" };
   for (const table of document.querySelectorAll("table.stack"))
     for (const part of [table, ...table.querySelectorAll("thead, tbody, tr, td, th")])
@@ -59,16 +59,16 @@
     byId("opacity").addEventListener("input", (event) => root.style.setProperty("--opacity", event.target.value / 100));
     layOut();
 
-    // verdicts stay in this browser until they are saved to a file; jobs/review.py reads it
+    // verdicts stay in this browser until they are saved to a file, which jobs/review.py reads
     const store = "steelray-verdicts-" + root.dataset.run;
     let said = {};
-    try { said = JSON.parse(localStorage.getItem(store) ?? "{}"); } catch { /* no storage for local files here */ }
+    try { said = JSON.parse(localStorage.getItem(store) ?? "{}"); } catch { /* this browser stores nothing for local files */ }
     const showVerdicts = () => {
       for (const card of cards)
         for (const button of card.querySelectorAll("[data-say]"))
           button.setAttribute("aria-pressed", String(said[card.dataset.key] === button.dataset.say));
       byId("save-verdicts").disabled = !Object.keys(said).length;
-      try { localStorage.setItem(store, JSON.stringify(said)); } catch { /* kept until the page is closed */ }
+      try { localStorage.setItem(store, JSON.stringify(said)); } catch { /* then they last until the page is closed */ }
     };
     byId("cards").addEventListener("click", (event) => {
       const button = event.target.closest("[data-say]");
@@ -89,7 +89,7 @@
     const canvas = byId("canvas");
     let open = null;
     let factor = 1;
-    let worst = [0.5, 0.5]; // where to look first: the middle of the first box
+    let worst = [0.5, 0.5]; // zooming starts at the middle of the first box
     const zoom = (to) => {
       const middle = factor === 1 ? [worst[0] * canvas.clientWidth, worst[1] * canvas.clientHeight]
         : [(stage.scrollLeft + stage.clientWidth / 2) / factor, (stage.scrollTop + stage.clientHeight / 2) / factor];

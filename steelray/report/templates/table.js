@@ -1,5 +1,5 @@
 "use strict";
-// All rows: search, filter, sort, pages of fifty. Values only ever become text.
+// The table of all rows: search, filters, order, pages of fifty. Values are only ever inserted as text.
 if (document.getElementById("row-data")) {
   const byId = (id) => document.getElementById(id);
   const { save, cell } = window.steelray;
@@ -91,7 +91,7 @@ if (document.getElementById("row-data")) {
     byId("row-body").replaceChildren(...rows.map(fill));
     const [first, last] = [page * PAGE + 1, page * PAGE + rows.length].map((place) => place.toLocaleString("en"));
     const found = matching.length === total ? `${total.toLocaleString("en")} rows` : `${matching.length.toLocaleString("en")} of ${total.toLocaleString("en")} rows`;
-    byId("row-count").textContent = rows.length ? `${found}, shown are ${first} to ${last}` : found;
+    byId("row-count").textContent = rows.length ? `${found}; ${first} to ${last} are shown` : found;
     byId("page-place").textContent = `page ${page + 1} of ${pages}`;
     byId("page-back").disabled = page === 0;
     byId("page-on").disabled = page >= pages - 1;
@@ -135,7 +135,7 @@ if (document.getElementById("row-data")) {
   ]));
   for (const link of document.querySelectorAll("[data-show]")) link.addEventListener("click", () => {
     byId("filters").reset();
-    // the form's own reset comes first
+    // after the form's own reset
     setTimeout(() => { state.value = link.dataset.show; apply(); });
   });
   draw();

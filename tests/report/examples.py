@@ -1,4 +1,4 @@
-"""A night as a scoring run leaves it, made up from a seed: what the report tests show."""
+"""A run's score table and its `ReportData`, made up from a seed."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -34,7 +34,7 @@ def thresholds(group, score_N):
 
 
 def score_table(num_rows, *, seed=0, num_failed=None, defect_rate=0.006, darker=None, groups=GROUPS, limits=None):
-    """Rows of schema SCORES: mostly nominal strips, some defective, failures of every kind, hostile names first."""
+    """Return rows of schema SCORES: nominal and defective strips, failures of every kind, hostile names first."""
     rng = np.random.default_rng(seed)
     num_failed = num_rows // 300 if num_failed is None else num_failed
     limits = limits or {}
@@ -84,7 +84,7 @@ def score_table(num_rows, *, seed=0, num_failed=None, defect_rate=0.006, darker=
 
 
 def pictures_of(number, size_px):
-    """A generated strip with its defect as a gallery shows it, and the boxes around it."""
+    """Draw a generated strip with its defect as a gallery shows it, and the boxes around the defect."""
     strip = make_strip(5, number, defect=DEFECTS[number % 4], size_px=size_px)
     nominal = make_strip(6, number, size_px=size_px)
     noise_HW = ndimage.gaussian_filter(np.random.default_rng(number).standard_normal(size_px), 9) * 6
@@ -112,7 +112,7 @@ def pictures_of(number, size_px):
 
 
 def gallery(scores, count, *, num_pictures=4, size_px=(256, 1600)):
-    """The worst strips of a table, with a few pictures in turn; every third link is hostile."""
+    """Return the worst strips of a table, with a few pictures in turn; every third link is hostile."""
     made = [pictures_of(number, size_px) for number in range(min(num_pictures, count))]
     scored = scores.filter(np.asarray(scores["status"].to_numpy() == "ok")).sort_by([("anomaly_score", "descending")])
     return [
@@ -129,22 +129,22 @@ def gallery(scores, count, *, num_pictures=4, size_px=(256, 1600)):
     ]
 
 
-def make_night(num_rows=600, num_gallery=8, *, darker=None, history=9, groups=GROUPS, num_reference=400, **changes):
-    """A whole `ReportData`."""
+def example_run(num_rows=600, num_gallery=8, *, darker=None, history=9, groups=GROUPS, num_reference=400, **changes):
+    """Return everything that a report shows; `darker` names a group with a dim lamp."""
     reference = drift.samples_by_group(
         score_table(num_reference * len(groups), seed=99, num_failed=0, defect_rate=0, groups=groups)
     )
     limits = {group: thresholds(group, sample["score"]) for group, sample in reference.items() if len(sample["score"])}
     scores = score_table(num_rows, darker=darker, groups=groups, limits=limits)
-    nights = []
+    earlier = []
     for number in range(history):
         table = score_table(400, seed=100 + number, groups=groups, limits=limits)
         finished = FINISHED - timedelta(days=history - number)
-        nights.append(drift.summarize_run(f"run{number}", finished.isoformat(), table))
-    tonight = drift.summarize_run(RUN_ID, FINISHED.isoformat(), scores)
+        earlier.append(drift.summarize_run(f"run{number}", finished.isoformat(), table))
+    this_run = drift.summarize_run(RUN_ID, FINISHED.isoformat(), scores)
     values = {
         "run_id": RUN_ID,
-        "archive_uri": "s3://archive/night",
+        "archive_uri": "s3://archive/strips",
         "started_at": FINISHED - timedelta(minutes=5, seconds=7),
         "finished_at": FINISHED,
         "scoring_s": 240.0,
@@ -153,9 +153,9 @@ def make_night(num_rows=600, num_gallery=8, *, darker=None, history=9, groups=GR
         "thresholds": list(limits.values()),
         "quarantine_limit": 0.01,
         "shifts": drift.detect_shifts(reference, drift.samples_by_group(scores)),
-        "trends": drift.detect_trends([*nights, tonight], reference),
+        "trends": drift.detect_trends([*earlier, this_run], reference),
         "reference": reference,
-        "history": nights,
+        "history": earlier,
         "gallery": gallery(scores, num_gallery),
         "table_uri": f"s3://results/runs/{RUN_ID}/scores",
         "details": {"Model": "patchcore, tf_efficientnet_lite0", "Hardware": "2 CPU cores"},
