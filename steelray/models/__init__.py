@@ -1,1 +1,1 @@
-"""Opening a stored model of any kind, ensembles, and calibration."""
+"""Open a stored model of any kind; ensembles and calibration."""

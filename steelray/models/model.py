@@ -1,8 +1,10 @@
-"""A model's folder, whatever the method: who it is, what it takes, and the way to its `Scorer`.
+"""Open a stored model of any kind and load its scorer.
 
-bank.json, checkpoint.json …         the model (steelray.patchcore.bank, steelray.reconstruction.checkpoint)
-ensemble.json                        or several models elsewhere that count as one (steelray.models.ensemble)
-calibrations/                        its thresholds (steelray.models.calibration)
+A model's location holds
+    bank.json …         a memory bank (steelray.patchcore.bank), or
+    checkpoint.json …   a network (steelray.reconstruction.checkpoint), or
+    ensemble.json       references to other models that are fused (steelray.models.ensemble), and
+    calibrations/       its thresholds (steelray.models.calibration)
 """
 
 import json
@@ -34,13 +36,13 @@ CHECKPOINT_FILE = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a trained model without loading its weights."""
+    """A stored model, described without loading its weights."""
 
     uri: str
     method: str
     """patchcore, draem, conv_ae or ensemble."""
     model_id: str
-    """Digest of the weights and of all settings that a score depends on; for PatchCore without the bank's vectors."""
+    """Digest of the weights and of all settings that a score depends on; PatchCore's leaves out the bank's vectors."""
     input_size_px: tuple[int, int] | None
     """Height and width that every image must have; None: any."""
     bank: BankInfo | None
@@ -49,15 +51,15 @@ class Model:
 
     @property
     def bank_id(self) -> str | None:
-        """Digest of the memory bank, where there is one."""
+        """Digest of the memory bank; None if there is none."""
         return self.bank.bank_id if self.bank is not None else None
 
 
 def open_model(uri: str) -> Model:
-    """Reads a model's description; of an ensemble also its members'.
+    """Read a model's description, and that of every member if it is an ensemble.
 
     Raises:
-        ConfigError: nothing there, not a model, one of another format version, or an ensemble whose members changed.
+        ConfigError: there is no model, it has another format version, or an ensemble's member has changed.
     """
     location = Location(uri)
     location.check_access()
@@ -68,13 +70,13 @@ def open_model(uri: str) -> Model:
 
 
 def open_members(info: EnsembleInfo, where: str) -> list[Model]:
-    """The models of an ensemble.
+    """Open the members of an ensemble.
 
     Args:
         where: the ensemble's URI, for messages.
 
     Raises:
-        ConfigError: one cannot be read, or is no longer the one that was fused.
+        ConfigError: a member cannot be read, or is no longer the model that was fused.
     """
     models = []
     for member in info.members:
@@ -88,16 +90,17 @@ def open_members(info: EnsembleInfo, where: str) -> list[Model]:
 
 
 def common_input_size(models: Sequence[Model]) -> tuple[int, int] | None:
-    """Height and width that images must have for all of these models. Raises `ConfigError` if two want different ones.
+    """Return the height and width that images must have for all of these models; None: any.
 
-    None: any.
+    Raises:
+        ConfigError: two models need different ones.
     """
     wanted = {model.input_size_px: model for model in models if model.input_size_px is not None}
     if len(wanted) > 1:
         one, other = list(wanted.values())[:2]
         raise ConfigError(
             f"{one.uri} takes strips of {one.input_size_px} px (height, width), {other.uri} of {other.input_size_px}: "
-            "models that are fused must take strips of one size"
+            "fuse models that take strips of one size"
         )
     return next(iter(wanted), None)
 
@@ -106,7 +109,7 @@ def _open_single(uri: str) -> Model:
     location = Location(uri)
     location.check_access()
     if location.exists(ENSEMBLE_FILE):
-        raise ConfigError(f"{uri} is an ensemble, and these take single models only: name its members instead")
+        raise ConfigError(f"{uri} is an ensemble, and an ensemble takes single models only: name its members instead")
     if location.exists(CHECKPOINT_FILE):
         from steelray.reconstruction.checkpoint import read_info as read_checkpoint
 
@@ -132,7 +135,7 @@ def nominal_uris(model_uri: str) -> list[str]:
 
 
 def check_agreement(model: Model, embedder: EmbedderConfig | None, scoring: ScoringConfig | None = None) -> None:
-    """Raises `ConfigError` if settings that were given differ from those that the bank was built with."""
+    """Raise `ConfigError` if given settings differ from those that the bank was built with."""
     for name, given, stored in (
         ("embedder", embedder, model.bank and model.bank.embedder),
         ("scoring", scoring, model.bank and model.bank.scoring),
@@ -149,10 +152,10 @@ def check_agreement(model: Model, embedder: EmbedderConfig | None, scoring: Scor
 def portable_embedder(
     embedder: EmbedderConfig, weights_digest: str | None, compute: ComputeConfig, use_gpu: bool
 ) -> PortableEmbedder | None:
-    """The embedder made ready once for all CPU actors of this process's jobs; None where actors run it with torch.
+    """Export an embedder once for all CPU actors of this process's jobs; None if they run it with torch.
 
     Raises:
-        ConfigError: unknown backbone, or weights that cannot be had, do not fit or are not those of the bank.
+        ConfigError: the backbone is unknown, or its weights are missing, do not fit or are not those of the bank.
     """
     from steelray.patchcore.embedder import build_patch_embedder, export_openvino, uses_openvino
 
@@ -170,7 +173,7 @@ def load_embedder(
     """Make the embedder of a stored bank ready to run in this process.
 
     Args:
-        portable: from `portable_embedder`; None builds the embedder with torch.
+        portable: from `portable_embedder`; None: the embedder is built with torch.
     """
     if portable is not None:
         embed = tiled_embedding(portable.compile(num_threads), config, portable.stride_px)
@@ -192,15 +195,15 @@ def load_scorer(
     use_gpu: bool = False,
     observe: Observe = unobserved,
 ) -> Scorer:
-    """The model, ready to score in this process. An ensemble loads all of its members whole.
+    """Load a model to score with in this process. An ensemble loads all of its members whole.
 
     Args:
-        search: where its memory bank is searched; None loads the whole bank here.
-        portable: from `portable_embedder`; None builds the embedder here.
-        observe: told the seconds of every call of the embedder and of the search.
+        search: searches the memory bank; None: the whole bank is loaded here.
+        portable: from `portable_embedder`; None: the embedder is built here.
+        observe: called with the seconds of every call of the embedder and of the search.
 
     Raises:
-        ConfigError: weights that cannot be had, a damaged file, or an ensemble's member that is another by now.
+        ConfigError: weights are missing, a file is damaged, or an ensemble's member has changed.
     """
     if model.ensemble is not None:
         scorers = [

@@ -200,7 +200,7 @@ def test_ensembles_hold_no_ensembles(plant: Plant, other_bank: str) -> None:
     uri = write_ensemble(plant, info)
     itself = replace(info.members[0], uri=uri, model_id=info.model_id, bank_id=None)
     write_ensemble(plant, replace(info, members=(itself, info.members[1])))
-    with pytest.raises(ConfigError, match="these take single models only"):
+    with pytest.raises(ConfigError, match="an ensemble takes single models only"):
         open_model(uri)
 
 
