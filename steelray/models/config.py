@@ -11,7 +11,7 @@ class FuseModelsConfig:
     """jobs/fuse_models.py"""
 
     model_uris: tuple[str, ...]
-    """Models to fuse, at least two memory banks or checkpoints that were made from the same nominal strips with the same
+    """Models to fuse: two or more memory banks or checkpoints, made from the same nominal strips with the same
     calibration.held_out_fraction and calibration.seed. The ensemble refers to them: leave them in place, unchanged."""
     output_uri: str
     """Location of the ensemble, which scores archives as its models do: s3://bucket/prefix or a local folder."""

@@ -18,12 +18,12 @@ EMBEDDER = EmbedderConfig(levels=(2,))
 
 
 def strip_jpeg(index: int, defect: str | None = None, seed: int = 0) -> bytes:
-    """A small strip."""
+    """Return a small strip as a JPEG file."""
     return make_strip(seed, index, defect=defect, size_px=SIZE_PX).jpeg()
 
 
 def build_config(nominal_uri: str, bank_uri: str, **changes: object) -> BuildMemoryBankConfig:
-    """Settings of a small bank."""
+    """Return settings of a small bank."""
     settings: dict[str, object] = {
         "nominal": ArchiveConfig(nominal_uri),
         "bank_uri": bank_uri,
@@ -47,12 +47,12 @@ class World:
 
 
 def silent(line: str) -> None:
-    """Takes no notice of progress."""
+    """Ignore a line of progress."""
 
 
 @pytest.fixture(scope="session")
 def world(cluster: dict[str, float]) -> World:
-    """24 nominal strips, a night of 20 with five defects, and a bank built on the cluster."""
+    """Write 24 nominal strips and an archive of 20 with five defects, and build a bank on the cluster."""
     root = "s3://archive/world"
     nominal, archive = Location(f"{root}/nominal"), Location(f"{root}/archive")
     for index in range(24):
@@ -72,13 +72,13 @@ def world(cluster: dict[str, float]) -> World:
 
 @pytest.fixture(scope="session")
 def clean_run(world: World) -> Run:
-    """The night scored once, undisturbed, with a replicated bank."""
+    """Score the archive once, undisturbed, with a replicated bank."""
     summary = score_archive(score_config(world, "s3://archive/world/results"), silent)
     return Run("s3://archive/world/results", summary["run_id"])
 
 
 def score_config(world: World, results_uri: str, **changes: object) -> ScoreArchiveConfig:
-    """Settings that score the world's night."""
+    """Return settings that score the world's archive."""
     settings: dict[str, object] = {
         "archive": ArchiveConfig(world.archive_uri),
         "model_uri": world.bank_uri,

@@ -1,4 +1,4 @@
-"""Embeddings that no selection can like, held by actors: an error that names the number, or a defined end."""
+"""Selections from awkward embeddings in actors: an error that names the embedding, or a defined result."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a user reads when a step fails on another process."""
+"""The line that a user reads when a step fails on another process."""
 
 import pyarrow as pa
 import pytest

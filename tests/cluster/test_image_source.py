@@ -1,4 +1,4 @@
-"""What a reading task makes of objects that cannot be read; the rest is tested through the whole job."""
+"""Reading tasks: their slices of the manifest, and objects that cannot be read."""
 
 import os
 from pathlib import Path

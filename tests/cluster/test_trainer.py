@@ -1,4 +1,4 @@
-"""Training over a cluster: workers agree, runs go on, what cannot be is said at once, and the model scores archives."""
+"""Training on a cluster: workers agree, runs continue, mistakes are found at once, and the model scores archives."""
 
 import importlib.util
 import json
@@ -180,7 +180,7 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint(cluster: dict[str, flo
 
 
 def _without_ray(config: TrainConfig) -> dict[int, float]:
-    """The loss of every step in this process, undisturbed."""
+    """Return the loss of every step, computed in this process."""
     numbers = list_nominal(config).fit.manifest.column("image_index").to_pylist()
     images = [make_strip(config.seed, i, size_px=(256, 256)).pixels_HW[:, :, None] for i in numbers]
     session, maker = TrainingSession(config, config.total_steps(len(images))), SampleMaker(config)
@@ -193,7 +193,7 @@ def _without_ray(config: TrainConfig) -> dict[int, float]:
 
 
 def _training_workers() -> list[int]:
-    """Training processes below this one: other tests' clusters may run on the same machine."""
+    """Return the training processes below this one: other clusters may run on the same machine."""
     parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():

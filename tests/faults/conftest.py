@@ -1,6 +1,6 @@
-"""A real store behind mitmproxy, a bank and a night in it, and jobs as processes that can be hurt.
+"""A real store behind mitmproxy with a bank and an archive in it, and jobs as processes that can be killed.
 
-The job's own processes are known by a mark in their environment, so that no other Ray of this machine is touched.
+A mark in the environment identifies a job's own processes, so that no other Ray of this machine is touched.
 """
 
 import json
@@ -29,12 +29,12 @@ MITMDUMP = REPOSITORY / ".faults-venv" / "bin" / "mitmdump"
 NUM_STRIPS = 160
 JOB_S = 240
 PASSING_COLUMNS = ["scored_at", "run_id"]
-"""What may differ between two runs over the same night."""
+"""Columns that may differ between two runs over the same archive."""
 MAX_ATTEMPTS = 3
 IMAGES = r"^GET /archive/plant/archive/"
-"""Requests for the night's images, as a rule of the proxy's plan matches them."""
+"""Requests for images of the archive, as a rule of the proxy's plan matches them."""
 SLOW_IMAGES = {"match": IMAGES, "fault": "latency", "seconds": 1.0}
-"""Stretches a run over some ten seconds, so that there is a middle to strike in."""
+"""Stretch a run to about ten seconds, so that it can be disturbed in the middle."""
 
 
 class RestartableStore:
@@ -47,12 +47,12 @@ class RestartableStore:
         self.environment = self._store.environment
 
     def kill(self) -> None:
-        """As a power cut does."""
+        """Kill the server as a power cut would."""
         os.killpg(self._store.process.pid, signal.SIGKILL)
         self._store.process.wait()
 
     def start(self) -> None:
-        """As before."""
+        """Start the server again."""
         with (self._folder / "server.log").open("ab") as log:
             process = subprocess.Popen(
                 self._store.process.args,
@@ -70,13 +70,13 @@ class RestartableStore:
 
 @dataclass
 class Proxy:
-    """mitmproxy before the store."""
+    """mitmproxy in front of the store."""
 
     endpoint_url: str
     plan_file: Path
 
     def plan(self, *rules: dict[str, Any]) -> None:
-        """What to break from now on; nothing without rules."""
+        """Set what to break from now on; nothing without rules."""
         self.log_file.write_text("")
         part = self.plan_file.with_suffix(".part")
         part.write_text(json.dumps(rules))
@@ -87,20 +87,20 @@ class Proxy:
         return Path(f"{self.plan_file}.log")
 
     def done(self, fault: str) -> int:
-        """How many requests have been broken that way since the plan was made."""
+        """Return the number of requests broken in this way since the plan was set."""
         return sum(line.startswith(f"{fault} ") for line in self.log_file.read_text().splitlines())
 
 
 @dataclass
 class Job:
-    """A running jobs/score_archive.py."""
+    """A running process of jobs/score_archive.py."""
 
     process: "subprocess.Popen[str]"
     mark: str
     results_uri: str
 
     def workers(self, title: str) -> dict[int, str]:
-        """Ids and titles of its processes whose title contains this."""
+        """Return ids and titles of the job's processes whose title contains this."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -112,16 +112,16 @@ class Job:
         return found
 
     def wait_for(self, condition: Any, timeout_s: float = 120) -> Any:
-        """What `condition` returns when it is true; fails if the job ends before."""
+        """Wait until `condition` returns something true, and return that; fail if the job ends before."""
         deadline = time.monotonic() + timeout_s
         while not (answer := condition()):
             assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < deadline, "it never came so far"
+            assert time.monotonic() < deadline, "the condition was never met"
             time.sleep(0.1)
         return answer
 
     def wait_until_some_rows_are_safe(self) -> None:
-        """The middle of a run: the first part is written, others are not."""
+        """Wait for the middle of the run: its first part is written, others are not."""
         runs = Location(f"{self.results_uri}/{RUNS}")
 
         def committed() -> bool:
@@ -137,7 +137,7 @@ class Job:
 
 @dataclass
 class Ending:
-    """How a job ended."""
+    """Exit code and output of a job."""
 
     code: int
     stdout: str
@@ -145,27 +145,27 @@ class Ending:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Its last line."""
+        """Return the summary, the last line of stdout."""
         found: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
         return found
 
     @property
     def complaint(self) -> str:
-        """The one line that says what went wrong."""
+        """Return the one line that says what went wrong."""
         [line] = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
         return line
 
 
 @dataclass
 class FaultyPlant:
-    """Everything, in s3://archive/plant/."""
+    """The plant in s3://archive/plant/, its store and its proxy."""
 
     store: RestartableStore
     proxy: Proxy
     clean: pa.Table | None = field(default=None, repr=False)
 
     def start(self, results_uri: str, *arguments: str, environment: dict[str, str] | None = None) -> Job:
-        """Starts the job, its store behind the proxy."""
+        """Start the job, with its store behind the proxy."""
         mark = uuid.uuid4().hex
         command = [
             sys.executable, str(REPOSITORY / "jobs" / "score_archive.py"),
@@ -187,7 +187,7 @@ class FaultyPlant:
         return self.start(results_uri, *arguments, environment=environment).end()
 
     def finish(self, results_uri: str, *arguments: str) -> Ending:
-        """Runs the same command until it ends well; every failure before has to be one clear line."""
+        """Run the same command until it succeeds; every failure before must be one clear line."""
         for _ in range(MAX_ATTEMPTS):
             ending = self.run(results_uri, *arguments)
             if ending.code == 0:
@@ -196,7 +196,7 @@ class FaultyPlant:
         raise AssertionError(f"not done in {MAX_ATTEMPTS} attempts: {ending.stderr}")
 
     def check_like_clean(self, results_uri: str) -> None:
-        """Published, one row per object, and every value of it that of the undisturbed run."""
+        """Assert that the published run has one row per object, each equal to that of the undisturbed run."""
         assert self.clean is not None
         run = Run(results_uri, read_published(results_uri).current or "")
         table = run.scores().drop_columns(PASSING_COLUMNS)
@@ -209,7 +209,7 @@ class FaultyPlant:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartableStore]:
-    """The AWS_* variables of this process point at it directly, those of the jobs at the proxy."""
+    """Start a store. The AWS_* variables of this process point at it, those of the jobs at the proxy."""
     patch = pytest.MonkeyPatch()
     store = RestartableStore(tmp_path_factory.mktemp("fault-store"))
     try:
@@ -269,10 +269,9 @@ def _wait_for_port(port: int) -> None:
 
 @pytest.fixture(scope="session")
 def undisturbed(built_plant: Plant, store: RestartableStore, proxy: Proxy) -> FaultyPlant:
-    """The plant in the store, and what an undisturbed run says of its night."""
-    night = Plant(built_plant.root)
-    fill_archive(night, NUM_STRIPS)
-    upload(night, "s3://archive/plant", "bank", "archive")
+    """Upload a plant to the store and score its archive undisturbed."""
+    fill_archive(built_plant, NUM_STRIPS)
+    upload(built_plant, "s3://archive/plant", "bank", "archive")
     plant = FaultyPlant(store, proxy)
     ending = plant.run("s3://archive/clean")
     assert ending.code == 0, ending.stderr
@@ -283,7 +282,7 @@ def undisturbed(built_plant: Plant, store: RestartableStore, proxy: Proxy) -> Fa
 
 @pytest.fixture
 def plant_in_store(undisturbed: FaultyPlant) -> Iterator[FaultyPlant]:
-    """The same, with a proxy that breaks nothing yet."""
+    """Return the plant with a proxy that breaks nothing yet."""
     undisturbed.proxy.plan()
     yield undisturbed
     undisturbed.proxy.plan()
@@ -295,5 +294,5 @@ def results_uri(store: RestartableStore) -> str:
 
 
 def strip_keys(count: int) -> Sequence[str]:
-    """The first keys of the night, in the manifest's order."""
+    """Return the first keys of the archive, in the manifest's order."""
     return sorted(f"line{index % 2}/strip {index:03d}.jpg" for index in range(NUM_STRIPS))[:count]

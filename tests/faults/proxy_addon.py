@@ -1,12 +1,12 @@
-"""Runs inside mitmproxy: breaks the requests and answers that a plan file names. Signatures survive; not a test.
+"""An add-on of mitmproxy, not a test: breaks the requests and answers that a plan file names; signatures stay valid.
 
-The plan is a JSON list of rules, read anew when it changes:
+The plan is a JSON list of rules, read again when it changes:
     match    regular expression over "METHOD /path"
     fault    slow_down, reset, latency, truncate, corrupt, expired
-    first    only the first so many requests of each path (default: all)
-    after    not before so many matching requests have passed (default: 0)
-    seconds  of latency
-What was done is appended to the plan's file name + ".log", one line per request: fault, method and path.
+    first    number of requests of each path to break (default: all)
+    after    number of matching requests to let pass first (default: 0)
+    seconds  latency
+The plan's file name + ".log" gets a line per broken request: fault, method and path.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class Faults:
         if flow.metadata.get("fault") == "corrupt":
             flow.response.raw_content = body[:-1] + bytes([body[-1] ^ 1])
         elif flow.metadata.get("fault") == "truncate":
-            # the length that was announced stays: the connection ends before it is reached
+            # the announced length stays: the connection ends before it is reached
             flow.response.raw_content = body[: len(body) // 2]
             flow.response.headers["connection"] = "close"
 

@@ -1,4 +1,4 @@
-"""Processes die: the driver, a scoring actor, a shard of the bank, a whole node."""
+"""The driver, a scoring actor, a shard of the bank or a whole node is killed."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.nodes.test_several_nodes import cluster_of
 
 pytestmark = pytest.mark.faults
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Of Ray: seen to outlive their raylet by a little over a minute, and to end by themselves."""
+"""Ray's agents, seen to outlive their raylet by a little over a minute and then to end by themselves."""
 SHARDED = ("--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
 
 
@@ -48,7 +48,7 @@ def test_a_killed_actor_comes_back(
 
 
 def test_a_node_is_lost_for_good(plant_in_store: FaultyPlant, results_uri: str, tmp_path: Path) -> None:
-    """One of two raylets is killed and none takes its place."""
+    """One of two raylets is killed and not replaced."""
     plant_in_store.proxy.plan(SLOW_IMAGES)
     environment = {**plant_in_store.store.environment, "AWS_ENDPOINT_URL": plant_in_store.proxy.endpoint_url}
     with cluster_of(2, 2, home=tmp_path, environment=environment) as nodes:

@@ -1,4 +1,4 @@
-"""20,000 small images in one run: the memory of driver, actors and object store stays flat."""
+"""Score 20,000 small images in one run: the memory of driver, actors and object store stays flat."""
 
 import json
 import os
@@ -24,12 +24,12 @@ NUM_IMAGES = int(os.environ.get("STEELRAY_SOAK_IMAGES", "20000"))
 NUM_DISTINCT = 200
 ROLES = {"driver": "score_archive.py", "scorer": "ScoringActor", "reader": "ReadImages"}
 MAX_GROWTH = 1.10
-"""Of the last third of the scoring over the second: allocators keep what they once had, so the first does not count."""
+"""Last third of the scoring over the second; the first does not count, because allocators keep what they once had."""
 ALLOWANCE_MB = 30
 
 
 def memory_mb(process: int) -> tuple[float, float]:
-    """Memory of a process of its own, and what it has touched of the object store."""
+    """Return a process's own memory, and the part of the object store that it has touched."""
     status = Path(f"/proc/{process}/status").read_text()
     anonymous, shared = (
         int(found[1]) / 1024 if (found := re.search(rf"{name}:\s+(\d+) kB", status)) else 0.0
@@ -63,7 +63,7 @@ def test_memory_stays_flat(built_plant: Plant, store: RestartableStore) -> None:
     while process.poll() is None:
         if scorers := job.workers(ROLES["scorer"]):
             for role, title in ROLES.items():
-                # the largest of its kind: readers come and go, and at times there is none
+                # the largest of its kind: readers start and end, and at times there is none
                 if used := [memory_mb(one) for one in (scorers if role == "scorer" else job.workers(title))]:
                     samples[role].append(max(own for own, _ in used))
             samples["object store"].append(max(memory_mb(one)[1] for one in scorers))

@@ -1,4 +1,4 @@
-"""The store misbehaves: a run ends complete and like the undisturbed one, or with a clear line and can be continued."""
+"""The store fails: a run ends complete and equal to the undisturbed one, or with a clear line and can be continued."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.faults
 def test_passing_faults_change_nothing(
     plant_in_store: FaultyPlant, results_uri: str, fault: str, rule: dict[str, object]
 ) -> None:
-    """Every request, or every image, is hit at first."""
+    """Every request, or every image, is broken at first."""
     plant_in_store.proxy.plan({**rule, "fault": fault})
     ending = plant_in_store.run(results_uri)
     assert ending.code == 0, ending.stderr

@@ -1,4 +1,4 @@
-"""The jobs as a person or a scheduler runs them: processes with arguments, exit codes, one line of JSON."""
+"""The jobs as processes: arguments, exit codes, one line for an error, one line of JSON at the end."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_help_answers_at_once_without_torch_or_ray(job: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "--config" in done.stdout
     assert "ARG:" in done.stdout or "usage:" in done.stdout
-    # its own seconds, not the clock's: other programs may keep the machine busy
+    # CPU seconds, because other programs may keep the machine busy
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
@@ -136,8 +136,8 @@ def test_a_bank_is_built_and_an_archive_scored_through_the_object_store(object_s
     for index in range(4):
         defect = DEFECTS[index] if index % 2 else None
         pixels_HW = make_strip(1, index, defect=defect, size_px=(64, 128)).pixels_HW
-        archive.write(f"night/{index}.png", encode(pixels_HW, "PNG"))
-    archive.write("night/empty.png", b"")
+        archive.write(f"line1/{index}.png", encode(pixels_HW, "PNG"))
+    archive.write("line1/empty.png", b"")
     bank = ["--nominal.uri", nominal.uri, "--bank_uri", f"{s3_uri}/bank", "--embedder.levels", "[2]"]
     built = run_job("build_memory_bank", *bank, "--coreset.ratio", "0.1")
     assert summary_of(built)["vectors"] == 51  # 4 strips of 8x16 cells, a tenth

@@ -1,4 +1,4 @@
-"""A night needs no more than to read the archive and the bank: only the results' bucket is written to."""
+"""Scoring needs only read access to the archive and the bank; it writes to the results' bucket alone."""
 
 import os
 import secrets
@@ -18,13 +18,13 @@ ACTIONS = "Read:archive,List:archive,Read:results,List:results,Write:results"
 
 
 def add_user(store: ObjectStore, actions: str) -> dict[str, str]:
-    """Credentials of a new user with these rights, as AWS_* variables."""
+    """Add a user with these rights, and return its credentials as AWS_* variables."""
     weed, *arguments = map(str, store.process.args)  # type: ignore[arg-type]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     key_id, secret = secrets.token_hex(8), secrets.token_hex(16)
     subprocess.run(
         [weed, "shell", f"-master=127.0.0.1:{options['-master.port']}", f"-filer=127.0.0.1:{options['-filer.port']}"],
-        input=f"s3.configure -user=night -access_key={key_id} -secret_key={secret} -actions={actions} -apply\nexit\n",
+        input=f"s3.configure -user=scorer -access_key={key_id} -secret_key={secret} -actions={actions} -apply\nexit\n",
         text=True,
         capture_output=True,
         check=True,
@@ -35,13 +35,12 @@ def add_user(store: ObjectStore, actions: str) -> dict[str, str]:
 
 def test_rights_to_read_the_archive_suffice(plant: Plant, tmp_path: Path) -> None:
     fill_archive(plant, 12)
-    # undone in this order: the variables of the session's store come back last
+    # entered in this order so that the variables of the session's store are restored last
     with running_object_store(tmp_path / "store") as store, pytest.MonkeyPatch.context() as monkeypatch:
         # not boto3.client: its session remembers the credentials of an earlier store
         boto3.session.Session().client("s3").create_bucket(Bucket="results")
         upload(plant, "s3://archive", "bank", "archive")
-        night = {**store.environment, **add_user(store, ACTIONS)}
-        for name, value in night.items():
+        for name, value in {**store.environment, **add_user(store, ACTIONS)}.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(OSError, match="AccessDenied"):
             Location("s3://archive/archive").write("new.jpg", b"1")

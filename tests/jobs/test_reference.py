@@ -1,4 +1,4 @@
-"""Figures that a change must not move: reference/*.json holds them, with the commit and the machine that made them.
+"""Figures that must not change: reference/*.json holds them, with the commit and the machine that made them.
 
 On a CPU of the same model they are equal to the last bit; elsewhere BLAS and OpenVINO take other kernels, and scores
 agree to a few digits.

@@ -1,4 +1,4 @@
-"""A secret in the environment appears nowhere: not in logs, results, Ray's own files, nor in what a failed job says."""
+"""A secret in the environment is written nowhere: not in logs, results, Ray's files or the error of a failed job."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def ray_folder() -> Iterator[Path]:
-    """Where the job's Ray keeps its logs and metadata; a short path, for its sockets."""
+    """Return the folder of the job's Ray, whose path must be short for its sockets."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         yield Path(folder)
 
@@ -34,7 +34,7 @@ def score(root: str, environment: dict[str, str], ray_folder: Path) -> "subproce
 
 
 def places_of(needle: str, folder: Path) -> list[str]:
-    """Files below a folder that hold this text."""
+    """Return the files below a folder that hold this text."""
     found = []
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink() and needle.encode() in path.read_bytes():

@@ -1,4 +1,4 @@
-"""The study's jobs as processes: the smoke recipe on Ray Tune, its page, a diagnosis, and mistakes in one line."""
+"""The study's jobs as processes: the smoke recipe on Ray Tune, its page, a diagnosis, and one line for a mistake."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_two_datasets_diagnosed_side_by_side(tmp_path: Path) -> None:
         ("report_study", ["--results_dir", "nowhere"], "not a study's results"),
     ],
 )
-def test_mistakes_are_said_in_one_line(job: str, arguments: list[str], message: str) -> None:
+def test_a_mistake_is_one_line(job: str, arguments: list[str], message: str) -> None:
     done = run(job, *arguments)
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Thresholds keep their promise, measured by simulation; groups have their own where they are large enough."""
+"""Thresholds keep their rate, measured by simulation; large enough groups have their own."""
 
 import json
 

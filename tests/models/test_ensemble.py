@@ -1,4 +1,4 @@
-"""ensemble.json, and the scales that it holds; an ensemble of real banks in folders."""
+"""ensemble.json and its scales, and an ensemble of real banks in folders."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ SCALES = (NominalScale(0.1, 0.7, 1.3, 0.2), NominalScale(1.0, 3.0, 1 / 3, 0.05))
 
 
 def info_of(*uris: str, weights: tuple[float, ...] = (1.0, 0.25)) -> EnsembleInfo:
-    """The ensemble of the models that lie at these places now."""
+    """Return the ensemble of the models at these locations."""
     models = [open_model(uri) for uri in uris]
     members = [
         EnsembleMember(uri, model.model_id, model.bank_id, weight, scale)
@@ -55,7 +55,7 @@ def read(body: bytes) -> EnsembleInfo:
 
 @pytest.fixture
 def other_bank(plant: Plant, eager: Embedder) -> str:
-    """A second bank of the plant, of other strips and another scoring."""
+    """Store a second bank of the plant, of other strips and with another image score."""
     bank = fit_memory_bank(
         ["a", "b"],
         [decode(strip(index, seed=7)) for index in range(2)],

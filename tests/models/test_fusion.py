@@ -1,4 +1,4 @@
-"""Several scorers as one: the sum is on the scale of nominal strips."""
+"""Several scorers fused into one: their sum is on the scale of nominal strips."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from steelray.patchcore.scorer import AnomalyMaps, Images
 
 
 class Brightness:
-    """A scorer that can be worked out by hand: grey levels times a gain, at a share of the size."""
+    """A scorer whose answers are easy to compute: grey levels times a gain, at a fraction of the size."""
 
     def __init__(self, gain: float, step: int = 1) -> None:
         self.min_size_px = step

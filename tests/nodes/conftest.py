@@ -1,6 +1,6 @@
-"""A Ray cluster as an operator starts it (`ray start --head`, a token, a dashboard on loopback), and things to score.
+"""A Ray cluster as an operator starts it (`ray start --head`, a token, a dashboard on loopback), and an archive.
 
-Everything runs in processes and folders of its own, so that no other Ray of this machine notices.
+Everything runs in processes and folders of its own, apart from any other Ray of this machine.
 """
 
 import json
@@ -42,7 +42,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def last_json(text: str) -> dict[str, object]:
-    """The summary of a job: the last line of its output that is a JSON object."""
+    """Return a job's summary: the last line of its output that is a JSON object."""
     for line in reversed(text.splitlines()):
         if line.startswith("{") and line.endswith("}"):
             found: dict[str, object] = json.loads(line)
@@ -51,7 +51,7 @@ def last_json(text: str) -> dict[str, object]:
 
 
 def scores_of(results_uri: str, run_id: object) -> dict[str, tuple[object, ...]]:
-    """Everything of a score table that must not depend on where it was made, by key."""
+    """Return, by key, the parts of a score table that must not depend on the cluster."""
     names = ["status", "anomaly_score", "verdict", "map_peak", "map_mean", "defect_area_fraction"]
     rows = Run(results_uri, str(run_id)).scores().to_pylist()
     assert len({row["image_key"] for row in rows}) == len(rows)
@@ -68,7 +68,7 @@ class RayCluster:
     environment: dict[str, str]
 
     def ray(self, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        """One `ray` command of a client; stderr goes where stdout goes, as on a terminal."""
+        """Run a `ray` command as a client, with stderr and stdout together as on a terminal."""
         return subprocess.run(
             [str(BIN / "ray"), *arguments],
             cwd=cwd,
@@ -83,7 +83,7 @@ class RayCluster:
     def submit(
         self, *arguments: str, cwd: Path, options: Sequence[str] = (), **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` of one of the jobs, as docs/cluster.md says it."""
+        """Submit a job with `ray job submit` as in docs/cluster.md."""
         return self.ray(
             "job",
             "submit",
@@ -100,7 +100,7 @@ class RayCluster:
 
 @pytest.fixture(scope="session")
 def ray_cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """`ray start --head` with the options of cluster.yaml, but with CPUs. Workers reach the store, clients do not."""
+    """Start a head with the options of cluster.yaml, but with CPUs. Workers reach the store, clients do not."""
     home = tmp_path_factory.mktemp("home")
     temp_dir = Path(tempfile.gettempdir()) / f"steelray-{os.getpid()}"  # short: a socket's path may have 107 characters
     gcs, dashboard, client, metrics, agent, agent_grpc, env_agent = free_ports(7)
@@ -153,10 +153,10 @@ class World:
     bank_uri: str
     archive_uri: str
     environment: dict[str, str] = field(repr=False)
-    """What a driver of this machine needs to reach the store."""
+    """Variables with which a driver of this machine reaches the store."""
 
     def local_job(self, job: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """A job as a process here: with a Ray of its own, or that of RAY_ADDRESS."""
+        """Run a job as a process of this machine, with a Ray of its own or that of RAY_ADDRESS."""
         clean = {
             name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "STEELRAY_LOG_FORMAT")
         }
@@ -170,7 +170,7 @@ class World:
         )
 
     def score_arguments(self, results_uri: str, *more: str) -> list[str]:
-        """Of jobs/score_archive.py."""
+        """Return arguments of jobs/score_archive.py."""
         uris = ["--archive.uri", self.archive_uri, "--model_uri", self.bank_uri, "--results_uri", results_uri]
         return [*uris, *more]
 
@@ -185,7 +185,7 @@ def build_arguments(root: str, bank_uri: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def world(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """16 nominal strips, an archive of 40 with ten defects and a broken file, and a bank built by a local process."""
+    """Write 16 nominal strips and an archive of 40 with ten defects and a broken file; build a bank in a process."""
     root = "s3://archive/cluster-world"
     nominal, archive = Location(f"{root}/nominal"), Location(f"{root}/archive")
     for index in range(16):
@@ -204,7 +204,7 @@ def world(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def local_scores(world: World) -> dict[str, tuple[object, ...]]:
-    """The archive scored by a process of this machine with a Ray of its own."""
+    """Score the archive in a process of this machine with a Ray of its own."""
     results_uri = f"{world.root}/results-local"
     done = world.local_job("score_archive", *world.score_arguments(results_uri))
     assert done.returncode == 0, done.stderr

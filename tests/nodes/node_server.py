@@ -1,7 +1,7 @@
-"""A cluster of several real raylets in a process of its own, driven by lines on stdin; not a test.
+"""A cluster of several real raylets in a process of its own, not a test, controlled by lines on stdin.
 
-`add CPUS [ENVIRONMENT AS JSON]` answers with the node's number, `kill NUMBER` with nothing to lose time on, where
-`head` is a number too; the end of stdin ends it. The head carries no work, as in cluster.yaml.
+`add CPUS [ENVIRONMENT AS JSON]` starts a node and answers with its number; `kill NUMBER` or `kill head` kills a node
+and answers `killed`; the end of stdin stops the cluster. The head carries no work, as in cluster.yaml.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`ray job submit` from a folder that is not the repository, against a cluster that asks for a token."""
+"""Jobs submitted with `ray job submit` from outside the repository, to a cluster that requires a token."""
 
 import json
 import time
@@ -43,7 +43,7 @@ def job_info(cluster: RayCluster, submission_id: str) -> dict[str, object]:
     return info
 
 
-def test_nobody_gets_in_without_the_token(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_client_without_the_token_is_refused(ray_cluster: RayCluster, tmp_path: Path) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{ray_cluster.job_server}/api/jobs/", timeout=10)  # noqa: S310
     assert refused.value.code in (401, 403)
@@ -72,7 +72,7 @@ def test_a_bank_is_built_and_the_archive_scored_as_here(
     assert summary["counts"]["listed"] == NUM_STRIPS + 1  # type: ignore[index]
     assert scores_of(results_uri, summary["run_id"]) == local_scores
 
-    # what ran is what was uploaded, and that is small
+    # the job ran from the uploaded copy, which is small
     record = Run(results_uri, str(summary["run_id"])).record()
     assert record is not None
     assert record["git_commit"] is None, "the uploaded copy is no checkout"
@@ -85,7 +85,7 @@ def test_a_bank_is_built_and_the_archive_scored_as_here(
         assert sum(file.stat().st_size for file in files) < MAX_UPLOAD_BYTES
     # the job's page in the dashboard leads to the report
     assert job_info(ray_cluster, options[0].partition("=")[2])["metadata"] == {"report": page}
-    # and its lines are for a collector
+    # its lines are JSON, for a collector of logs
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"time"')]
     assert any(line["run_id"] == summary["run_id"] and "memory bank replicated" in line["message"] for line in lines)
 
@@ -120,7 +120,9 @@ def test_a_sweep_leaves_its_trials_in_the_store(ray_cluster: RayCluster, world: 
     assert b"10 steps" in Location(results_uri).read("study.md")
 
 
-def test_what_comes_after_a_night_goes_the_same_way(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
+def test_the_jobs_around_a_run_are_submitted_in_the_same_way(
+    ray_cluster: RayCluster, world: World, tmp_path: Path
+) -> None:
     results_uri, grown_uri = f"{world.root}/results-after", f"{world.root}/bank-grown"
     jobs = {
         # half of the archive: a run of its own, whose id no other test counts strips by
@@ -156,14 +158,14 @@ def test_a_mistake_comes_back_as_its_line_and_a_failure(ray_cluster: RayCluster,
     done = ray_cluster.submit("jobs/score_archive.py", *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "exit code 2" in done.stdout
-    # Ray shows the line twice: while it runs, and again in the reason of the failure
+    # Ray shows the line twice: while the job runs, and in the reason of its failure
     [text] = {line for line in done.stdout.splitlines() if line.startswith('{"time"')}
     line = json.loads(text)
     assert line["level"] == "error"
     assert f"{world.root}/none" in line["message"]
 
 
-def test_a_stopped_job_goes_on_where_it_was(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
+def test_a_stopped_job_continues_where_it_stopped(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
     archive, results_uri = Location(f"{world.root}/large"), f"{world.root}/results-stopped"
     bodies = [make_strip(2, index, size_px=SIZE_PX).jpeg() for index in range(8)]
     for index in range(LARGE):
@@ -192,7 +194,7 @@ def test_a_stopped_job_goes_on_where_it_was(ray_cluster: RayCluster, world: Worl
 
 
 def test_credentials_are_nowhere_to_be_read(ray_cluster: RayCluster, object_store: ObjectStore, tmp_path: Path) -> None:
-    """After the jobs above, or alone: neither what Ray writes nor what it tells holds the store's secret."""
+    """Neither Ray's files nor its answers hold the store's secret, after the jobs above or alone."""
     done = ray_cluster.submit("jobs/score_archive.py", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     secret = object_store.environment["AWS_SECRET_ACCESS_KEY"].encode()

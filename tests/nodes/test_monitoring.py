@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real run: what the alerts and the dashboard ask for is there, and counts right."""
+"""A real Prometheus scrapes a real run: the metrics of the alerts and the dashboard exist and are correct."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ class Prometheus:
 
 @pytest.fixture
 def prometheus(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[Prometheus]:
-    """Prometheus with the project's configuration, its list of nodes and its port apart, and a scrape every second."""
+    """Start Prometheus with the project's configuration, except for its nodes, its port and a scrape every second."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: apt-get install prometheus")
     config = yaml.safe_load((REPOSITORY / "deploy/prometheus/prometheus.yaml").read_text())
@@ -73,19 +73,19 @@ def prometheus(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[Prometheus]:
 
 
 def calls_by_stage(prometheus: Prometheus) -> dict[str, float]:
-    """How often each stage was called, by every process that Prometheus has seen."""
+    """Return the calls of each stage, summed over all processes that Prometheus has seen."""
     found = prometheus.query("sum by (stage) (max_over_time(ray_steelray_stage_s_count[10m]))")
     return {labels["stage"]: value for labels, value in found}
 
 
-def test_prometheus_sees_what_a_run_does(
+def test_prometheus_sees_the_metrics_of_a_run(
     ray_cluster: RayCluster, world: World, prometheus: Prometheus, tmp_path: Path
 ) -> None:
     prometheus.wait_for("min(up)", 1)
     before = calls_by_stage(prometheus)
     results_uri = f"{world.root}/results-watched"
     sharded = ("--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
-    # a run id of its own: the cluster still reports what other tests' runs of the same archive have counted
+    # another setting gives another run id: the cluster still reports the counts of other tests' runs
     arguments = world.score_arguments(results_uri, *sharded, "--decode.max_bytes", "60000000")
     done = ray_cluster.submit("jobs/score_archive.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
@@ -94,7 +94,7 @@ def test_prometheus_sees_what_a_run_does(
     flagged = sum(row[2] in ("review", "reject") for row in scores.values())
     run = f'run_id="{run_id}"'
 
-    # figures of a process end with it: the most that Prometheus has seen of each
+    # a process takes its figures with it, so that the largest that Prometheus has seen counts
     def total(metric: str, labels: str) -> str:
         return f"sum(max_over_time({metric}{{{labels}}}[10m]))"
 
@@ -109,7 +109,7 @@ def test_prometheus_sees_what_a_run_does(
     assert set(stages) == {"read", "decode", "embed", "search", "score", "write"}
     assert stages["read"] == NUM_STRIPS + 1
     assert stages["search"] == NUM_STRIPS
-    # no alert but those that are young: nothing here lasts long enough
+    # alerts may be pending, but nothing here lasts long enough for one to fire
     firing = [labels["alertname"] for labels, _ in prometheus.query('ALERTS{alertstate="firing"}')]
     assert firing == []
     for panel in json.loads((REPOSITORY / "deploy/grafana/steelray.json").read_text())["panels"]:

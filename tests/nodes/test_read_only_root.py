@@ -1,4 +1,4 @@
-"""What the manifests ask for: an ordinary user, a read-only root, and nothing to write to but /tmp and /dev/shm."""
+"""Run the jobs as the manifests do: an ordinary user, a read-only root, only /tmp and /dev/shm writable."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.cluster
 IN_THE_POD = r"""
 set -e
 mount --make-rprivate /
-# a Python that lies in root's own home is shown where an ordinary user may go
+# bind a Python that is in root's own home to where an ordinary user may go
 if [ "${1#/root/}" != "$1" ]; then
   mount --bind "$1" /mnt
   mount -t tmpfs -o mode=755 tmpfs /root
@@ -46,7 +46,7 @@ except OSError:
     pass
 else:
     sys.exit('the root is writable')
-root = Path(tempfile.gettempdir()) / 'night'
+root = Path(tempfile.gettempdir()) / 'plant'
 (root / 'nominal').mkdir(parents=True)
 (root / 'archive').mkdir()
 for index in range(8):
@@ -59,7 +59,7 @@ sys.exit(subprocess.run([sys.executable, f'{job_folder}/score_archive.py', *scor
 """
 
 
-def test_a_night_needs_no_more_than_the_pod_gives() -> None:
+def test_a_run_needs_no_more_than_the_pod_gives() -> None:
     if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv", "findmnt"))):
         pytest.skip("only root may lay out a file system like a pod's")
     namespace = ["unshare", "--mount", "--fork", "bash", "-c", IN_THE_POD, "pod"]

@@ -1,4 +1,4 @@
-"""Scoring over several real raylets (ray.cluster_utils.Cluster), the driver a process of its own as everywhere."""
+"""Scoring over several real raylets (ray.cluster_utils.Cluster), with the driver in a process of its own."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SHARDED = ("--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
 
 
 class Nodes:
-    """A running cluster."""
+    """A running cluster, controlled through node_server.py."""
 
     def __init__(self, process: "subprocess.Popen[str]", environment: dict[str, str]) -> None:
         self._process = process
@@ -54,7 +54,7 @@ class Nodes:
         assert self._ask(f"kill {number}") == "killed"
 
     def start(self, world: World, *arguments: str) -> "subprocess.Popen[str]":
-        """jobs/score_archive.py as a driver on this cluster."""
+        """Start jobs/score_archive.py as a driver on this cluster."""
         return subprocess.Popen(
             [sys.executable, str(REPOSITORY / "jobs/score_archive.py"), *arguments],
             env={**self._environment, **world.environment, "RAY_ADDRESS": self.address},
@@ -71,7 +71,7 @@ class Nodes:
 
 @contextmanager
 def cluster_of(*cpus: int, home: Path, environment: Mapping[str, str]) -> Iterator[Nodes]:
-    """A head without work and one node for each number of CPUs, whose workers have these variables."""
+    """Start a head without work and a node for each number of CPUs, with these variables in its workers."""
     own = {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "HOME": str(home),
@@ -94,11 +94,11 @@ def cluster_of(*cpus: int, home: Path, environment: Mapping[str, str]) -> Iterat
             nodes.add(count)
         yield nodes
     finally:
-        process.communicate(timeout=60)  # the end of stdin
+        process.communicate(timeout=60)  # closes stdin, which ends the cluster
 
 
 def many_strips(world: World) -> Location:
-    """An archive that is scored long enough to be disturbed: eight strips, each under many keys."""
+    """Write an archive that takes long enough to be disturbed: eight strips, each under many keys."""
     archive = Location(f"{world.root}/many")
     bodies = [make_strip(3, index, size_px=SIZE_PX).jpeg() for index in range(8)]
     for index in range(LARGE):
@@ -107,7 +107,7 @@ def many_strips(world: World) -> Location:
 
 
 def wait_for_rows(driver: "subprocess.Popen[str]", results_uri: str) -> None:
-    """Until the first rows of its run are written."""
+    """Wait until the first rows of the run are written."""
     deadline = time.monotonic() + FIRST_ROWS_S
     while not [o for o in Location(f"{results_uri}/{RUNS}").list() if f"/{CHECKPOINT_DIR}/" in o.key]:
         assert driver.poll() is None, driver.communicate()[1]
@@ -158,7 +158,7 @@ def test_a_node_is_killed_and_another_joins_while_it_runs(
         assert scores[f"{index:04d}.jpg"] == scores[f"{index % 8:04d}.jpg"], "the same strip has the same score"
 
 
-def test_what_cannot_be_had_is_said_before_anything_starts(
+def test_missing_resources_are_reported_before_anything_starts(
     world: World, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     results_uri = f"{world.root}/results-impossible"
