@@ -6,7 +6,7 @@ A field's docstring is its help text. Sizes are height before width, in pixels.
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
 class ConfigError(ValueError):
@@ -83,8 +83,8 @@ class CalibrationConfig:
     group_pattern: str | None = None
     """Regular expression over keys whose captures name a strip's group, such as `^(line\\d+)/`; null: one group.
     Groups have thresholds of their own where they have enough held-out strips."""
-    seed: int = 0
-    """Seed of the split."""
+    seed: ClassVar[int] = 0
+    """Seed of the split: the same for all models, so that their held-out strips are the same."""
 
     def __post_init__(self) -> None:
         require(0 < self.held_out_fraction < 1, f"held_out_fraction must lie in (0, 1), not {self.held_out_fraction}")
@@ -111,14 +111,12 @@ class ComputeConfig:
     """GPU share of one of them."""
     batch_size: int = 8
     """Images per call of a scorer."""
-    bank_placement: Literal["auto", "replicated", "sharded"] = "auto"
-    """`replicated`: every scorer holds the bank. `sharded`: it lives in shard actors. `auto`: by its size."""
     bank_shards: int | None = None
-    """Number of shard actors when sharded (and of embedding shards while a bank is built); null: by its size."""
+    """Actors that hold the bank together, also while it is built; null: by its size. 1: every scorer holds a copy."""
     wait_for_nodes_s: float = 0
     """How long to wait for an autoscaler to bring the nodes that the scorers need; 0: they must be there already."""
-    memory_per_actor_bytes: int = 2 * 2**30
-    """What one actor may spend on the bank before `auto` shards it."""
+    memory_per_actor_bytes: ClassVar[int] = 2 * 2**30
+    """A larger bank is sharded where bank_shards is null."""
     backend: Literal["auto", "openvino", "eager", "compile"] = "auto"
     """Runtime of the backbone; `auto`: OpenVINO on a CPU where it is installed, torch on a GPU."""
 
@@ -128,8 +126,12 @@ class ComputeConfig:
         require(self.gpus_per_scorer >= 0, f"gpus_per_scorer must be >= 0, not {self.gpus_per_scorer}")
         require(self.batch_size > 0, f"batch_size must be > 0, not {self.batch_size}")
         require(self.bank_shards is None or self.bank_shards > 0, f"bank_shards must be > 0, not {self.bank_shards}")
-        require(self.memory_per_actor_bytes > 0, "memory_per_actor_bytes must be > 0")
         require(self.wait_for_nodes_s >= 0, f"wait_for_nodes_s must be >= 0, not {self.wait_for_nodes_s}")
+
+    @property
+    def bank_placement(self) -> Literal["auto", "sharded"]:
+        """Return whether a bank is sharded whatever its size."""
+        return "sharded" if (self.bank_shards or 1) > 1 else "auto"
 
 
 @dataclass(frozen=True)

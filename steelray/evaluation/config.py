@@ -1,8 +1,9 @@
 """Settings of jobs/evaluate.py. Imports neither torch nor ray."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
-from steelray.config import CalibrationConfig, ComputeConfig, DatasetConfig
+from steelray.config import CalibrationConfig, DatasetConfig
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, IndexConfig, ScoringConfig
 
 
@@ -10,12 +11,15 @@ from steelray.patchcore.config import CoresetConfig, EmbedderConfig, IndexConfig
 class EvaluateConfig:
     """jobs/evaluate.py"""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "data.kind", "data.root", "model_uri", "embedder.backbone", "embedder.levels", "coreset.ratio",
+        "calibration.held_out_fraction", "seeds", "output_dir",
+    )  # fmt: skip
     data: DatasetConfig
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
     model_uri: str | None = None
     """Score with this memory bank, checkpoint or ensemble; null builds a bank from the dataset's nominal images, in
     memory."""
@@ -24,6 +28,8 @@ class EvaluateConfig:
     them go into the bank. A model given by model_uri has its threshold already."""
     seeds: tuple[int, ...] = (0,)
     """Split seeds (severstal, folder); the figures are the mean over them, with their spread."""
+    backend: Literal["auto", "openvino", "eager", "compile"] = "auto"
+    """Runtime of the backbone; `auto`: OpenVINO where it is installed."""
     baselines: bool = False
     """Also report the local standard deviation, a detector that learns nothing."""
     output_dir: str | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from steelray.config import CalibrationConfig, ConfigError
+from steelray.config import CalibrationConfig, ComputeConfig, ConfigError
 from steelray.evaluation import metrics
 from steelray.evaluation.config import EvaluateConfig
 from steelray.evaluation.datasets import NOMINAL, Dataset, Sample, load_dataset
@@ -186,7 +186,7 @@ class _Fitting:
 
     def __init__(self, config: EvaluateConfig, num_threads: int) -> None:
         self._config, self._num_threads = config, num_threads
-        self._embedder = load_embedder(config.embedder, backend=config.compute.backend, num_threads=num_threads)
+        self._embedder = load_embedder(config.embedder, backend=config.backend, num_threads=num_threads)
 
     def __call__(self, dataset: Dataset) -> tuple[Scorer, float | None, dict[str, Any]]:
         settings, fit, held_out = self._config.calibration, dataset.fit, list[Sample]()
@@ -209,7 +209,7 @@ class _Fitting:
 
 def _load(model: Model | None, config: EvaluateConfig, num_threads: int) -> tuple[Scorer, float | None, dict[str, Any]]:
     assert model is not None
-    scorer = load_scorer(model, config.compute, num_threads=num_threads)
+    scorer = load_scorer(model, ComputeConfig(backend=config.backend), num_threads=num_threads)
     threshold = read_calibration(model.uri)[0].groups[ALL_STRIPS].review.value
     return scorer, threshold, _bank_facts(model.bank) if model.bank is not None else {}
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from steelray.config import CalibrationConfig, ComputeConfig, DecodeConfig, require
 
@@ -10,9 +11,13 @@ from steelray.config import CalibrationConfig, ComputeConfig, DecodeConfig, requ
 class FuseModelsConfig:
     """jobs/fuse_models.py"""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "model_uris", "output_uri", "weights", "nominal_uri", "calibration.false_alarm_rate",
+        "calibration.group_pattern", "overwrite", "dry_run",
+    )  # fmt: skip
     model_uris: tuple[str, ...]
     """Models to fuse: two or more memory banks or checkpoints, made from the same nominal strips with the same
-    calibration.held_out_fraction and calibration.seed. The ensemble refers to them: leave them in place, unchanged."""
+    calibration.held_out_fraction. The ensemble refers to them: leave them in place, unchanged."""
     output_uri: str
     """Location of the ensemble, which scores archives as its models do: s3://bucket/prefix or a local folder."""
     weights: tuple[float, ...] = ()
@@ -20,7 +25,7 @@ class FuseModelsConfig:
     nominal_uri: str | None = None
     """Location of the strips that the models have held out; null: the nominal images of the first model."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    """Rates and groups. held_out_fraction and seed have no effect: the models have held out the strips already."""
+    """Rates and groups. held_out_fraction has no effect: the models have held out the strips already."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     overwrite: bool = False

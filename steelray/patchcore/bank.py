@@ -208,7 +208,14 @@ def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:
 
 REMOVED_OPTIONS: dict[str, dict[str, Any]] = {
     "embedder": {"position": "none"},
-    "scoring": {"area_distance": None, "strip_median_weight": 0.0, "normalization": "none", "background_level": None},
+    "scoring": {
+        "area_distance": None,
+        "strip_median_weight": 0.0,
+        "normalization": "none",
+        "background_level": None,
+        "reweight_neighbors": 9,
+        "own_strip_margin_cells": 2,
+    },
     "coreset": {"projection_dim": None},
 }
 """Options by section of bank.json that earlier versions knew, with their value when off."""

@@ -5,12 +5,17 @@ Typed and validated; imports neither torch nor ray. A field's docstring is its h
 
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, DecodeConfig, require
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+REWEIGHT_NEIGHBORS = 9
+"""Nearest vectors that a re-weighted score compares: b of the paper's equation 7."""
+OWN_STRIP_MARGIN_CELLS = 2
+"""Patches within this many cells overlap a patch, so that they do not count among those of its strip."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +140,8 @@ class ScoringConfig:
     where the vectors around its nearest one are as near (the paper, equation 7)."""
     top_fraction: float = 0.004
     """Share of the patches that `top_mean` averages."""
-    reweight_neighbors: int = 9
-    """Compare this many nearest vectors in `reweighted`; not used otherwise."""
     own_strip_fraction: float = 0.0
     """A patch that resembles this share of its own strip is no farther from normal than from those patches; 0: off."""
-    own_strip_margin_cells: int = 2
-    """Patches that near to a patch, in both directions, are not counted among those that it resembles."""
     test_flips: Literal["none", "vertical", "horizontal", "both"] = "none"
     """Also score the mirrored image and average; `both`: either way. Costs one more pass per mirrored image."""
 
@@ -148,41 +149,39 @@ class ScoringConfig:
         require(
             0 <= self.own_strip_fraction < 1, f"own_strip_fraction must lie in [0, 1), not {self.own_strip_fraction}"
         )
-        require(self.own_strip_margin_cells >= 0, f"own_strip_margin_cells is negative: {self.own_strip_margin_cells}")
         require(self.num_neighbors >= 1, f"num_neighbors must be >= 1, not {self.num_neighbors}")
         require(self.sigma_px >= 0, f"sigma_px must be >= 0, not {self.sigma_px}")
         require(0 < self.top_fraction <= 1, f"top_fraction must lie in (0, 1], not {self.top_fraction}")
-        require(self.reweight_neighbors >= 2, f"reweight_neighbors must be >= 2, not {self.reweight_neighbors}")
 
     def check_bank(self, num_vectors: int) -> None:
         """Raise `ConfigError` if a search asks for more vectors than the bank has."""
         if self.num_searched > num_vectors:
             raise ConfigError(
-                f"{self.says_num_searched} but the bank has {num_vectors} vectors: lower it, or raise coreset.ratio"
+                f"{self.says_num_searched} but the bank has {num_vectors} vectors: ask for less, or raise coreset.ratio"
             )
 
     @property
     def num_searched(self) -> int:
         """Nearest vectors that a search has to give."""
-        return max(self.num_neighbors, self.reweight_neighbors if self.image_score == "reweighted" else 1)
+        return max(self.num_neighbors, REWEIGHT_NEIGHBORS if self.image_score == "reweighted" else 1)
 
     @property
     def says_num_searched(self) -> str:
         """Which setting that comes from, for messages."""
-        name = "num_neighbors" if self.num_neighbors == self.num_searched else "reweight_neighbors"
-        return f"scoring.{name} is {self.num_searched}"
+        if self.num_neighbors == self.num_searched:
+            return f"scoring.num_neighbors is {self.num_neighbors}"
+        return f"scoring.image_score reweighted compares {self.num_searched} vectors"
 
 
 LATER_OPTIONS: dict[type, dict[str, tuple[Any, tuple[str, ...]]]] = {
     EmbedderConfig: {"tile_px": (None, ("tile_overlap_px",))},
-    ScoringConfig: {"reweight_neighbors": (9, ())},
 }
 """Options added after the first banks: their value when off, and the options that have no effect then. While off they
 stay out of the digest, so that old ids remain valid."""
 
 REMOVED_FROM_DIGEST: dict[type, dict[str, Any]] = {
     CoresetConfig: {"projection_dim": None, "projection_seed": 0},
-    ScoringConfig: {"background_level": None},
+    ScoringConfig: {"background_level": None, "own_strip_margin_cells": OWN_STRIP_MARGIN_CELLS},
 }
 """Removed options that the first banks had, with their value when off. They stay in the digest, so that old ids remain
 valid."""
@@ -208,6 +207,10 @@ def _plain(value: Any) -> Any:
 class BuildMemoryBankConfig:
     """jobs/build_memory_bank.py"""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "nominal.uri", "bank_uri", "nominal.glob", "embedder.backbone", "embedder.levels", "coreset.ratio",
+        "calibration.false_alarm_rate", "calibration.group_pattern", "dry_run",
+    )  # fmt: skip
     nominal: ArchiveConfig
     """Images of normal strips."""
     bank_uri: str
@@ -229,6 +232,10 @@ class BuildMemoryBankConfig:
 class GrowMemoryBankConfig:
     """jobs/grow_memory_bank.py"""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "nominal.uri", "bank_uri", "grown_uri", "nominal.glob", "nominal.modified_after", "growth.ratio",
+        "calibration.false_alarm_rate", "overwrite", "dry_run",
+    )  # fmt: skip
     nominal: ArchiveConfig
     """Images of further normal strips. Those whose keys the bank knows already are left out."""
     bank_uri: str

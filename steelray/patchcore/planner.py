@@ -61,7 +61,7 @@ def plan_bank(
         why = "as asked for"
     if placement == "replicated":
         if not fits:
-            raise ConfigError(f"{size}, more than {limit}: use compute.bank_placement sharded")
+            raise ConfigError(f"{size}, more than {limit}: leave compute.bank_shards at null")
         return BankPlan("replicated", 1, total_bytes, f"{size}; {limit}: {why}, every scorer holds a copy")
     vectors_per_actor = memory_per_actor_bytes // vector_bytes
     if vectors_per_actor == 0:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from steelray.imaging.decode import resize
-from steelray.patchcore.config import ScoringConfig
+from steelray.patchcore.config import OWN_STRIP_MARGIN_CELLS, ScoringConfig
 from steelray.patchcore.index import BankSearch, PendingSearch
 from steelray.patchcore.own_strip import own_strip_distances
 from steelray.patchcore.portable_embedder import Embedder
@@ -89,7 +89,7 @@ class PatchCoreScorer:
             future = self._search.submit(embeddings_hwD.reshape(-1, dim), self._scoring.num_searched)
             own_hw = None
             if self._scoring.own_strip_fraction > 0:
-                fraction, margin = self._scoring.own_strip_fraction, self._scoring.own_strip_margin_cells
+                fraction, margin = self._scoring.own_strip_fraction, OWN_STRIP_MARGIN_CELLS
                 own_hw = own_strip_distances(embeddings_hwD, fraction, margin)
             views.append(_View(future, (rows, columns), finite, axes, own_hw))
         return views

@@ -6,7 +6,7 @@ A field's docstring is its help text. Sizes are height before width, in pixels. 
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from steelray.config import ArchiveConfig, CalibrationConfig, ConfigError, DatasetConfig, DecodeConfig, require
 
@@ -114,21 +114,15 @@ class SynthesisConfig:
     relabel_levels: float | None = None
     """Label only pixels that changed by more than this many of 255 grey levels; null: the whole mask (H7)."""
     rotate: Literal["r90", "flips", "none"] = "r90"
-    """`r90`: turn the image by up to 90 degrees either way, black corners (the paper). `flips`: mirror it (H6)."""
-    rotate_probability: float = 0.3
-    """Share of the images that are turned; with `flips`, the chance of each of the two."""
+    """`r90`: turn three images in ten by up to 90 degrees either way, black corners (the paper). `flips`: mirror three
+    in ten along each axis (H6)."""
     target_blur_px: float = 0.0
     """Standard deviation of a Gaussian that smooths the image to be reconstructed (H1)."""
     foreground: Literal["none", "synthesis", "all"] = "none"
     """`synthesis`: anomalies on the strip only, not on black. `all`: the reconstruction loss skips black too (H3)."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "anomaly_probability",
-            "self_source_probability",
-            "grey_source_probability",
-            "rotate_probability",
-        ):
+        for name in ("anomaly_probability", "self_source_probability", "grey_source_probability"):
             require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}")
         low, high = self.perlin_exponents
         require(0 <= low <= high <= 8, f"perlin_exponents must rise within 0..8, not {list(self.perlin_exponents)}")
@@ -146,10 +140,8 @@ class SynthesisConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss terms. conv_ae has the first one only."""
+    """Weights of DRAEM's loss terms beside the mean squared error, whose weight is 1. conv_ae has that one only."""
 
-    w_l2: float = 1.0
-    """Mean squared error of the reconstruction."""
     w_ssim: float = 1.0
     """1 - SSIM of the reconstruction."""
     w_focal: float = 1.0
@@ -160,9 +152,8 @@ class LossConfig:
     """Keep the segmentation's gradient out of the reconstructive network (H8)."""
 
     def __post_init__(self) -> None:
-        for name in ("w_l2", "w_ssim", "w_focal"):
+        for name in ("w_ssim", "w_focal"):
             require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")
-        require(self.w_l2 + self.w_ssim > 0, "w_l2 and w_ssim are both 0: nothing would be reconstructed")
         require(self.gamma == 0 or self.gamma >= 1, f"gamma must be 0 or >= 1, not {self.gamma}")
 
 
@@ -234,6 +225,10 @@ class TrainDataConfig:
 class TrainConfig:
     """jobs/train.py"""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "model", "output_uri", "run_name", "data.nominal.uri", "data.dataset.kind", "data.dataset.root", "num_epochs",
+        "input.size_px", "gpus_per_worker",
+    )  # fmt: skip
     model: ModelKind
     """`draem`, or `conv_ae` (the thesis's convolutional autoencoder)."""
     data: TrainDataConfig
@@ -261,17 +256,13 @@ class TrainConfig:
     """Seed of the initial weights, of the images' order and of every synthetic anomaly."""
     checkpoint_every_steps: int = 500
     """Steps from one checkpoint to the next; the last step has one always."""
-    keep_checkpoints: int = 2
-    """How many checkpoints are kept; older ones are deleted."""
-    log_every_steps: int = 10
-    """Steps from one line of metrics to the next."""
     num_workers: int = 1
     """Training processes, each on its share of every batch."""
     cpus_per_worker: float = 1.0
     """CPU share, and so the threads, of one of them."""
     gpus_per_worker: float = 0.0
     """GPU share of one of them."""
-    max_failures: int = 3
+    max_failures: ClassVar[int] = 3
     """How often a lost worker is replaced before the run fails."""
     mlflow_uri: str | None = None
     """Also log the metrics to this MLflow tracking server or folder; needs `pip install mlflow`."""
@@ -286,19 +277,21 @@ class TrainConfig:
             self.run_name.replace("-", "").replace("_", "").isalnum(),
             f"run_name may hold letters, digits, '-' and '_' only: {self.run_name!r}",
         )
-        positive = ("num_epochs", "batch_size", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
-                    "num_workers", "cpus_per_worker")  # fmt: skip
-        for name in positive:
+        for name in ("num_epochs", "batch_size", "checkpoint_every_steps", "num_workers", "cpus_per_worker"):
             require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
         require(self.num_steps is None or self.num_steps > 0, f"num_steps must be > 0, not {self.num_steps}")
         require(self.gpus_per_worker >= 0, f"gpus_per_worker must be >= 0, not {self.gpus_per_worker}")
-        require(self.max_failures >= 0, f"max_failures must be >= 0, not {self.max_failures}")
         require(
             self.batch_size % self.num_workers == 0,
             f"batch_size {self.batch_size} does not divide among {self.num_workers} workers: "
             f"make it a multiple of {self.num_workers}",
         )
         self.input.check_stride(self.model)
+
+    @property
+    def log_every_steps(self) -> int:
+        """Return the steps from one line of metrics to the next: ten, fewer in a short run."""
+        return 10 if self.num_steps is None else max(1, min(10, self.num_steps // 20))
 
     @property
     def network(self) -> DraemConfig | ConvAutoencoderConfig:

@@ -32,10 +32,12 @@ SETTINGS_FILE, METRICS_FILE, CURVES_FILE, FAILURE_FILE, RECORD_FILE = (
     "run.json",
 )
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+KEPT_CHECKPOINTS = 2
+"""Older ones are deleted."""
 
 FREE = {
-    "num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "checkpoint_every_steps", "keep_checkpoints",
-    "log_every_steps", "overwrite", "dry_run", "mlflow_uri", "output_uri",
+    "num_workers", "cpus_per_worker", "gpus_per_worker", "checkpoint_every_steps", "overwrite", "dry_run",
+    "mlflow_uri", "output_uri",
 }  # fmt: skip
 """Settings that may change when a run continues, because its result does not depend on them."""
 
@@ -118,7 +120,7 @@ class TrainRun:
             self.checkpoint_at(step),
             checkpoint.checkpoint_files(config.network, config.input, **state, training=training),
         )
-        kept = {f"{old:08d}" for old in self.steps()[-config.keep_checkpoints :]}
+        kept = {f"{old:08d}" for old in self.steps()[-KEPT_CHECKPOINTS:]}
         folder = self.location / CHECKPOINTS
         # checkpoint.json is deleted first, so that a half-deleted checkpoint does not count as complete
         keys = sorted((stored.key for stored in folder.list()), key=lambda key: not key.endswith(checkpoint.INFO_FILE))

@@ -60,7 +60,7 @@ def loss_terms(outputs: Any, batch: Batch, gamma: float) -> Tensors:
 
 def total_loss(terms: Tensors, config: LossConfig) -> torch.Tensor:
     """Return the weighted sum of the given terms."""
-    weights = {"l2": config.w_l2, "ssim": config.w_ssim, "focal": config.w_focal}
+    weights = {"l2": 1.0, "ssim": config.w_ssim, "focal": config.w_focal}
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 

@@ -18,6 +18,9 @@ from steelray.reconstruction.input import foreground_mask, to_unit_range, traini
 from steelray.reconstruction.perlin import gaussian_blur, perlin_mask, rotate
 from steelray.reconstruction.sources import AnomalySource, GeneratedSource, augment_source, list_textures
 
+ROTATE_PROBABILITY = 0.3
+"""Chance that an image is turned, or mirrored along an axis."""
+
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -128,10 +131,10 @@ class SampleMaker:
 
 
 def _turned(view_hwC: NDArray[np.uint8], config: SynthesisConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
-    if config.rotate == "r90" and rng.random() < config.rotate_probability:
+    if config.rotate == "r90" and rng.random() < ROTATE_PROBABILITY:
         return rotate(view_hwC, rng.uniform(-90, 90))
     if config.rotate == "flips":
-        down, across = rng.random(2) < config.rotate_probability
+        down, across = rng.random(2) < ROTATE_PROBABILITY
         return view_hwC[:: -1 if down else 1, :: -1 if across else 1]
     return view_hwC
 

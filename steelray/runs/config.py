@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from steelray.config import ArchiveConfig, ComputeConfig, DecodeConfig, ReportConfig, require
-from steelray.patchcore.config import EmbedderConfig
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class ScoreArchiveConfig:
     jobs/fuse_models.py left."""
     results_uri: str
     """Where runs go; this one into results_uri/runs/RUN_ID/, and results_uri/published.json will point at it."""
-    embedder: EmbedderConfig | None = None
-    """Leave null to use the bank's own; if given it must agree with the bank."""
+    embedder: ClassVar[None] = None
+    """The bank's own is used."""
     calibration: int | None = None
     """Version of the model's calibration to use; null: the newest."""
     threshold: float | None = None

@@ -50,9 +50,9 @@ def test_the_job_gives_every_image_the_score_of_a_single_process(world: World, c
     assert f"runs/{clean_run.run_id}/report.html" in Location(clean_run.results_uri).read("index.html").decode()
 
 
-@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("num_shards", [2, 3])
 def test_a_sharded_bank_gives_the_same_scores(world: World, clean_run: Run, s3_uri: str, num_shards: int) -> None:
-    compute = ComputeConfig(bank_placement="sharded", bank_shards=num_shards)
+    compute = ComputeConfig(bank_shards=num_shards)
     summary = score_archive(score_config(world, s3_uri, compute=compute), silent)
     assert summary["run_id"] == clean_run.run_id, "how the work is spread is not what it is"
     tables = [clean_run.scores(), Run(s3_uri, summary["run_id"]).scores()]
@@ -206,7 +206,7 @@ def test_another_bank_under_the_same_uri_is_refused(world: World) -> None:
         ({"archive": ArchiveConfig("s3://archive/nothing-here")}, "the archive is empty"),
         ({"archive": ArchiveConfig("s3://no-such-bucket/x")}, "no such bucket"),
         ({"model_uri": "s3://archive/nothing-here"}, "no model there"),
-        ({"compute": ComputeConfig(bank_placement="sharded", bank_shards=10_000)}, "use fewer shards"),
+        ({"compute": ComputeConfig(bank_shards=10_000)}, "use fewer shards"),
         ({"calibration": 7}, "no calibration 7"),
     ],
 )

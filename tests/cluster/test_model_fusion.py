@@ -168,7 +168,7 @@ def test_no_other_job_takes_the_place_or_shards_the_banks(world: World, fused: t
         (
             lambda: score_archive(
                 score_config(world, "s3://archive/world/none", model_uri=fused[0],
-                             compute=ComputeConfig(bank_placement="sharded")), silent),
+                             compute=ComputeConfig(bank_shards=2)), silent),
             "every scorer holds all of its banks",
         ),
     ]  # fmt: skip

@@ -21,7 +21,7 @@ def test_a_quantised_bank_scores_alike_however_it_is_placed(world: World, clean_
     assert bank.info.recall is not None
     assert summary["recall_at_1"] == bank.info.recall["recall_at_1"] > 0.9
     scores = []
-    for place, compute in enumerate((ComputeConfig(), ComputeConfig(bank_placement="sharded", bank_shards=3))):
+    for place, compute in enumerate((ComputeConfig(), ComputeConfig(bank_shards=3))):
         results = f"{s3_uri}/results{place}"
         run = score_archive(score_config(world, results, model_uri=bank_uri, compute=compute), silent)
         scores.append(Run(results, run["run_id"]).scores().column("anomaly_score").to_numpy())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steelray.config import CalibrationConfig, ComputeConfig, ConfigError, DatasetConfig
+from steelray.config import CalibrationConfig, ConfigError, DatasetConfig
 from steelray.demo.synthetic import make_strip
 from steelray.evaluation import metrics
 from steelray.evaluation.config import EvaluateConfig
@@ -46,7 +46,7 @@ def config(folder: Path, embedder: EmbedderConfig, **settings: object) -> Evalua
         data=DatasetConfig("folder", str(folder), num_fit=5),
         embedder=embedder,
         coreset=CoresetConfig(ratio=0.2),
-        compute=ComputeConfig(backend="eager"),
+        backend="eager",
         **settings,  # type: ignore[arg-type]
     )
 

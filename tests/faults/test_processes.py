@@ -13,7 +13,7 @@ from tests.nodes.test_several_nodes import cluster_of
 pytestmark = pytest.mark.faults
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's agents, seen to outlive their raylet by a little over a minute and then to end by themselves."""
-SHARDED = ("--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
+SHARDED = ("--compute.bank_shards", "2")
 
 
 def test_a_killed_driver_is_started_again_at_once(plant_in_store: FaultyPlant, results_uri: str) -> None:

@@ -84,7 +84,7 @@ def test_prometheus_sees_the_metrics_of_a_run(
     prometheus.wait_for("min(up)", 1)
     before = calls_by_stage(prometheus)
     results_uri = f"{world.root}/results-watched"
-    sharded = ("--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
+    sharded = ("--compute.bank_shards", "2")
     # another setting gives another run id: the cluster still reports the counts of other tests' runs
     arguments = world.score_arguments(results_uri, *sharded, "--decode.max_bytes", "60000000")
     done = ray_cluster.submit("jobs/score_archive.py", *arguments, cwd=tmp_path)

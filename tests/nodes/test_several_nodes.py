@@ -21,7 +21,7 @@ from tests.nodes.conftest import BIN, JOB_S, REPOSITORY, SIZE_PX, World, last_js
 pytestmark = pytest.mark.cluster
 LARGE = 400
 FIRST_ROWS_S = 240
-SHARDED = ("--compute.bank_placement", "sharded", "--compute.bank_shards", "2")
+SHARDED = ("--compute.bank_shards", "2")
 
 
 class Nodes:
@@ -167,7 +167,7 @@ def test_missing_resources_are_reported_before_anything_starts(
             (("--compute.gpus_per_scorer", "1"), "a scorer needs 1.0 GPUs, the cluster has 0"),
             (("--compute.num_scorers", "1", "--compute.cpus_per_scorer", "2"), "1 scorers of 1.5 CPUs do not fit"),
             (("--compute.num_scorers", "9"), "9 scorers"),
-            (("--compute.bank_placement", "sharded", "--compute.bank_shards", "40"), "40 shards"),
+            (("--compute.bank_shards", "40"), "40 shards"),
         ]:
             start_s = time.monotonic()
             code, stdout, stderr = nodes.run(world, *world.score_arguments(results_uri, *more))

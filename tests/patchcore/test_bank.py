@@ -148,10 +148,8 @@ def test_tiles_are_stored_with_the_bank_and_part_of_its_identity() -> None:
             EmbedderConfig(
                 "tf_efficientnet_lite1", levels=(4,), border="inside", tile_px=(256, 512), tile_overlap_px=128
             ),
-            ScoringConfig(
-                2, image_score="reweighted", reweight_neighbors=3, own_strip_fraction=0.1, test_flips="vertical"
-            ),
-            ("fd91cf340dbe6adf", "6d267c719df7c4bb"),
+            ScoringConfig(2, image_score="extreme_value", own_strip_fraction=0.1, test_flips="vertical"),
+            ("58d25b562d7ee726", "e576055d26bb8520"),
         ),
         (EMBEDDER, ScoringConfig(image_score="top_mean", top_fraction=0.01), ("1e8c6b7f5dfd8bbf", "3786f7e982e64dbe")),
     ],
@@ -174,7 +172,7 @@ def test_a_bank_from_before_options_were_removed_loads_under_its_ids(
     raw = json.loads(files[INFO_FILE])
     raw["embedder"] |= {"position": "none", "position_weight": 10.0}
     raw["scoring"] |= {"area_distance": None, "strip_median_weight": 0.0, "normalization": "none"}
-    raw["scoring"]["background_level"] = None
+    raw["scoring"] |= {"background_level": None, "reweight_neighbors": 9, "own_strip_margin_cells": 2}
     raw["coreset"] |= {"projection_dim": None, "projection_seed": None}
     raw["profile"] = None
     files[INFO_FILE] = json.dumps(raw).encode()
@@ -192,6 +190,8 @@ def test_a_bank_from_before_options_were_removed_loads_under_its_ids(
         ("scoring", "strip_median_weight", 0.5),
         ("scoring", "normalization", "neighborhood"),
         ("scoring", "background_level", 0),
+        ("scoring", "reweight_neighbors", 5),
+        ("scoring", "own_strip_margin_cells", 1),
         ("coreset", "projection_dim", 8),
         ("index", "factory", "PQ19"),
         ("index", "factory", "SQ8"),

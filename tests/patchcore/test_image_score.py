@@ -12,7 +12,7 @@ from steelray.patchcore.scorer import image_score, neighbor_weights
 
 def test_a_bank_must_hold_as_many_vectors_as_a_search_asks_for() -> None:
     ScoringConfig(image_score="reweighted").check_bank(9)
-    with pytest.raises(ConfigError, match=r"scoring\.reweight_neighbors is 9 but the bank has 8 vectors"):
+    with pytest.raises(ConfigError, match=r"scoring\.image_score reweighted compares 9 vectors but the bank has 8"):
         ScoringConfig(image_score="reweighted").check_bank(8)
     with pytest.raises(ConfigError, match=r"scoring\.num_neighbors is 9 but the bank has 8 vectors"):
         ScoringConfig(num_neighbors=9).check_bank(8)

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from steelray.demo.synthetic import make_strip
 from steelray.imaging.decode import resize
+from steelray.patchcore import config
 from steelray.patchcore.config import EmbedderConfig, ScoringConfig
 from steelray.patchcore.index import IndexShard, LocalSearch
 from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
@@ -100,16 +101,15 @@ def test_top_mean_is_the_mean_of_the_largest_patch_distances() -> None:
         assert scores.tolist() == pytest.approx([np.sqrt(2) * np.mean(largest)])
 
 
-def test_a_reweighted_score_uses_the_vectors_around_the_nearest() -> None:
+def test_a_reweighted_score_uses_the_vectors_around_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "REWEIGHT_NEIGHBORS", 3)
     _, plain = scorer(10, 11, 40).score([image([[10, 20]])])
-    _, sparse = scorer(10, 60, 90, image_score="reweighted", reweight_neighbors=3).score([image([[10, 20]])])
-    _, dense = scorer(10, 10, 10, image_score="reweighted", reweight_neighbors=3).score([image([[10, 20]])])
+    _, sparse = scorer(10, 60, 90, image_score="reweighted").score([image([[10, 20]])])
+    _, dense = scorer(10, 10, 10, image_score="reweighted").score([image([[10, 20]])])
     assert plain[0] == pytest.approx(9 * np.sqrt(2))
     assert sparse[0] == pytest.approx(10 * np.sqrt(2), rel=1e-6)
     assert dense[0] == pytest.approx(10 * np.sqrt(2) * 2 / 3)
-    _, mirrored = scorer(10, 10, 10, image_score="reweighted", reweight_neighbors=3, test_flips="both").score(
-        [image([[10, 20]])]
-    )
+    _, mirrored = scorer(10, 10, 10, image_score="reweighted", test_flips="both").score([image([[10, 20]])])
     assert mirrored.tolist() == pytest.approx(dense.tolist())
 
 

@@ -21,7 +21,6 @@ CONFIG = TrainConfig(
     output_uri="unused",
     run_name="run",
     input=InputConfig(size_px=(32, 32)),
-    keep_checkpoints=2,
 )
 ROWS = [{"step": step, "total": 1.0 / step} for step in range(1, 5)]
 
@@ -102,7 +101,7 @@ def test_a_run_goes_on_with_its_own_settings_only(run: TrainRun, changes: dict[s
 
 def test_what_a_result_does_not_depend_on_may_change(run: TrainRun, state: dict[str, dict[str, torch.Tensor]]) -> None:
     run.save(CONFIG, state, 1, ROWS[:1])
-    assert run.begin(replace(CONFIG, num_workers=2, keep_checkpoints=5, draem=DraemConfig())) == 1
+    assert run.begin(replace(CONFIG, num_workers=2, checkpoint_every_steps=5, draem=DraemConfig())) == 1
 
 
 def test_overwrite_starts_afresh(run: TrainRun, state: dict[str, dict[str, torch.Tensor]]) -> None:

@@ -111,9 +111,9 @@ def test_a_detached_segmentation_does_not_pull_at_the_reconstruction() -> None:
 
 def test_weights_of_the_terms_scale_the_total() -> None:
     batch = batch_of(CONFIG, 0)
-    loss = LossConfig(w_l2=2.0, w_ssim=0.5, w_focal=3.0)
+    loss = LossConfig(w_ssim=0.5, w_focal=3.0)
     metrics = TrainingSession(with_options(loss=loss), 10).train_step(batch)
-    expected = 2 * metrics["l2"] + 0.5 * metrics["ssim"] + 3 * metrics["focal"]
+    expected = metrics["l2"] + 0.5 * metrics["ssim"] + 3 * metrics["focal"]
     assert metrics["total"] == pytest.approx(expected, rel=1e-5)
 
 
