@@ -285,10 +285,10 @@ def _one_line(error: Exception) -> str:
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Leaves the lines of the description as they are."""
+    """Leaves the lines of the description as they are, but for commands that go on in the next line."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "".join(f"{indent}{line}\n" for line in text.strip().splitlines())
+        return re.sub(r" *\\\n *", " ", text.strip()) + "\n"
 
 
 def _parser(options: Sequence[Option], grouped: bool = True, **texts: Any) -> jsonargparse.ArgumentParser:
@@ -333,8 +333,7 @@ def _print_help(config_class: type, description: str, everything: bool) -> None:
 
 def _options(config_class: type, prefix: str = "", default: Any = MISSING) -> Iterator[Option]:
     """Yield an option per setting, also those in sections but not those of recipes; `default`: the section's own."""
-    hints = typing.get_type_hints(config_class)
-    texts = {text.arg_name: text.description or "" for text in docstring_parser.parse_from_object(config_class).params}
+    hints, texts = typing.get_type_hints(config_class), _texts(config_class)
     for field in dataclasses.fields(config_class):
         own = field.default_factory() if field.default_factory is not MISSING else field.default
         own = argparse.SUPPRESS if default == argparse.SUPPRESS else getattr(default, field.name, own)
@@ -344,18 +343,23 @@ def _options(config_class: type, prefix: str = "", default: Any = MISSING) -> It
         if section is not None:
             yield from _options(section, f"{name}.", argparse.SUPPRESS if own is None else own)
         else:
-            yield Option(name, hints[field.name], " ".join(texts.get(field.name, "").split()), own)
+            yield Option(name, hints[field.name], texts.get(field.name, ""), own)
+
+
+def _texts(config_class: type) -> dict[str, str]:
+    """Return the docstring of every setting that has one."""
+    found = docstring_parser.parse_from_object(config_class).params
+    return {text.arg_name: " ".join((text.description or "").split()) for text in found}
 
 
 def _command_line_options(config_class: type) -> dict[str, Option]:
     """Return every option that the command line takes, by name."""
     found = {option.name: option for option in _options(config_class)}
     for name, recipe in _recipes(config_class).items():
-        needed = MISSING if name in _required(config_class) else argparse.SUPPRESS
-        summary = (docstring_parser.parse(recipe.__doc__ or "").short_description or "").rstrip(".")
-        found[name] = Option(name, str, f"{summary}: a YAML file, or settings below `{name}` in --config.", needed)
-        direct = getattr(config_class, "RECIPES")[name]  # noqa: B009
-        inner = [option for option in _options(recipe, f"{name}.") if option.name[len(name) + 1 :] in direct]
+        text = f"{_texts(config_class).get(name, '')} A YAML file; or settings below `{name}` in --config.".strip()
+        found[name] = Option(name, str, text, MISSING if name in _required(config_class) else argparse.SUPPRESS)
+        direct = [f"{name}.{one}" for one in getattr(config_class, "RECIPES")[name]]  # noqa: B009
+        inner = [option for option in _options(recipe, f"{name}.") if option.name in direct]
         found |= {one.name: dataclasses.replace(one, default=argparse.SUPPRESS) for one in inner}
     return found
 

@@ -345,7 +345,13 @@ def test_a_job_has_few_options_and_its_help_is_quick(job: str) -> None:
         script += "except SystemExit: print(sorted({'torch', 'ray'} & set(sys.modules)), file=sys.stderr)"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert done.stderr == "[]\n"
-        assert 1 < len(re.findall(r"^\s+--", done.stdout, re.M)) <= most
+        assert not re.search(r"^  --\S+ \S+\n  -", done.stdout, re.M), "an option without help"
+        assert 1 < len(re.findall(r"^[ \t]+--", done.stdout, re.M)) <= most
+        if argv == ["--help"]:
+            shown = [name for name in re.findall(r"^  --(\S+)", done.stdout, re.M) if not name.endswith(".help")]
+            needed = re.findall(r" --(\S+) VALUE", done.stdout)
+            assert shown[0] == "config"
+            assert set(shown[1 : len(needed) + 1]) == set(needed), "required ones come first"
         assert ("--help all shows every option" in done.stdout) == (argv == ["--help"])
 
 

@@ -16,6 +16,7 @@ class DemoConfig:
     num_nominal: int = 80
     """Nominal strips generated; four tenths fill the bank, the others set thresholds; default 80."""
     seed: int = 0
+    """Seed of the generated strips."""
     """Seed of every generated strip; default 0."""
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ class EvaluateConfig:
         "data.kind", "data.root", "model_uri", "embedder.backbone", "embedder.levels", "coreset.ratio",
         "calibration.held_out_fraction", "seeds", "output_dir",
     )  # fmt: skip
+
     data: DatasetConfig
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)

@@ -15,6 +15,7 @@ class FuseModelsConfig:
         "model_uris", "output_uri", "weights", "nominal_uri", "calibration.false_alarm_rate",
         "calibration.group_pattern", "overwrite", "dry_run",
     )  # fmt: skip
+
     model_uris: tuple[str, ...]
     """Models to fuse: two or more memory banks or checkpoints, made from the same nominal strips with the same
     calibration.held_out_fraction. The ensemble refers to them: leave them in place, unchanged."""

@@ -211,6 +211,7 @@ class BuildMemoryBankConfig:
         "nominal.uri", "bank_uri", "nominal.glob", "embedder.backbone", "embedder.levels", "coreset.ratio",
         "calibration.false_alarm_rate", "calibration.group_pattern", "dry_run",
     )  # fmt: skip
+
     nominal: ArchiveConfig
     """Images of normal strips."""
     bank_uri: str
@@ -236,6 +237,7 @@ class GrowMemoryBankConfig:
         "nominal.uri", "bank_uri", "grown_uri", "nominal.glob", "nominal.modified_after", "growth.ratio",
         "calibration.false_alarm_rate", "overwrite", "dry_run",
     )  # fmt: skip
+
     nominal: ArchiveConfig
     """Images of further normal strips. Those whose keys the bank knows already are left out."""
     bank_uri: str

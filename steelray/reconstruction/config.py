@@ -229,6 +229,7 @@ class TrainConfig:
         "model", "output_uri", "run_name", "data.nominal.uri", "data.dataset.kind", "data.dataset.root", "num_epochs",
         "input.size_px", "gpus_per_worker",
     )  # fmt: skip
+
     model: ModelKind
     """`draem`, or `conv_ae` (the thesis's convolutional autoencoder)."""
     data: TrainDataConfig

@@ -109,7 +109,7 @@ class TrainRun:
         return steps[-1] if steps else None
 
     def save(self, config: TrainConfig, state: dict[str, checkpoint.Tensors], step: int, rows: list[Row]) -> None:
-        """Write a checkpoint and the metrics up to it, then delete the checkpoints beyond `keep_checkpoints`.
+        """Write a checkpoint and the metrics up to it, then delete the checkpoints beyond `KEPT_CHECKPOINTS`.
 
         Raises:
             OSError: the store failed. Earlier checkpoints and their metrics remain complete.

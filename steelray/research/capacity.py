@@ -6,7 +6,7 @@ sets the rate and is named in the plan. A fixed startup time is added.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from steelray.config import ConfigError, require
 
@@ -101,7 +101,19 @@ class Workload:
 class PlanCapacityConfig:
     """Options of jobs/plan_capacity.py."""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "costs",
+        "strips",
+        "hours",
+        "bank_vectors",
+        "placement",
+        "num_shards",
+        "dry_run",
+    )
+    RECIPES: ClassVar[dict[str, tuple[str, ...]]] = {"costs": ()}
+
     costs: StageCosts
+    """Costs per strip, measured by benchmarks/stage_costs.py."""
     instances: list[InstanceType] = field(default_factory=list)
     strips: int = 1_000_000
     """Images to score."""

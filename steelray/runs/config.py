@@ -14,6 +14,7 @@ class ScoreArchiveConfig:
         "archive.uri", "model_uri", "results_uri", "archive.glob", "incremental", "threshold", "compute.num_scorers",
         "report.object_url", "dry_run",
     )  # fmt: skip
+
     archive: ArchiveConfig
     """The images to score."""
     model_uri: str

@@ -1,7 +1,7 @@
 """Settings of an ablation: the options to compare and the splits to compare them on. Loads neither torch nor ray."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from steelray.config import DatasetConfig, require
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
@@ -46,6 +46,10 @@ class AblationSetting:
 @dataclass(frozen=True)
 class AblationConfig:
     """Options of jobs/ablate.py."""
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "data.kind", "data.root", "settings", "output_dir", "seeds", "parts", "gallery_of", "dry_run"
+    )  # fmt: skip
 
     data: DatasetConfig
     settings: tuple[AblationSetting, ...]

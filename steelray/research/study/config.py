@@ -1,7 +1,7 @@
 """The settings of the study's jobs. Imports neither torch nor ray, so that `--help` answers at once."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from steelray.config import DatasetConfig, require
 from steelray.reconstruction.config import TrainConfig
@@ -63,6 +63,14 @@ class ResourcesConfig:
 @dataclass(frozen=True)
 class StudyConfig:
     """jobs/tune_draem.py"""
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "train", "results_dir", "train.data.dataset.root", "train.synthesis.texture_uri", "control.root", "mode",
+        "seeds", "resources.gpus_per_trial", "dry_run",
+    )  # fmt: skip
+    RECIPES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "train": ("data.dataset.root", "synthesis.texture_uri", "input.size_px", "draem.width", "num_steps")
+    }
 
     train: TrainConfig
     """The baseline: the faithful recipe at the study's scale. `train.data.dataset` is the steel."""

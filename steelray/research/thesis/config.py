@@ -1,7 +1,7 @@
 """The settings of jobs/reproduce_thesis.py. Imports neither torch nor ray."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from steelray.config import CalibrationConfig, DatasetConfig, require
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
@@ -35,8 +35,11 @@ class TrainingRecipe:
     num_steps: int | None = None
     """Length of the run in steps; overrides num_epochs."""
     batch_size: int = 8
+    """Images per step."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the networks."""
     checkpoint_every_steps: int = 500
+    """Steps from one checkpoint to the next."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class PatchCoreRecipe:
 @dataclass(frozen=True)
 class ThesisConfig:
     """jobs/reproduce_thesis.py"""
+
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "bottle_root", "severstal_root", "label", "texture_uri", "only", "output_dir", "models_uri", "gpus_per_worker",
+        "dry_run",
+    )  # fmt: skip
+    RECIPES: ClassVar[dict[str, tuple[str, ...]]] = {"conv_ae": (), "patchcore": (), "draem": ()}
 
     bottle_root: str
     """Folder of MVTec AD's bottle."""
@@ -69,17 +78,22 @@ class ThesisConfig:
     severstal_num_fit: int = 20
     """Clean Severstal strips to learn from; the others are test images."""
     seed: int = 0
-    """Of the Severstal split, the weights and the synthesis."""
+    """Seed of the Severstal split, the weights and the synthesis."""
     conv_ae: TrainingRecipe = field(default_factory=TrainingRecipe)
+    """Training of the convolutional autoencoder."""
     patchcore: PatchCoreRecipe = field(default_factory=PatchCoreRecipe)
+    """Memory bank of PatchCore."""
     draem: TrainingRecipe = field(default_factory=TrainingRecipe)
+    """Training of DRAEM."""
     calibration: CalibrationConfig = field(
         default_factory=lambda: CalibrationConfig(held_out_fraction=0.1, false_alarm_rate=0.05)
     )
     num_workers: int = 1
     """Training processes."""
     cpus_per_worker: float = 1.0
+    """CPU share, and so the threads, of one of them."""
     gpus_per_worker: float = 0.0
+    """GPU share of one of them."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
 

@@ -60,7 +60,7 @@ def reproduce(config: ThesisConfig, num_threads: int, train: Train, report: Repo
         path = folder / "thesis" / f"{cell.replace('/', '_')}.json"
         found = json.loads(path.read_text()) if path.is_file() else None
         settings = cell_settings(config, cell)
-        if found is not None and found["settings_sha256"] != _digest(settings):
+        if found is not None and not _agrees(found["settings"], settings):
             report(f"{cell}: was computed with other settings; computing it again")
             found = None
         if found is None and (not config.only or cell in config.only):
@@ -90,6 +90,13 @@ def cell_settings(config: ThesisConfig, cell: str) -> dict[str, Any]:
     data = {name: value for name, value in asdict(config.dataset(dataset)).items() if name != "root"}
     settings: dict[str, Any] = json.loads(json.dumps({"dataset": data, method: recipe}))
     return settings
+
+
+def _agrees(before: Any, now: Any) -> bool:
+    """Return whether settings are as before; options that have been removed since are not compared."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(name in before and _agrees(before[name], value) for name, value in now.items())
+    return bool(before == now)
 
 
 def _digest(settings: dict[str, Any]) -> str:
