@@ -1,4 +1,4 @@
-"""The checkpoint format: every bit comes back in new objects, and whatever does not fit is refused in one line."""
+"""The checkpoint format: every bit is restored in new objects, and what does not fit is refused in one line."""
 
 import json
 from dataclasses import replace
@@ -65,39 +65,23 @@ def test_the_description_is_written_last() -> None:
     assert list(files_of()) == [WEIGHTS_FILE, INFO_FILE]
 
 
-@pytest.mark.parametrize(
-    "optimizer", [OptimizerConfig(lr=1e-3), OptimizerConfig(lr=1e-3, ema=0.9)], ids=["plain", "average"]
-)
-def test_a_run_goes_on_from_a_bucket(optimizer: OptimizerConfig, s3_uri: str) -> None:
-    config = replace(CONFIG, optimizer=optimizer)
-    whole = TrainingSession(config, 4)
+def test_a_run_continues_from_a_bucket_and_its_averaged_network_scores(s3_uri: str) -> None:
+    config = replace(CONFIG, optimizer=OptimizerConfig(lr=1e-3, ema=0.9))
+    whole, first, second = (TrainingSession(config, 4) for _ in range(3))
     expected = run(whole, range(4))
-    first = TrainingSession(config, 4)
     run(first, range(2))
-    state = first.state_dict()
     location = Location(s3_uri)
-    for name, body in checkpoint_files(config.network, config.input, state["weights"], resume=state["resume"]):
+    for name, body in checkpoint_files(config.network, config.input, **first.state_dict()):
         location.write(name, body)
-    place = Location(s3_uri)
-    info = read_info(place.read, s3_uri)
+    info = read_info(location.read, s3_uri)
     check_agreement(info, config.network, config.input, s3_uri)
-    second = TrainingSession(config, 4)
-    second.load_state_dict(read_resume(place.read, info, s3_uri))
+    second.load_state_dict(read_resume(location.read, info, s3_uri))
     assert run(second, range(2, 4)) == expected[2:]
     finished, again = whole.state_dict()["weights"], second.state_dict()["weights"]
     assert all(torch.equal(value, again[name]) for name, value in finished.items())
-
-
-def test_what_scores_is_the_average_where_there_is_one() -> None:
-    session = TrainingSession(replace(CONFIG, optimizer=OptimizerConfig(lr=1e-3, ema=0.9)), 4)
-    run(session, range(3))
-    state = session.state_dict()
-    files = dict(checkpoint_files(CONFIG.network, CONFIG.input, state["weights"], resume=state["resume"]))
-    loaded = load_network(files.__getitem__, read_info(files.__getitem__, WHERE), WHERE)
-    averaged, raw = session.eval_model.state_dict(), session.model.state_dict()
-    name = "reconstructive.head.weight"
-    assert torch.equal(loaded.state_dict()[name], averaged[name])
-    assert not torch.equal(loaded.state_dict()[name], raw[name])
+    scoring, name = load_network(location.read, info, s3_uri), "reconstructive.head.weight"
+    assert torch.equal(scoring.state_dict()[name], first.eval_model.state_dict()[name])
+    assert not torch.equal(scoring.state_dict()[name], first.model.state_dict()[name])
 
 
 def test_the_model_id_follows_from_weights_and_settings_alone() -> None:
@@ -146,9 +130,6 @@ def test_a_damaged_resume_file_does_not_keep_a_checkpoint_from_scoring() -> None
     assert load_network(files.__getitem__, info, WHERE)
     with pytest.raises(ConfigError, match=f"{RESUME_FILE}: digest differs"):
         read_resume(files.__getitem__, info, WHERE)
-
-
-def test_a_checkpoint_for_scoring_only_says_so() -> None:
     files = files_of()
     with pytest.raises(ConfigError, match="for scoring only"):
         read_resume(files.__getitem__, read_info(files.__getitem__, WHERE), WHERE)
@@ -181,9 +162,6 @@ def test_a_run_with_other_settings_is_refused(
 
 
 def test_nothing_is_pickled() -> None:
-    session = TrainingSession(CONFIG, 4)
-    run(session, range(1))
-    state = session.state_dict()
-    for name, body in checkpoint_files(CONFIG.network, CONFIG.input, state["weights"], resume=state["resume"]):
+    for name, body in files_of(resume={"step": torch.tensor(1)}).items():
         header = body[8 : 8 + int.from_bytes(body[:8], "little")] if name.endswith(".safetensors") else body
         assert json.loads(header)

@@ -1,4 +1,4 @@
-"""The thesis's table 2, and what a ReLU at the end would do to a channel that starts below zero."""
+"""The thesis's table 2; every output channel gets a gradient at the start."""
 
 import pytest
 import torch

@@ -1,12 +1,10 @@
-"""Loss curves and predictions as pictures."""
+"""Loss curves as a picture."""
 
 import io
 
-import numpy as np
 from PIL import Image
 
 from steelray.reconstruction.curves import loss_curves_png
-from steelray.research.thesis.predictions import Example, predictions_png
 
 
 def opened(body: bytes) -> Image.Image:
@@ -29,15 +27,3 @@ def test_the_autoencoder_has_one_curve() -> None:
     colours = {colour for _, colour in opened(loss_curves_png(rows, "conv_ae")).getcolors(1 << 20) or []}
     assert (31, 119, 180) in colours
     assert (255, 127, 14) not in colours
-
-
-def test_predictions_have_a_column_per_example() -> None:
-    rng = np.random.default_rng(0)
-    examples = [
-        Example(kind, 0.5, rng.integers(0, 255, (32, 32, 3), np.uint8), rng.random((32, 32)) > 0.9,
-                rng.random((32, 32), np.float32))
-        for kind in ("nominal", "broken_large", "1+3")
-    ]  # fmt: skip
-    three, one = (opened(predictions_png(some, 0.5, "a title")) for some in (examples, examples[:1]))
-    assert three.height == one.height
-    assert three.width > 2 * one.width
