@@ -33,7 +33,7 @@ def test_hardware_is_this_machines() -> None:
 
 
 def commit_seen_from(folder: Path) -> str:
-    """What a copy of the package in `folder` says of its commit."""
+    """Return the commit that a copy of the package in `folder` reports."""
     script = (
         "import steelray; from steelray.provenance import git_commit; print(steelray.__file__); print(git_commit())"
     )

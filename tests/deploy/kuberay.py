@@ -12,88 +12,67 @@ COUNT = {"type": "integer", "minimum": 0}
 TEXTS = {"type": "object", "additionalProperties": TEXT}
 
 
-def fields(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": False, "required": list(required), "properties": properties}
+def fields(required: str = "", **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "required": required.split(), "properties": properties}
+
+
+def each(schema: dict[str, Any], names: str) -> dict[str, Any]:
+    return dict.fromkeys(names.split(), schema)
 
 
 WORKER_GROUP = fields(
-    ("groupName", "template", "rayStartParams", "minReplicas", "maxReplicas"),
+    "groupName template rayStartParams minReplicas maxReplicas",
     groupName=TEXT,
-    replicas=COUNT,
-    minReplicas=COUNT,
-    maxReplicas=COUNT,
-    numOfHosts=COUNT,
-    idleTimeoutSeconds=COUNT,
     suspend=FLAG,
-    rayStartParams=TEXTS,
-    resources=TEXTS,
-    labels=TEXTS,
-    template=OPEN,
-    scaleStrategy=OPEN,
+    **each(COUNT, "replicas minReplicas maxReplicas numOfHosts idleTimeoutSeconds"),
+    **each(TEXTS, "rayStartParams resources labels"),
+    **each(OPEN, "template scaleStrategy"),
 )
 HEAD_GROUP = fields(
-    ("template", "rayStartParams"),
-    template=OPEN,
-    rayStartParams=TEXTS,
-    resources=TEXTS,
-    labels=TEXTS,
-    headService=OPEN,
+    "template rayStartParams",
+    **each(OPEN, "template headService"),
+    **each(TEXTS, "rayStartParams resources labels"),
     enableIngress=FLAG,
     serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
 )
 AUTOSCALER = fields(
-    resources=OPEN,
+    **each(OPEN, "resources securityContext"),
     image=TEXT,
     imagePullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
-    securityContext=OPEN,
     idleTimeoutSeconds=COUNT,
     upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
     version={"enum": ["v1", "v2"]},
-    env={"type": "array"},
-    envFrom={"type": "array"},
-    volumeMounts={"type": "array"},
+    **each({"type": "array"}, "env envFrom volumeMounts"),
 )
 CLUSTER_SPEC = fields(
-    ("headGroupSpec",),
-    suspend=FLAG,
-    managedBy=TEXT,
+    "headGroupSpec",
+    **each(FLAG, "suspend enableInTreeAutoscaling"),
+    **each(TEXT, "managedBy rayVersion"),
     authOptions=fields(mode={"enum": ["token", "disabled"]}, secretName=TEXT, enableK8sTokenAuth=FLAG),
     autoscalerOptions=AUTOSCALER,
     headServiceAnnotations=TEXTS,
-    enableInTreeAutoscaling=FLAG,
     gcsFaultToleranceOptions=OPEN,
     headGroupSpec=HEAD_GROUP,
-    rayVersion=TEXT,
     workerGroupSpecs={"type": "array", "items": WORKER_GROUP},
 )
 JOB_SPEC = fields(
-    ("rayClusterSpec", "entrypoint"),
+    "rayClusterSpec entrypoint",
     activeDeadlineSeconds={"type": "integer", "minimum": 1},
-    backoffLimit=COUNT,
     rayClusterSpec=CLUSTER_SPEC,
-    submitterPodTemplate=OPEN,
-    metadata=TEXTS,
-    clusterSelector=TEXTS,
-    submitterConfig=OPEN,
-    managedBy=TEXT,
-    deletionStrategy=OPEN,
-    entrypoint=TEXT,
-    runtimeEnvYAML=TEXT,
-    jobId=TEXT,
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
-    entrypointResources=TEXT,
-    entrypointNumCpus={"type": "number"},
-    entrypointNumGpus={"type": "number"},
-    ttlSecondsAfterFinished=COUNT,
-    shutdownAfterJobFinishes=FLAG,
-    suspend=FLAG,
+    **each(TEXT, "managedBy entrypoint runtimeEnvYAML jobId entrypointResources"),
+    **each(TEXTS, "metadata clusterSelector"),
+    **each(OPEN, "submitterPodTemplate submitterConfig deletionStrategy"),
+    **each(COUNT, "backoffLimit ttlSecondsAfterFinished"),
+    **each({"type": "number"}, "entrypointNumCpus entrypointNumGpus"),
+    **each(FLAG, "shutdownAfterJobFinishes suspend"),
 )
-CRON_JOB_SPEC = fields(("schedule", "jobTemplate"), schedule=TEXT, suspend=FLAG, jobTemplate=JOB_SPEC)
+CRON_JOB_SPEC = fields("schedule jobTemplate", schedule=TEXT, suspend=FLAG, jobTemplate=JOB_SPEC)
 
 
 def resource(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     return fields(
-        ("apiVersion", "kind", "metadata", "spec"),
+        "apiVersion kind metadata spec",
         apiVersion={"const": "ray.io/v1"},
         kind={"const": kind},
         metadata=MAP,

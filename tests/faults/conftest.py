@@ -7,11 +7,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ import pytest
 from steelray.demo.object_store import ObjectStore, start_object_store
 from steelray.runs.run import CHECKPOINT_DIR, PENDING, RUNS, Run, read_published
 from steelray.storage.location import Location
+from tests.nodes.conftest import free_ports
 from tests.plant import Plant, fill_archive, upload
+from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parent.parent.parent
 MITMDUMP = REPOSITORY / ".faults-venv" / "bin" / "mitmdump"
@@ -38,7 +40,7 @@ SLOW_IMAGES = {"match": IMAGES, "fault": "latency", "seconds": 1.0}
 
 
 class RestartableStore:
-    """A store that can be killed and come back with its data, address and credentials."""
+    """A store that can be killed and restarted with its data, address and credentials."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -111,17 +113,12 @@ class Job:
                 continue  # ended, or not ours
         return found
 
-    def wait_for(self, condition: Any, timeout_s: float = 120) -> Any:
-        """Wait until `condition` returns something true, and return that; fail if the job ends before."""
-        deadline = time.monotonic() + timeout_s
-        while not (answer := condition()):
-            assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < deadline, "the condition was never met"
-            time.sleep(0.1)
-        return answer
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
+        """Return the first true answer of `condition`; fail if the job ends before."""
+        return wait_for(condition, 120, process=self.process)
 
     def wait_until_some_rows_are_safe(self) -> None:
-        """Wait for the middle of the run: its first part is written, others are not."""
+        """Wait for the middle of the run: the first part is written, others are not."""
         runs = Location(f"{self.results_uri}/{RUNS}")
 
         def committed() -> bool:
@@ -195,6 +192,13 @@ class FaultyPlant:
             assert "run the same command" in ending.complaint, ending.stderr
         raise AssertionError(f"not done in {MAX_ATTEMPTS} attempts: {ending.stderr}")
 
+    def continue_after(self, ending: Ending, results_uri: str, *arguments: str) -> None:
+        """Check the run's rows; if it failed, check that its one line says to continue, and continue it first."""
+        if ending.code != 0:
+            assert "run the same command to continue" in ending.complaint, ending.stderr
+            self.finish(results_uri, *arguments)
+        self.check_like_clean(results_uri)
+
     def check_like_clean(self, results_uri: str) -> None:
         """Assert that the published run has one row per object, each equal to that of the undisturbed run."""
         assert self.clean is not None
@@ -227,7 +231,7 @@ def proxy(store: RestartableStore, tmp_path_factory: pytest.TempPathFactory) -> 
     if binary is None:
         pytest.skip("needs mitmproxy: make test-faults installs it into .faults-venv")
     folder = tmp_path_factory.mktemp("proxy")
-    port = _free_port()
+    [port] = free_ports(1)
     proxy = Proxy(f"http://127.0.0.1:{port}", folder / "plan.json")
     proxy.plan()
     process = subprocess.Popen(
@@ -239,32 +243,11 @@ def proxy(store: RestartableStore, tmp_path_factory: pytest.TempPathFactory) -> 
         env={**os.environ, "STEELRAY_FAULT_PLAN": str(proxy.plan_file)},
     )  # fmt: skip
     try:
-        _wait_for_port(port)
+        wait_for(lambda: not socket.create_connection(("127.0.0.1", port), timeout=1).close(), 60, process=process)
         yield proxy
     finally:
         process.terminate()
         process.wait()
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def _wait_for_port(port: int) -> None:
-    import socket
-
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "mitmproxy does not come up"
-            time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

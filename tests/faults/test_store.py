@@ -58,10 +58,8 @@ def test_a_store_that_refuses_everything_is_one_line_and_can_be_continued(
     ending = plant_in_store.run(results_uri)
     assert ending.code == 1
     assert "SlowDown" in ending.complaint
-    assert "run the same command to continue" in ending.complaint
     plant_in_store.proxy.plan()
-    plant_in_store.finish(results_uri)
-    plant_in_store.check_like_clean(results_uri)
+    plant_in_store.continue_after(ending, results_uri)
 
 
 def test_credentials_that_expire_in_the_middle_are_named(plant_in_store: FaultyPlant, results_uri: str) -> None:
@@ -71,17 +69,10 @@ def test_credentials_that_expire_in_the_middle_are_named(plant_in_store: FaultyP
     assert "refuses access (ExpiredToken): check the credentials" in ending.complaint
     assert "run the same command to continue" in ending.complaint
     plant_in_store.proxy.plan()
-    assert plant_in_store.finish(results_uri).summary["counts"] == {
-        "listed": 160,
-        "ok": 160,
-        "flagged": _flagged(plant_in_store),
-    }
+    assert plant_in_store.clean is not None
+    flagged = sum(plant_in_store.clean.column("is_anomalous").to_pylist())
+    assert plant_in_store.finish(results_uri).summary["counts"] == {"listed": 160, "ok": 160, "flagged": flagged}
     plant_in_store.check_like_clean(results_uri)
-
-
-def _flagged(plant: FaultyPlant) -> int:
-    assert plant.clean is not None
-    return sum(plant.clean.column("is_anomalous").to_pylist())
 
 
 @pytest.mark.parametrize("away_s", [8, 60])
@@ -99,7 +90,4 @@ def test_the_store_goes_away_in_the_middle_and_comes_back(
     back.join()
     assert time.monotonic() - start_s < 200
     plant_in_store.proxy.plan()
-    if ending.code != 0:
-        assert "run the same command to continue" in ending.complaint, ending.stderr
-        plant_in_store.finish(results_uri)
-    plant_in_store.check_like_clean(results_uri)
+    plant_in_store.continue_after(ending, results_uri)

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,9 @@ import pytest
 
 from steelray.demo.object_store import ObjectStore
 from steelray.demo.synthetic import DEFECTS, make_strip
-from steelray.runs.run import Run
+from steelray.runs.run import CHECKPOINT_DIR, RUNS, Run
 from steelray.storage.location import Location
+from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -32,30 +33,41 @@ NUM_STRIPS = 40
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def last_json(text: str) -> dict[str, object]:
-    """Return a job's summary: the last line of its output that is a JSON object."""
-    for line in reversed(text.splitlines()):
-        if line.startswith("{") and line.endswith("}"):
-            found: dict[str, object] = json.loads(line)
-            return found
-    raise AssertionError(f"no JSON line in:\n{text}")
+    """Read a job's summary: the last line of its output that is a JSON object."""
+    lines = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+    assert lines, f"no JSON line in:\n{text}"
+    found: dict[str, object] = json.loads(lines[-1])
+    return found
 
 
 def scores_of(results_uri: str, run_id: object) -> dict[str, tuple[object, ...]]:
-    """Return, by key, the parts of a score table that must not depend on the cluster."""
+    """Return, by key, the columns of a score table that must not depend on where it was made."""
     names = ["status", "anomaly_score", "verdict", "map_peak", "map_mean", "defect_area_fraction"]
     rows = Run(results_uri, str(run_id)).scores().to_pylist()
     assert len({row["image_key"] for row in rows}) == len(rows)
     return {row["image_key"]: tuple(row[name] for name in names) for row in rows}
+
+
+def many_strips(root: str, count: int) -> Location:
+    """Write an archive that is scored long enough to be disturbed: eight strips, each under many keys."""
+    archive = Location(f"{root}/many-{count}")
+    bodies = [make_strip(3, index, size_px=SIZE_PX).jpeg() for index in range(8)]
+    for index in range(count):
+        archive.write(f"{index:04d}.jpg", bodies[index % 8])
+    return archive
+
+
+def rows_written(results_uri: str) -> bool:
+    """Tell whether the first rows of a run are written."""
+    return any(f"/{CHECKPOINT_DIR}/" in stored.key for stored in Location(f"{results_uri}/{RUNS}").list())
 
 
 @dataclass(frozen=True)
@@ -83,19 +95,9 @@ class RayCluster:
     def submit(
         self, *arguments: str, cwd: Path, options: Sequence[str] = (), **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Submit a job with `ray job submit` as in docs/cluster.md."""
-        return self.ray(
-            "job",
-            "submit",
-            f"--working-dir={REPOSITORY}",
-            f"--runtime-env={REPOSITORY / 'deploy/runtime_env.yaml'}",
-            *options,
-            "--",
-            "python",
-            *arguments,
-            cwd=cwd,
-            **environment,
-        )
+        """Submit a job as docs/cluster.md says."""
+        folders = (f"--working-dir={REPOSITORY}", f"--runtime-env={REPOSITORY / 'deploy/runtime_env.yaml'}")
+        return self.ray("job", "submit", *folders, *options, "--", "python", *arguments, cwd=cwd, **environment)
 
 
 @pytest.fixture(scope="session")
@@ -128,11 +130,12 @@ def ray_cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFact
     head = subprocess.Popen(command, env=server_environment, cwd=home, stdout=log, stderr=log, start_new_session=True)
     cluster = RayCluster(f"http://127.0.0.1:{dashboard}", metrics, temp_dir, client_environment)
     try:
-        deadline = time.monotonic() + START_S
-        while cluster.ray("job", "list", cwd=home).returncode != 0:
-            assert head.poll() is None, (home / "ray-start.log").read_text()
-            assert time.monotonic() < deadline, "the job server did not answer"
-            time.sleep(0.5)
+        wait_for(
+            lambda: cluster.ray("job", "list", cwd=home).returncode == 0,
+            START_S,
+            (home / "ray-start.log").read_text,
+            process=head,
+        )
         yield cluster
     finally:
         os.killpg(head.pid, signal.SIGTERM)
@@ -147,7 +150,7 @@ def ray_cluster(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFact
 
 @dataclass(frozen=True)
 class World:
-    """Nominal strips and an archive in the store, and a bank of them."""
+    """Nominal strips, a bank of them and an archive in the store."""
 
     root: str
     bank_uri: str

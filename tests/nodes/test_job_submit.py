@@ -1,7 +1,6 @@
 """Jobs submitted with `ray job submit` from outside the repository, to a cluster that requires a token."""
 
 import json
-import time
 import urllib.error
 import urllib.request
 import uuid
@@ -12,7 +11,7 @@ import pytest
 from steelray.demo.object_store import ObjectStore
 from steelray.demo.synthetic import make_strip
 from steelray.research.study.results import read_trials
-from steelray.runs.run import CHECKPOINT_DIR, RUNS, Run
+from steelray.runs.run import Run
 from steelray.storage.location import Location
 from tests.nodes.conftest import (
     NUM_STRIPS,
@@ -22,8 +21,11 @@ from tests.nodes.conftest import (
     World,
     build_arguments,
     last_json,
+    many_strips,
+    rows_written,
     scores_of,
 )
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
 MAX_UPLOAD_BYTES = 5 * 2**20
@@ -147,14 +149,7 @@ def test_the_jobs_around_a_run_are_submitted_in_the_same_way(
 
 
 def test_a_mistake_comes_back_as_its_line_and_a_failure(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
-    arguments = [
-        "--archive.uri",
-        f"{world.root}/archive",
-        "--model_uri",
-        f"{world.root}/none",
-        "--results_uri",
-        world.root,
-    ]
+    arguments = world.score_arguments(world.root, "--model_uri", f"{world.root}/none")
     done = ray_cluster.submit("jobs/score_archive.py", *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "exit code 2" in done.stdout
@@ -165,11 +160,8 @@ def test_a_mistake_comes_back_as_its_line_and_a_failure(ray_cluster: RayCluster,
     assert f"{world.root}/none" in line["message"]
 
 
-def test_a_stopped_job_continues_where_it_stopped(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
-    archive, results_uri = Location(f"{world.root}/large"), f"{world.root}/results-stopped"
-    bodies = [make_strip(2, index, size_px=SIZE_PX).jpeg() for index in range(8)]
-    for index in range(LARGE):
-        archive.write(f"{index:04d}.jpg", bodies[index % 8])
+def test_a_stopped_job_continues_where_it_was(ray_cluster: RayCluster, world: World, tmp_path: Path) -> None:
+    archive, results_uri = many_strips(world.root, LARGE), f"{world.root}/results-stopped"
     arguments = world.score_arguments(results_uri, "--compute.batch_size", "1", "--compute.num_scorers", "1")
     arguments[1] = archive.uri
     submission = f"stopped-{uuid.uuid4().hex[:8]}"
@@ -177,10 +169,8 @@ def test_a_stopped_job_continues_where_it_stopped(ray_cluster: RayCluster, world
         "jobs/score_archive.py", *arguments, cwd=tmp_path, options=[f"--submission-id={submission}", "--no-wait"]
     )
     assert begun.returncode == 0, begun.stdout
-    deadline = time.monotonic() + 120
-    while not [o for o in Location(f"{results_uri}/{RUNS}").list() if f"/{CHECKPOINT_DIR}/" in o.key]:
-        assert time.monotonic() < deadline, ray_cluster.ray("job", "logs", submission, cwd=tmp_path).stdout
-        time.sleep(0.05)
+    logs = ["job", "logs", submission]
+    wait_for(lambda: rows_written(results_uri), 120, lambda: ray_cluster.ray(*logs, cwd=tmp_path).stdout)
     stopped = ray_cluster.ray("job", "stop", submission, cwd=tmp_path)
     assert stopped.returncode == 0, stopped.stdout
     assert job_info(ray_cluster, submission)["status"] == "STOPPED"

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from tests.nodes.conftest import NUM_STRIPS, REPOSITORY, RayCluster, World, free_ports, last_json, scores_of
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -28,10 +28,10 @@ class Prometheus:
         return [(series["metric"], float(series["value"][1])) for series in result]
 
     def wait_for(self, expression: str, wanted: float, timeout_s: float = 60) -> None:
-        deadline = time.monotonic() + timeout_s
-        while (seen := [value for _, value in self.query(expression)]) != [wanted]:
-            assert time.monotonic() < deadline, f"{expression} is {seen}, not {wanted}"
-            time.sleep(1)
+        def seen() -> list[float]:
+            return [value for _, value in self.query(expression)]
+
+        wait_for(lambda: seen() == [wanted], timeout_s, lambda: f"{expression} is {seen()}, not {wanted}")
 
 
 @pytest.fixture
@@ -48,23 +48,15 @@ def prometheus(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[Prometheus]:
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
     [port] = free_ports(1)
     command = [
-        "prometheus",
-        f"--config.file={tmp_path / 'prometheus.yaml'}",
-        f"--storage.tsdb.path={tmp_path / 'data'}",
-    ]
+        "prometheus", f"--config.file={tmp_path / 'prometheus.yaml'}", f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]  # fmt: skip
     log = (tmp_path / "prometheus.log").open("wb")
-    process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+    process = subprocess.Popen(command, stdout=log, stderr=log)
     found = Prometheus(f"http://127.0.0.1:{port}")
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                found.query("up")
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "prometheus.log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+        log_text = (tmp_path / "prometheus.log").read_text
+        wait_for(lambda: found.query("up") is not None, 30, log_text, process=process)
         yield found
     finally:
         process.terminate()
