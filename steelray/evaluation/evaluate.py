@@ -1,8 +1,8 @@
-"""A method's figures on a labelled dataset, beside a baseline that learns nothing. Single process, no Ray."""
+"""Evaluation of a method on a labelled dataset, in a single process."""
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,12 +25,12 @@ from steelray.reconstruction.scorer import resize_map
 
 QUARTERS = 4
 TOP_PIXELS = 409
-"""A quarter-strip's score is the mean of its 409 largest map pixels: 0.4 % of 400x256."""
+"""Number of largest map pixels whose mean is a quarter-strip's score: 0.4 % of 400x256."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a scorer said of a test set, with the truth. One entry per image."""
+    """Scores and maps of a test set with its labels, one entry per image."""
 
     scores_N: NDArray[np.float32]
     anomaly_maps: list[NDArray[np.float32]]
@@ -40,7 +40,7 @@ class Predictions:
 
 
 class LocalDeviation:
-    """The trivial baseline: standard deviation of the grey level in a window. Learns nothing; a `Scorer`."""
+    """Scorer by the standard deviation of the grey level in a window: a baseline that learns nothing."""
 
     min_size_px = 1
 
@@ -58,17 +58,20 @@ class LocalDeviation:
 
 
 def top_mean(map_HW: NDArray[np.float32], count: int = TOP_PIXELS) -> float:
-    """Mean of the `count` largest values."""
+    """Return the mean of the `count` largest values."""
     count = min(count, map_HW.size)
     return float(np.partition(map_HW, -count, axis=None)[-count:].mean())
 
 
 def predict(scorer: Scorer, samples: Sequence[Sample], map_size_px: tuple[int, int] | None = None) -> Predictions:
-    """Scores labelled samples. Masks are brought to the size of the anomaly maps. Raises `ConfigError` as `_pixels`.
+    """Score labelled samples and resize their masks to the anomaly maps.
 
     Args:
-        map_size_px: height and width that the maps are brought to first, so that scorers whose maps differ in size are
-            judged on the same pixels; None: as they are.
+        map_size_px: height and width to which the maps are resized first, so that scorers whose maps differ in size are
+            judged on the same pixels; None keeps their size.
+
+    Raises:
+        ConfigError: an image cannot be read.
     """
     scores, maps, masks = [], [], []
     for sample in samples:
@@ -86,19 +89,19 @@ def predict(scorer: Scorer, samples: Sequence[Sample], map_size_px: tuple[int, i
 
 
 def _pixels(sample: Sample) -> NDArray[np.uint8]:
-    """The image; a dataset's images must all be readable. Raises `ConfigError` with the file's name."""
+    """Load an image. Raise `ConfigError` with the file's name if it cannot be read."""
     try:
         return sample.load()
     except Undecodable as error:
-        raise ConfigError(f"{sample.path}: {error.status}: {error}; take it out of the dataset") from None
+        raise ConfigError(f"{sample.path}: {error.status}: {error}; remove it from the dataset") from None
 
 
 def figures(predictions: Predictions, *, quarters: bool, threshold: float | None = None) -> dict[str, float]:
-    """The metrics of one test set.
+    """Compute the metrics of a test set.
 
     Args:
-        threshold: set on held-out nominal images; also report what it is worth.
-        quarters: the images are whole strips: also judge each quarter of their width by itself, as the thesis does.
+        threshold: also report accuracy, recall and false alarm rate at this threshold.
+        quarters: also judge each quarter of an image's width by itself, as the thesis does with whole strips.
     """
     labels_N = np.array([kind != NOMINAL for kind in predictions.defect_types])
     result = {
@@ -126,23 +129,24 @@ def figures(predictions: Predictions, *, quarters: bool, threshold: float | None
 
 
 def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """Fits on a dataset's nominal images (or loads a bank) and scores its test images, once per split seed.
+    """Fit on a dataset's nominal images (or load a model) and score its test images, once per split seed.
 
     Args:
-        report: takes a line on what is being done.
+        report: receives lines of progress.
 
     Returns:
-        The figures (mean over seeds) at the top level, their spread under `std`, baselines, counts and seconds.
+        The metrics (mean over seeds) at the top level, their standard deviation under `std`, baselines, counts and
+        seconds.
 
     Raises:
-        ConfigError: the dataset or the bank cannot be used.
+        ConfigError: the dataset or the model cannot be used.
     """
     stored = open_model(config.model_uri) if config.model_uri is not None else None
     fit = _Fitting(config, num_threads) if stored is None else None
     seeds = config.seeds if config.data.kind != "mvtec" else config.seeds[:1]
     rows: list[dict[str, float]] = []
     baseline_rows: list[dict[str, float]] = []
-    counts: dict[str, Any] = {}
+    counts: Mapping[str, object] = {}
     for seed in seeds:
         dataset = load_dataset(replace(config.data, seed=seed))
         if not any(sample.is_anomalous for sample in dataset.test):
@@ -182,13 +186,13 @@ def split_samples(samples: Sequence[Sample], config: CalibrationConfig) -> tuple
 
 
 class _Fitting:
-    """PatchCore, fitted anew on each split; the embedder is built once."""
+    """Fitting of PatchCore on each split, with an embedder that is built once."""
 
     def __init__(self, config: EvaluateConfig, num_threads: int) -> None:
         self._config, self._num_threads = config, num_threads
         self._embedder = load_embedder(config.embedder, backend=config.backend, num_threads=num_threads)
 
-    def __call__(self, dataset: Dataset) -> tuple[Scorer, float | None, dict[str, Any]]:
+    def __call__(self, dataset: Dataset) -> tuple[Scorer, float | None, Mapping[str, object]]:
         settings, fit, held_out = self._config.calibration, dataset.fit, list[Sample]()
         if settings is not None:
             fit, held_out = split_samples(fit, settings)
@@ -207,15 +211,17 @@ class _Fitting:
         return scorer, threshold, {**_bank_facts(bank.info), "held_out": len(held_out)}
 
 
-def _load(model: Model | None, config: EvaluateConfig, num_threads: int) -> tuple[Scorer, float | None, dict[str, Any]]:
+def _load(
+    model: Model | None, config: EvaluateConfig, num_threads: int
+) -> tuple[Scorer, float | None, Mapping[str, object]]:
     assert model is not None
     scorer = load_scorer(model, ComputeConfig(backend=config.backend), num_threads=num_threads)
     threshold = read_calibration(model.uri)[0].groups[ALL_STRIPS].review.value
     return scorer, threshold, _bank_facts(model.bank) if model.bank is not None else {}
 
 
-def _bank_facts(info: BankInfo) -> dict[str, Any]:
-    facts: dict[str, Any] = {"bank_vectors": info.num_vectors, "cover_radius": info.coreset["cover_radius"]}
+def _bank_facts(info: BankInfo) -> Mapping[str, object]:
+    facts = {"bank_vectors": info.num_vectors, "cover_radius": info.coreset["cover_radius"]}
     return facts if info.recall is None else {**facts, "index_recall": info.recall}
 
 
@@ -228,20 +234,19 @@ def _spreads(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def to_markdown(result: dict[str, Any]) -> str:
-    """The table of an evaluation."""
-    return "\n".join(_markdown_lines(result)) + "\n"
-
-
-def _markdown_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Format an evaluation's result as a table."""
     methods = {result["method"]: result}
     if "local_standard_deviation" in result:
         methods["local standard deviation"] = result["local_standard_deviation"]
     names = list(result["std"])
-    yield f"{result['dataset']['kind']}: {result['num_fit']} images to fit, {result['num_test']} to test"
-    yield f"({result['num_anomalous']} anomalous), {len(result['seeds'])} split(s); mean ± standard deviation of splits"
-    yield ""
-    yield "| method | " + " | ".join(names) + " |"
-    yield "|---" * (len(names) + 1) + "|"
+    lines = [
+        f"{result['dataset']['kind']}: {result['num_fit']} images to fit, {result['num_test']} to test",
+        f"({result['num_anomalous']} anomalous), {len(result['seeds'])} split(s); mean ± standard deviation of splits",
+        "",
+        "| method | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
     for method, row in methods.items():
         cells = (f"{row[name]:.4f} ± {row['std'][name]:.4f}" if name in row else "–" for name in names)
-        yield f"| {method} | " + " | ".join(cells) + " |"
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
