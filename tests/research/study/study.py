@@ -15,17 +15,10 @@ from steelray.reconstruction.config import (
 from steelray.research.study.config import StudyConfig
 
 TRAIN = TrainConfig(
-    "draem",
-    TrainDataConfig(generated=16),
-    "unused",
-    "study",
-    input=InputConfig((32, 32), "crop"),
-    draem=DraemConfig(1 / 16),
-    synthesis=SynthesisConfig(perlin_exponents=(0, 2)),
-    optimizer=OptimizerConfig(lr=1e-3),
-    batch_size=2,
-    num_steps=5,
-)
+    "draem", TrainDataConfig(generated=16), "unused", "study", input=InputConfig((32, 32), "crop"),
+    draem=DraemConfig(1 / 16), synthesis=SynthesisConfig(perlin_exponents=(0, 2)), optimizer=OptimizerConfig(lr=1e-3),
+    batch_size=2, num_steps=5,
+)  # fmt: skip
 
 
 def small_study(folder: Path, **changes: Any) -> StudyConfig:

@@ -1,4 +1,4 @@
-"""The study on Ray Tune: planned trials, a search that ASHA cuts short, and what a killed driver leaves."""
+"""The study on Ray Tune: planned trials, a search that ASHA cuts short, and a killed driver."""
 
 import json
 import math
@@ -26,9 +26,6 @@ REPOSITORY = Path(__file__).parents[3]
 HALF = ResourcesConfig(cpus_per_trial=0.5)
 
 
-def quiet(line: str) -> None: ...
-
-
 def numbers(figures: dict[str, float | None]) -> dict[str, float]:
     """A probe without black has no figure for black: null in the results."""
     return {name: math.nan if value is None else value for name, value in figures.items()}
@@ -38,16 +35,16 @@ def numbers(figures: dict[str, float | None]) -> dict[str, float]:
 def test_trials_on_the_cluster_equal_those_in_one_process(tmp_path: Path) -> None:
     study = small_study(tmp_path / "ray", resources=HALF)
     trials = plan_trials(study)
-    assert run_study(study, trials, quiet)["ran"] == 2
+    assert run_study(study, trials, print)["ran"] == 2
     single = replace(study, results_dir=str(tmp_path / "single"))
-    run_plan(single, trials, quiet)
+    run_plan(single, trials, print)
     found, expected = (
         {row["trial_id"]: row for row in read_trials(str(tmp_path / name))} for name in ("ray", "single")
     )
     assert found.keys() == expected.keys()
     for trial_id, row in found.items():
         assert numbers(row["figures"]) == pytest.approx(numbers(expected[trial_id]["figures"]), rel=1e-3, nan_ok=True)
-    assert run_study(study, trials, quiet) == {"planned": 2, "skipped": 2, "ran": 0}
+    assert run_study(study, trials, print) == {"planned": 2, "skipped": 2, "ran": 0}
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"] and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -55,11 +52,11 @@ def test_trials_on_the_cluster_equal_those_in_one_process(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_search_starts_with_baseline_and_fix_and_goes_on_where_it_ended(tmp_path: Path) -> None:
+def test_a_search_starts_with_baseline_and_fix_goes_on_where_it_ended_and_must_fit_the_cluster(tmp_path: Path) -> None:
     axes = (Axis("loss.w_focal", low=0.5, high=20.0, log=True), Axis("optimizer.clip", choices=(0.0, 1.0)))
     search = SearchConfig(axes, num_trials=3, grace_steps=1, reduction=2)
     study = small_study(tmp_path, mode="search", search=search, resources=HALF)
-    assert run_study(study, [], quiet) == {"planned": 3, "skipped": 0, "ran": 3}
+    assert run_study(study, [], print) == {"planned": 3, "skipped": 0, "ran": 3}
     rows = read_trials(str(tmp_path))
     settings = [row["settings"] for row in rows]
     assert {"loss.w_focal": 1.0, "optimizer.clip": 0.0} in settings
@@ -67,17 +64,12 @@ def test_a_search_starts_with_baseline_and_fix_and_goes_on_where_it_ended(tmp_pa
     assert {row["status"] for row in rows} <= {"ok", "stopped"}
     assert all(row["num_steps"] < 5 for row in rows if row["status"] == "stopped")
     longer = replace(study, search=replace(search, num_trials=4))
-    assert run_study(longer, [], quiet) == {"planned": 4, "skipped": 3, "ran": 1}
+    assert run_study(longer, [], print) == {"planned": 4, "skipped": 3, "ran": 1}
     assert read_trials(str(tmp_path))[:3] == rows
-    with pytest.raises(ConfigError, match="max_trials is 2"):
-        run_study(replace(study, max_trials=2), [], quiet)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_trial_that_does_not_fit_the_cluster_is_refused(tmp_path: Path) -> None:
-    study = small_study(tmp_path, resources=ResourcesConfig(cpus_per_trial=64))
     with pytest.raises(ConfigError, match="needs 64 CPUs"):
-        run_study(study, plan_trials(study), quiet)
+        run_study(replace(longer, resources=ResourcesConfig(cpus_per_trial=64)), [], print)
+    with pytest.raises(ConfigError, match="max_trials is 2"):
+        run_study(replace(study, max_trials=2), [], print)
 
 
 def test_a_killed_job_goes_on_with_the_trials_that_are_left(tmp_path: Path) -> None:
