@@ -98,45 +98,26 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class PlanCapacityConfig:
+class PlanCapacityConfig(Workload):
     """Options of jobs/plan_capacity.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
-        "costs",
-        "strips",
-        "hours",
-        "bank_vectors",
-        "placement",
-        "num_shards",
-        "dry_run",
-    )
+        "costs", "strips", "hours", "bank_vectors", "placement", "num_shards", "dry_run"
+    )  # fmt: skip
     RECIPES: ClassVar[dict[str, tuple[str, ...]]] = {"costs": ()}
 
-    costs: StageCosts
+    costs: StageCosts = field(kw_only=True)
     """Costs per strip, measured by benchmarks/stage_costs.py."""
     instances: list[InstanceType] = field(default_factory=list)
-    strips: int = 1_000_000
-    """Images to score."""
-    hours: float = 6.0
-    """Time allowed; hours."""
-    bank_vectors: int = 20_000
-    """Vectors in the memory bank."""
-    placement: Literal["replicated", "sharded"] = "replicated"
-    """Placement of the bank."""
-    num_shards: int = 4
-    """Shard actors of a sharded bank."""
+    """Kinds of machines to plan for."""
     max_nodes: int = 1000
     """Largest cluster to consider; machines."""
     dry_run: bool = False
     """Accepted as by every job; this one only calculates anyway."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.instances) > 0, "instances is empty: name a machine as in jobs/configs/capacity.yaml")
-
-    @property
-    def workload(self) -> Workload:
-        """The run to plan for."""
-        return Workload(self.strips, self.hours, self.bank_vectors, self.placement, self.num_shards)
 
 
 @dataclass(frozen=True)
@@ -264,14 +245,13 @@ def to_markdown(predictions: Sequence[Prediction], workload: Workload) -> str:
 
 def plan_capacity(config: PlanCapacityConfig) -> tuple[str, dict[str, Any]]:
     """Plan for every kind of machine; return a table and the same as data, for jobs/plan_capacity.py to print."""
-    workload = config.workload
     found, impossible = [], {}
     for instance in config.instances:
         try:
-            found.append(plan_run(config.costs, instance, workload, config.max_nodes))
+            found.append(plan_run(config.costs, instance, config, config.max_nodes))
         except ConfigError as error:
             impossible[instance.name] = str(error)
-    table = to_markdown(found, workload) + "".join(f"\n\n{name}: {line}." for name, line in impossible.items())
+    table = to_markdown(found, config) + "".join(f"\n\n{name}: {line}." for name, line in impossible.items())
     return table, {
         "measured_on": config.costs.measured_on,
         "strips": config.strips,

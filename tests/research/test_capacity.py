@@ -88,7 +88,9 @@ def test_what_no_number_of_machines_can_do_is_said_with_the_limit() -> None:
 
 
 def test_one_machine_that_cannot_does_not_hide_the_others() -> None:
-    config = PlanCapacityConfig(COSTS, [replace(CPU, name="toy", vcpus=1), GPU], strips=2_000_000, max_nodes=5)
+    config = PlanCapacityConfig(
+        costs=COSTS, instances=[replace(CPU, name="toy", vcpus=1), GPU], strips=2_000_000, max_nodes=5
+    )
     table, summary = plan_capacity(config)
     assert [plan["instance"] for plan in summary["plans"]] == ["gpu-8"]
     assert "toy: 2000000 strips take" in table
@@ -98,7 +100,7 @@ def test_one_machine_that_cannot_does_not_hide_the_others() -> None:
 
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ConfigError, match="instances is empty"):
-        PlanCapacityConfig(COSTS, [])
+        PlanCapacityConfig(costs=COSTS)
     with pytest.raises(ConfigError, match="strips must be > 0"):
         Workload(strips=0)
 

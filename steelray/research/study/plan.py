@@ -82,13 +82,7 @@ def _lengthened(arm: Arm, num_steps: int | None) -> Arm:
 
 def _trials(study: StudyConfig, arms: Sequence[Arm], seeds: Sequence[int]) -> list[Trial]:
     return [
-        Trial(
-            arm.name,
-            seed,
-            {**(study.fix if arm.from_fix else {}), **arm.settings},
-            arm.condition,
-            arm.hypothesis,
-        )
+        Trial(arm.name, seed, {**(study.fix if arm.from_fix else {}), **arm.settings}, arm.condition, arm.hypothesis)
         for seed in seeds
         for arm in arms
     ]
