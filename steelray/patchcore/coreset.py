@@ -1,4 +1,4 @@
-"""Exact greedy k-center selection in a few dense passes (PatchCore, algorithm 1; Gonzalez 1985), over any shards.
+"""Exact greedy k-center selection over any shards, in a few dense passes (PatchCore, algorithm 1; Gonzalez 1985).
 
 The textbook loop walks all N points once per pick. Distances to the selected set only ever fall, so the same picks can
 be found in rounds:
@@ -23,19 +23,19 @@ from typing import Protocol
 import torch
 
 CANDIDATES = 8192
-"""T. Larger means fewer passes over all points, but more work per pick."""
+"""T. A larger working set means fewer passes over all points but more work per pick."""
 CHUNK_ROWS = 8192
-"""Rows of one matrix product: memory beyond the embeddings is CHUNK_ROWS * B floats, whatever N and M are."""
+"""Rows of one matrix product. Memory beyond the embeddings is CHUNK_ROWS * B floats for any N and M."""
 MAX_ROUND_PICKS = 2048
-"""B is at most this, which bounds the memory of step 3."""
+"""Most picks of a round, which bounds the memory of step 3."""
 
 Progress = Callable[[int, int, float], None]
-"""Called with the picks so far, the picks asked for and the cover radius reached: once a second, and at the end."""
+"""Takes the picks so far, the picks asked for and the cover radius reached. Called once a second and at the end."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """A shard's farthest points: distances fall, ties by rising index."""
+    """A shard's farthest points, by falling distance, then by rising index."""
 
     squared_distances_T: torch.Tensor
     indices_T: torch.Tensor
@@ -45,7 +45,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Coreset:
-    """What was selected, and how well it covers."""
+    """A selection and how well it covers all points."""
 
     indices_M: torch.Tensor
     """int64, in the order of the picks."""
@@ -55,13 +55,13 @@ class Coreset:
 
 
 class Shard(Protocol):
-    """A slice of the points. `CoresetShard` is the local one; `steelray.cluster` puts it into actors."""
+    """A slice of the points: a `CoresetShard` in this process, or one in an actor of `steelray.cluster`."""
 
     def points(self, indices_B: torch.Tensor) -> torch.Tensor:
-        """Those of the given global indices that lie in this shard, in the order given: (≤B, D)."""
+        """Return the points at those of the global indices that lie in this shard, in the given order: (≤B, D)."""
 
     def candidates(self, count: int, centers_BD: torch.Tensor, picked_B: torch.Tensor) -> Candidates:
-        """Updates every point's distance with new centres, marks picked ones, returns the farthest `count`."""
+        """Update every point's distance with new centres, mark picked points and return the farthest `count`."""
 
 
 class CoresetShard:
@@ -105,7 +105,7 @@ class CoresetShard:
             return Candidates(self.squared_distances_N, self.indices_N, self.embeddings_ND)
         picked_B = picked_B.to(device)
         rows_B = torch.searchsorted(self.indices_N, picked_B).clamp_(max=len(self.indices_N) - 1)
-        # −1 lies below every distance: a picked point is never picked again, not even among duplicates
+        # −1 lies below every distance, so a picked point is never picked again, not even among duplicates
         self.squared_distances_N[rows_B[self.indices_N[rows_B] == picked_B]] = -1.0
         rows_T = farthest(self.squared_distances_N, count)
         return Candidates(self.squared_distances_N[rows_T], self.indices_N[rows_T], self.embeddings_ND[rows_T])
@@ -121,14 +121,14 @@ class CoresetShard:
             nearest_C, which_C = partial_CB.min(dim=1)
             norms_C = self.squared_norms_N[rows]
             nearest_C = nearest_C + norms_C
-            # what is below the rounding of the expansion is a duplicate of its centre
+            # a distance below the rounding error of the expansion means a duplicate of the centre
             noise_C = 16 * torch.finfo(nearest_C.dtype).eps * (norms_C + center_norms_B[which_C])
             nearest_C[nearest_C <= noise_C] = 0.0
             torch.minimum(self.squared_distances_N[rows], nearest_C, out=self.squared_distances_N[rows])
 
 
 def farthest(squared_distances_N: torch.Tensor, count: int) -> torch.Tensor:
-    """Rows of the `count` largest distances, largest first, ties by the lower row (which `topk` does not promise)."""
+    """Return the rows of the `count` largest distances, largest first; `topk` alone does not order ties by row."""
     count = min(count, len(squared_distances_N))
     edge = torch.topk(squared_distances_N, count, sorted=True).values[-1]
     above = torch.nonzero(squared_distances_N > edge).flatten()
@@ -138,7 +138,7 @@ def farthest(squared_distances_N: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _merge(offers: Sequence[Candidates], count: int) -> Candidates:
-    """The `count` farthest of all shards' offers, in order."""
+    """Return the `count` farthest points of all shards' offers, in order."""
     offers = [offer for offer in offers if len(offer.indices_T)] or offers[:1]
     if len(offers) == 1:
         return offers[0]
@@ -153,12 +153,12 @@ def _merge(offers: Sequence[Candidates], count: int) -> Candidates:
 def _greedy_within(
     candidates: Candidates, floor: float, max_picks: int, stop_at: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The textbook loop inside the working set while its farthest point lies beyond `floor`.
+    """Run the textbook loop inside the working set while its farthest point lies beyond `floor`.
 
     Returns:
         Global indices of the picks, and their embeddings.
     """
-    # in the order of the global indices, argmax (which returns the first of equals) breaks ties as the contract says
+    # max returns the first of equals: in the order of global indices, ties go to the lowest
     order = torch.argsort(candidates.indices_T)
     indices_T, points_TD = candidates.indices_T[order], candidates.embeddings_TD[order].contiguous()
     start_T = candidates.squared_distances_T[order]
@@ -171,7 +171,7 @@ def _greedy_within(
         distance = float(value)  # on a GPU, the one synchronisation per pick
         if distance < floor or distance <= stop_at:
             break
-        # at the floor, points outside may tie; only those that stood at it from the start come before them by index
+        # points outside the set may tie at the floor; only a point that started at it has a lower index than those
         if distance == floor and float(start_T[row]) > floor:
             break
         picks.append(row)
@@ -195,14 +195,17 @@ def select(
     progress: Progress | None = None,
     gather: Callable[[int, torch.Tensor, torch.Tensor], Sequence[Candidates]] | None = None,
 ) -> Coreset:
-    """Greedy k-center over shards.
+    """Select centres over shards by greedy k-center.
 
     Args:
-        num_centers: picks to make, beyond `centers_KD`.
-        start_index: global index of the first pick, unless there are centres to continue from.
+        num_centers: picks to make, besides `centers_KD`.
+        start_index: global index of the first pick; unused if there are centres to continue from.
         centers_KD: existing centres; the selection continues from them.
-        cover_radius: stop as soon as no point is farther than this from a centre.
-        gather: asks all shards at once (actors); None asks one after the other.
+        cover_radius: stop as soon as every point lies within this distance of a centre; 0: no such limit.
+        gather: calls `candidates` of all shards at once (actors); None: one after the other.
+
+    Raises:
+        ValueError: `start_index` names no point.
     """
     if gather is None:
 
@@ -225,7 +228,7 @@ def select(
         centers_BD = centers_KD
     last_progress_s, rounds = 0.0, 0
     while True:
-        for start in range(0, max(1, len(centers_BD)), MAX_ROUND_PICKS):  # existing centres may be many
+        for start in range(0, max(1, len(centers_BD)), MAX_ROUND_PICKS):  # there may be many existing centres
             last = start + MAX_ROUND_PICKS >= len(centers_BD)
             part_BD = centers_BD[start : start + MAX_ROUND_PICKS]
             offers = gather(num_candidates if last else 1, part_BD, picked_B if last else picked_B[:0])
@@ -237,7 +240,7 @@ def select(
         if progress is not None and (done or time.monotonic() - last_progress_s > 1):
             last_progress_s = time.monotonic()
             progress(num_chosen, num_centers, radius)
-        # with no radius asked for, points at distance 0 (duplicates) still fill up the count, lowest index first
+        # without a radius, duplicates (at distance 0) fill up the count, lowest index first
         if num_chosen >= num_centers or radius_squared < 0 or (cover_radius > 0 and radius_squared <= stop_at):
             break
         floor = float(working.squared_distances_T[-1]) if len(working.indices_T) == num_candidates else -0.5
@@ -257,11 +260,11 @@ def greedy_coreset(
     cover_radius: float = 0.0,
     progress: Progress | None = None,
 ) -> torch.Tensor:
-    """Indices of the greedy k-center selection, in the order of the picks, int64, on the CPU.
+    """Return the indices of the greedy k-center selection, in the order of the picks: int64, on the CPU.
 
-    The same picks as the textbook loop that starts at `start_index`. On the device of `embeddings_ND`; memory beyond it
-    is CHUNK_ROWS x MAX_ROUND_PICKS values. Stops at whichever of count, ratio and cover radius is reached first. Exact
-    duplicates are picked only when nothing else is left, lowest index first.
+    The picks are those of the textbook loop from `start_index`. The selection runs on the device of `embeddings_ND` and
+    takes CHUNK_ROWS x MAX_ROUND_PICKS values of memory beyond it. The first limit reached (count, ratio or cover
+    radius) ends it. Exact duplicates are picked only when nothing else is left, lowest index first.
 
     Raises:
         ValueError: no limit given, fewer points than centres, a start outside the points, values that are not finite.
@@ -275,7 +278,7 @@ def greedy_coreset(
 
 
 def num_centers_of(count: int, num_centers: int | None, ratio: float | None, cover_radius: float | None) -> int:
-    """The number of picks that the given limits allow among `count` points.
+    """Return the number of picks that the given limits allow among `count` points.
 
     Raises:
         ValueError: there is no limit, or more centres than points are asked for.

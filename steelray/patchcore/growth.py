@@ -1,8 +1,8 @@
-"""Limits of growing a memory bank by further nominal strips, without those it was built from.
+"""Limits of growing a memory bank with further nominal strips; those that it was built from are not needed.
 
-Greedy selection goes on from the vectors that the bank holds, over the new patches only, so the time is that of what is
-new. By default it stops as soon as the new patches lie as close to the bank as the old ones do: then the cover radius
-of the whole is the old one, and a bank rebuilt from everything at the same size covers little better.
+Greedy selection continues from the bank's vectors over the new patches only, so only these cost time. By default it
+stops as soon as the new patches lie as close to the bank as the old ones. The cover radius then stays the same, and a
+bank of that size rebuilt from all strips covers little better.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from steelray.patchcore.bank import BankInfo, MemoryBank
 from steelray.patchcore.config import GrowthConfig
 
 COVERED = 1e-12
-"""The cover radius at which a bank that holds every patch stops growing: duplicates add nothing."""
+"""Least cover radius of growing. A bank of every patch has radius 0, with which it would take in duplicates."""
 
 
 def growth_radius(info: BankInfo, config: GrowthConfig) -> float:
@@ -24,10 +24,7 @@ def growth_radius(info: BankInfo, config: GrowthConfig) -> float:
 
 
 def growth_limits(info: BankInfo, config: GrowthConfig) -> Callable[[int], tuple[int, float]]:
-    """Return the limits of growing: from the number of new patches to the most picks and the cover radius that ends it.
-
-    They raise `ValueError` if there are no new patches.
-    """
+    """Return the limits of growing a bank, as `fit.Limits`. They raise `ValueError` if there are no new patches."""
 
     def limits(num_candidates: int) -> tuple[int, float]:
         if num_candidates == 0:
@@ -41,5 +38,5 @@ def growth_limits(info: BankInfo, config: GrowthConfig) -> Callable[[int], tuple
 
 
 def centers_of(bank: MemoryBank) -> torch.Tensor:
-    """Return centers_KD of a bank, for `coreset.select` to go on from."""
+    """Return centers_KD of a bank, from which `coreset.select` continues."""
     return torch.from_numpy(bank.vectors_ND.astype(np.float32))

@@ -1,7 +1,7 @@
-"""One slice of the bank as a FAISS index: the only user of faiss.
+"""FAISS indexes over slices of a bank, and their search; the only user of faiss.
 
-Search is exact by default. An inverted file (IVF) is trained once on the whole bank and stored with it, empty; every
-slice fills a copy, so that answers do not depend on how the bank is cut.
+Search is exact by default. An inverted file (IVF) is trained once on the whole bank and stored with it, empty. Every
+slice fills a copy of it, so that answers do not depend on how the bank is cut.
 
 Shapes: N bank vectors, D dimensions, Q queries, K neighbours.
 """
@@ -20,21 +20,21 @@ from steelray.patchcore.bank import BankInfo, MemoryBank, read_trained, read_vec
 from steelray.patchcore.merge import Neighbors, merge_neighbors
 
 ID_BYTES = 8
-"""An inverted file keeps the id of every vector."""
+"""Bytes of a vector's id in an inverted file."""
 BLOCK_ROWS = 16_384
-"""float16 vectors that are widened at a time."""
+"""Vectors that are widened to float32 at a time."""
 
 
 class IndexShard:
     """A squared L2 index over a slice of the bank.
 
     Args:
-        vectors_ND: float32 or float16, finite. float16 is kept as such and searched exactly.
+        vectors_ND: float32 or float16, finite. float16 stays in memory as such and is searched exactly.
         first_id: global id of the first vector.
         num_threads: CPU threads of a search.
-        use_gpu: put the index on this process's CUDA device, where FAISS has it for one.
-        trained: from `train_index`; none for exact search.
-        num_probes: cells that a query looks into, where the trained index has cells.
+        use_gpu: put the index on this process's CUDA device.
+        trained: bytes from `train_index`; empty: exact search.
+        num_probes: cells of an inverted file that a query looks into.
 
     Raises:
         ValueError: not a matrix of these types, or not finite.
@@ -51,7 +51,7 @@ class IndexShard:
         num_probes: int = 1,
     ) -> None:
         if vectors_ND.ndim != 2 or vectors_ND.dtype not in (np.float32, np.float16):
-            raise ValueError(f"bank vectors must be a float32 matrix, not {vectors_ND.dtype} of {vectors_ND.ndim} axes")
+            raise ValueError(f"bank vectors must be a float32 or float16 matrix: {vectors_ND.dtype} {vectors_ND.shape}")
         if not np.isfinite(vectors_ND).all():
             raise ValueError("bank vectors are not finite")
         self.first_id = first_id
@@ -75,17 +75,17 @@ class IndexShard:
         return int(self._index.ntotal)
 
     def search(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> Neighbors:
-        """The nearest vectors of this slice, global ids; padded with id -1 and infinity where it has fewer than K."""
+        """Return the nearest vectors of this slice by global id; if it has fewer than K, pad with -1 and infinity."""
         faiss.omp_set_num_threads(self._num_threads)
         distances_QK, ids_QK = self._index.search(np.ascontiguousarray(queries_QD), num_neighbors)
         missing_QK = ids_QK < 0
         if missing_QK.any():
             distances_QK[missing_QK] = np.inf
-        # the expansion |x|² + |c|² − 2x·c can end just below zero
+        # the expansion |x|² + |c|² − 2x·c can round to just below zero
         return np.maximum(distances_QK, 0.0), np.where(missing_QK, -1, ids_QK + self.first_id)
 
     def fewest_seen(self) -> int:
-        """How many vectors a query looks at in the worst case: all, or those of the smallest cells."""
+        """Return how many vectors a query looks at in the worst case: all, or those of the smallest cells."""
         cells: Any = faiss.try_extract_index_ivf(self._index) if isinstance(self._index, faiss.Index) else None
         if cells is None:
             return len(self)
@@ -94,7 +94,7 @@ class IndexShard:
 
 
 class _HalfFlat:
-    """Exact search among float16 vectors, which are widened block by block; looks like a FAISS index."""
+    """Exact search of float16 vectors, widened block by block, under the interface of a FAISS index."""
 
     def __init__(self, vectors_ND: NDArray[np.float16]) -> None:
         self._vectors_ND = vectors_ND
@@ -118,15 +118,15 @@ def _to_gpu(index: Any, half: bool) -> Any:
 
 
 def train_index(vectors_ND: NDArray[np.float32], factory: str) -> tuple[bytes, int]:
-    """Train an inverted file on a whole bank; return it, empty, and the bytes that it will take per vector.
+    """Train an inverted file on a whole bank; return it, empty, and the bytes that it takes per vector.
 
     Raises:
         ValueError: FAISS cannot train it on these vectors.
     """
     try:
         index: Any = faiss.index_factory(vectors_ND.shape[1], factory)
-        index.cp.min_points_per_centroid = 1  # what few points are worth is measured, not warned of on stderr
-        faiss.omp_set_num_threads(1)  # sums in one order: the same bank gives the same index
+        index.cp.min_points_per_centroid = 1  # no warning of few points: the recall is measured instead
+        faiss.omp_set_num_threads(1)  # one order of sums, so that the same bank gives the same index
         index.train(np.ascontiguousarray(vectors_ND))
     except RuntimeError as error:
         reason = re.sub(r"^Error in .*?\.cpp:\d+: (Error: )?", "", " ".join(str(error).split()))
@@ -135,7 +135,7 @@ def train_index(vectors_ND: NDArray[np.float32], factory: str) -> tuple[bytes, i
 
 
 def shard_of(bank: MemoryBank, *, num_threads: int = 1) -> IndexShard:
-    """A whole bank that is in memory, ready to be searched as it says."""
+    """Return the index of a whole bank in memory, as its settings ask."""
     num_probes = bank.info.index.num_probes
     return IndexShard(bank.vectors_ND, num_threads=num_threads, trained=bank.trained, num_probes=num_probes)
 
@@ -143,7 +143,7 @@ def shard_of(bank: MemoryBank, *, num_threads: int = 1) -> IndexShard:
 def load_shard(
     read: Read, info: BankInfo, start: int = 0, stop: int | None = None, *, num_threads: int = 1, use_gpu: bool = False
 ) -> IndexShard:
-    """Vectors `start` to `stop` of a stored bank, ready to be searched as the bank says.
+    """Return the index of vectors `start` to `stop` of a stored bank, as its settings ask.
 
     Raises:
         ConfigError: a file is missing or damaged.
@@ -162,23 +162,23 @@ class PendingSearch(Protocol):
     """A search under way."""
 
     def result(self) -> Neighbors:
-        """Waits for the answer: exact and complete. Raises `BankUnavailable` rather than give part of one."""
+        """Wait for the answer of the whole bank. Raises `BankUnavailable` rather than return a part."""
 
 
 class BankSearch(Protocol):
-    """Nearest neighbours in the whole bank, wherever it lies."""
+    """Search of the whole bank, wherever it lies."""
 
     def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> PendingSearch:
-        """Starts a search; several may be under way."""
+        """Start a search; several may be under way."""
 
 
 class BankUnavailable(Exception):
-    """A part of the bank did not answer. Without it distances would be too large, so there is no answer at all."""
+    """A part of the bank did not answer. Distances to the rest would be too large, so there is no answer at all."""
 
 
 @dataclass(frozen=True)
 class FinishedSearch:
-    """A search that was answered at once."""
+    """A search that already has its answer."""
 
     neighbors: Neighbors
 
@@ -187,7 +187,7 @@ class FinishedSearch:
 
 
 class LocalSearch:
-    """The whole bank in this process, as one or several slices."""
+    """Search of a bank in this process, as one or several slices; a `BankSearch`."""
 
     def __init__(self, shards: Sequence[IndexShard]) -> None:
         self.shards = list(shards)

@@ -13,10 +13,10 @@ Neighbors = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 def merge_neighbors(answers: Sequence[Neighbors], num_neighbors: int) -> Neighbors:
-    """The `num_neighbors` nearest over all shards; equal distances are ordered by id, as in one flat index.
+    """Return the `num_neighbors` nearest over all shards; equal distances are ordered by id, as in one flat index.
 
     Args:
-        answers: per shard, global ids; a shard with fewer vectors than K pads with id -1.
+        answers: of each shard, with global ids; a shard with fewer vectors than K pads with id -1.
 
     Raises:
         ValueError: the shards together hold fewer than `num_neighbors` vectors.
@@ -25,7 +25,7 @@ def merge_neighbors(answers: Sequence[Neighbors], num_neighbors: int) -> Neighbo
     ids = np.concatenate([ids_QK for _, ids_QK in answers], axis=1)
     distances = np.where(ids < 0, np.float32(np.inf), distances)
     if num_neighbors == 1 and len(answers) > 1:
-        # the common case without a sort: answers come in the order of the shards, so of rising ids
+        # the common case needs no sort: shards come by rising id, and argmin takes the first of equals
         columns = distances.argmin(axis=1)[:, None]
     else:
         columns = np.lexsort((ids, distances), axis=1)[:, :num_neighbors]

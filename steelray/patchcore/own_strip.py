@@ -1,8 +1,8 @@
-"""A strip as its own reference: how far each patch is from what the strip shows often.
+"""Distances of patches to their own strip, by which a strip serves as its own reference.
 
-Rolled steel repeats itself along the strip, also where its finish (a tread pattern, a stain, a scale) is one that no
-nominal strip has shown. A patch that resembles many others of its own strip is therefore not anomalous, however far it
-is from the memory bank. What is rare on its strip keeps its distance.
+Rolled steel repeats itself along the strip, even if no nominal strip has shown its finish (a tread pattern, a stain,
+scale). A patch that resembles many others of its strip is therefore not anomalous, however far it is from the memory
+bank. A patch that is rare on its strip keeps its distance.
 
 Shapes: h, w the patch grid, D dimensions, Q = h·w patches.
 """
@@ -17,16 +17,15 @@ CHUNK_ROWS = 1024
 def own_strip_distances(
     embeddings_hwD: NDArray[np.float32], fraction: float, margin_cells: int = 2
 ) -> NDArray[np.float32]:
-    """Distance of each patch to the k-th nearest patch of the same strip, k = `fraction` of all its patches.
+    """Return the distance of each patch to its k-th nearest of the same strip, with k = `fraction` of all patches.
 
     Args:
         embeddings_hwD: the strip's patch embeddings.
-        fraction: share of the strip that has to resemble a patch: a defect that covers more of it than this hides
-            itself.
-        margin_cells: patches no farther than this in both directions do not count: they overlap the patch itself.
+        fraction: share of the strip that has to resemble a patch. A larger defect hides itself.
+        margin_cells: patches within this many cells are ignored; they overlap the patch itself.
 
     Returns:
-        distances_hw, Euclidean; infinite where a patch has no k others beyond the margin.
+        distances_hw, Euclidean; infinite if a patch has fewer than k others beyond the margin.
     """
     rows, columns, dim = embeddings_hwD.shape
     points_QD = np.ascontiguousarray(embeddings_hwD.reshape(-1, dim), dtype=np.float32)
@@ -44,6 +43,6 @@ def own_strip_distances(
         near_CQ &= np.abs(column_Q[part, None] - column_Q) <= margin_cells
         squared_CQ[near_CQ] = np.inf
         nearest_C = np.partition(squared_CQ, rank - 1, axis=1)[:, rank - 1]
-        # the expansion |x|² + |c|² − 2x·c can end just below zero
+        # the expansion |x|² + |c|² − 2x·c can round to just below zero
         distances_Q[part] = np.sqrt(np.maximum(nearest_C, 0))
     return distances_Q.reshape(rows, columns)

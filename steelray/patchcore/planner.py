@@ -1,4 +1,4 @@
-"""Where the bank lives: copied into every scorer, or cut into shard actors. A pure decision, tested by invariants."""
+"""Placement of the bank: copied into every scorer, or cut into shard actors."""
 
 import itertools
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Literal
 from steelray.config import ConfigError
 
 BYTES_PER_VALUE = 4
-"""float32."""
+"""Size of a float32."""
 OVERHEAD = 2
-"""Loading holds the file's table and the index's copy at once."""
+"""Factor on memory: loading holds the file's table and the index's copy at once."""
 
 
 @dataclass(frozen=True)
 class BankPlan:
-    """The decision, and its reason in words for the run report."""
+    """The placement, and the reason for the run's report."""
 
     placement: Literal["replicated", "sharded"]
     num_shards: int
@@ -24,7 +24,7 @@ class BankPlan:
 
     @property
     def num_actors(self) -> int:
-        """Actors that hold the bank beside the scorers."""
+        """Return the number of actors that hold the bank besides the scorers."""
         return self.num_shards if self.placement == "sharded" else 0
 
 
@@ -38,13 +38,13 @@ def plan_bank(
     num_shards: int | None = None,
     cluster_memory_bytes: int | None = None,
 ) -> BankPlan:
-    """Chooses placement and shard count from the bank's bytes and the memory that one actor may spend.
+    """Choose placement and shard count by the bank's size and the memory that one actor may use.
 
     Args:
-        bytes_per_vector: what a vector takes in the index; None: float32 values.
+        bytes_per_vector: of a vector in the index; None: float32 values.
 
     Raises:
-        ConfigError: the bank does not fit the cluster, or not into the placement or the shards that were asked for.
+        ConfigError: the bank does not fit the cluster, or the placement or shards that were asked for.
     """
     vector_bytes = (bytes_per_vector or BYTES_PER_VALUE * dim) * OVERHEAD
     kind = "float32" if bytes_per_vector in (None, BYTES_PER_VALUE * dim) else f"in {bytes_per_vector} bytes each"
@@ -70,14 +70,14 @@ def plan_bank(
     shards = num_shards or needed
     if shards > num_vectors:
         raise ConfigError(f"bank_shards is {shards} but the bank has {num_vectors} vectors: use fewer shards")
-    per_actor = -(-num_vectors // shards) * vector_bytes  # uneven cuts: the largest shard has to fit
+    per_actor = -(-num_vectors // shards) * vector_bytes  # shards may differ by one vector: the largest has to fit
     if shards < needed:
         raise ConfigError(f"{size}; {shards} shards of {_mib(per_actor)} exceed {limit}: use at least {needed} shards")
     return BankPlan("sharded", shards, per_actor, f"{size}; {limit}: {why}, {shards} shard actors hold it together")
 
 
 def shard_bounds(num_vectors: int, num_shards: int) -> list[tuple[int, int]]:
-    """First and last+1 id of each shard: contiguous, covering, sizes differ by at most one."""
+    """Return the first and last+1 id of each shard: contiguous, complete, and of sizes that differ by at most one."""
     cuts = [num_vectors * i // num_shards for i in range(num_shards + 1)]
     return list(itertools.pairwise(cuts))
 

@@ -1,4 +1,4 @@
-"""Provide `Embedder`, ready to run, and `PortableEmbedder`, an OpenVINO graph that CPU actors load without torch.
+"""`Embedder`, ready to run, and `PortableEmbedder`, an OpenVINO graph that CPU actors load without torch.
 
 Shapes: B images, H height, W width, C channels; h, w the patch grid, D dimensions of an embedding.
 """
@@ -14,7 +14,7 @@ from steelray.imaging.decode import resize
 from steelray.patchcore.config import EmbedderConfig
 
 EmbedFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""images_BHWC uint8 (C = 1 or 3) to embeddings_BhwD float32."""
+"""Takes images_BHWC uint8 (C = 1 or 3); returns embeddings_BhwD float32."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Embedder:
     """An embedder that is ready to run in this process.
 
     Attributes:
-        embed: takes images after the resize that `config` asks for; cuts them into tiles itself.
+        embed: takes images of the configured size; cuts them into tiles itself.
         stride_px: pixels per cell of the coarsest level used; no smaller image can be embedded.
-        weights_digest: of the backbone's weights.
+        weights_digest: SHA-256 of the backbone's weights.
     """
 
     config: EmbedderConfig
@@ -34,25 +34,27 @@ class Embedder:
 
     def embed_image(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the patch embeddings hwD of an image, after the configured resize."""
-        size_px = self.config.resize_px
-        embeddings_hwD: NDArray[np.float32] = self.embed(
-            (image_HWC if size_px is None else resize(image_HWC, size_px))[None]
-        )[0]
+        embeddings_hwD: NDArray[np.float32] = self.embed(self.resized(image_HWC)[None])[0]
         return embeddings_hwD
+
+    def resized(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the image at the configured size."""
+        size_px = self.config.resize_px
+        return image_HWC if size_px is None else resize(image_HWC, size_px)
 
 
 MAX_SIZES = 4
-"""Image sizes that a process keeps a compiled graph for: fixed sizes run faster, and an archive has one or two."""
+"""Image sizes for which a process keeps a compiled graph. Fixed sizes run faster, and an archive has one or two."""
 
 
 @dataclass(frozen=True)
 class PortableEmbedder:
-    """What `steelray.patchcore.embedder.export_openvino` makes.
+    """An embedder made by `steelray.patchcore.embedder.export_openvino`.
 
     Attributes:
         graph, weights: an OpenVINO model, images_BCHW uint8 (C = 1 or 3) to embeddings_BhwD.
         precision: arithmetic of the backbone.
-        stride_px: pixels per cell of the coarsest level used: no smaller image can be embedded.
+        stride_px: pixels per cell of the coarsest level used; no smaller image can be embedded.
     """
 
     graph: bytes = field(repr=False)
@@ -61,14 +63,14 @@ class PortableEmbedder:
     stride_px: int
 
     def compile(self, num_threads: int) -> EmbedFunction:
-        """The function on NumPy arrays, with this many threads. Takes images whole: `tiled_embedding` cuts them."""
+        """Return the embedder as a function on NumPy arrays. It takes images whole; `tiled_embedding` cuts them."""
         import openvino
 
         core = openvino.Core()
         model = core.read_model(model=self.graph, weights=self.weights)
         options = {
             "INFERENCE_NUM_THREADS": num_threads,
-            # set, because on CPUs with bf16 units OpenVINO would otherwise use them unasked
+            # always set: by default OpenVINO uses bf16 on CPUs that have it
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,

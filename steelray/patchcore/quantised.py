@@ -1,4 +1,4 @@
-"""A bank kept in less memory or searched in less time than exactly, and what that costs in recall.
+"""Banks in float16 or behind an inverted file, and the recall that this costs.
 
 Shapes: N bank vectors, D dimensions, Q queries.
 """
@@ -14,17 +14,17 @@ from steelray.patchcore.config import IndexConfig
 from steelray.patchcore.index import IndexShard, train_index
 
 RECALL_QUERIES = 4096
-"""Nominal patches that the recall is measured on, at most."""
+"""Most nominal patches that the recall is measured on."""
 DUPLICATE = 1e-5
-"""A vector whose squared distance exceeds the least by no more than this share is the nearest as well: a duplicate."""
+"""A vector counts as the nearest if its squared distance exceeds the least by at most this share: a duplicate."""
 
 
 def recall_queries(num_candidates: int, picked_M: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
-    """Global indices of the patches to measure recall on: not in the bank, unless all are. Rising, the same every time.
+    """Return the rising global indices of patches to measure recall on: not in the bank, unless all patches are.
 
     Args:
         num_candidates: patches that the bank was selected from.
-        picked_M: those of them that became bank vectors.
+        picked_M: those that became bank vectors.
     """
     free = np.setdiff1d(np.arange(num_candidates), picked_M, assume_unique=True)
     pool = free if len(free) else np.arange(num_candidates)
@@ -33,11 +33,11 @@ def recall_queries(num_candidates: int, picked_M: NDArray[np.int64], seed: int =
 
 
 def index_bank(bank: MemoryBank, config: IndexConfig, queries_QD: NDArray[np.float32]) -> MemoryBank:
-    """An exact bank as `config` wants it kept and searched, under the id that this gives it, with its recall.
+    """Return an exact bank as `config` asks to store and search it, under its new id and with its recall.
 
     Args:
         bank: float32, searched exactly.
-        queries_QD: patches to measure the recall on; not used for an exact index.
+        queries_QD: patches to measure the recall on; unused if the index is exact.
 
     Raises:
         ConfigError: values too large for float16, an index that cannot be trained on this bank, or one whose cells can
@@ -60,7 +60,7 @@ def index_bank(bank: MemoryBank, config: IndexConfig, queries_QD: NDArray[np.flo
     shard = IndexShard(vectors_ND, trained=trained, num_probes=config.num_probes)
     if (fewest := shard.fewest_seen()) < info.scoring.num_searched:
         raise ConfigError(
-            f"index.num_probes {config.num_probes}: its cells can hold as few as {fewest} vectors, "
+            f"index.num_probes is {config.num_probes}: so many cells can hold as few as {fewest} vectors, but "
             f"{info.scoring.says_num_searched}: raise num_probes, or use fewer cells"
         )
     recall = measure_recall(shard, bank.vectors_ND.astype(np.float32), queries_QD)
@@ -71,7 +71,7 @@ def index_bank(bank: MemoryBank, config: IndexConfig, queries_QD: NDArray[np.flo
 def measure_recall(
     shard: IndexShard, vectors_ND: NDArray[np.float32], queries_QD: NDArray[np.float32]
 ) -> dict[str, float]:
-    """How often an index finds the true nearest of the vectors, and how far off the distance is that it reports.
+    """Measure how often an index finds the true nearest vector, and the error of its distances.
 
     Returns:
         recall_at_1: share of queries whose answer is the nearest vector. distance_error: mean of

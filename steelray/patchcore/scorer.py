@@ -1,4 +1,4 @@
-"""Images to anomaly maps and anomaly scores: the `Scorer` protocol and what implements it.
+"""Anomaly maps, scores and boxes of images: the `Scorer` protocol and PatchCore's scorer.
 
 Shapes: H height, W width, C channels of an image as the network sees it; h, w the patch grid; Q = h·w queries.
 """
@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from steelray.imaging.decode import resize
 from steelray.patchcore.config import OWN_STRIP_MARGIN_CELLS, ScoringConfig
 from steelray.patchcore.index import BankSearch, PendingSearch
 from steelray.patchcore.own_strip import own_strip_distances
@@ -22,7 +22,8 @@ from steelray.patchcore.portable_embedder import Embedder
 Images = Sequence[NDArray[np.uint8]]
 """pixels_HWC uint8, C = 1 or 3; sizes may differ."""
 AnomalyMaps = list[NDArray[np.float32]]
-"""HW float32 each, larger is more anomalous, at the size that the network sees (`resize_px`, or the image's own)."""
+"""map_HW float32 of each image; larger is more anomalous. Its size is `resize_px`, or the image's own."""
+Floats = NDArray[np.float32]
 
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
@@ -34,25 +35,26 @@ FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
 
 MAX_BOXES = 50
 MIN_BOX_AREA_PX = 16
+MAX_BLOCKS = 16
+"""Blocks along the strip for `extreme_value`: few enough that each holds many patches, enough to see their spread."""
 
 
 class Scorer(Protocol):
-    """A trained method. A score depends on its image alone, never on the batch it came in."""
+    """A trained method. A score depends on its image alone, never on the batch."""
 
     min_size_px: int
-    """The least height and width it can score."""
+    """Least height and width that it can score."""
 
     def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
-        """Anomaly maps and raw anomaly scores, in the order of the images."""
+        """Return anomaly maps and raw anomaly scores, in the order of the images."""
 
 
 class PatchCoreScorer:
-    """Distance of every patch to its nearest vectors in the memory bank (PatchCore, sections 3.3).
+    """Scores images by the distances of patches to their nearest vectors in the memory bank (PatchCore, section 3.3).
 
-    Differs from the paper: the image score is re-weighted only where that is asked for. Distances are Euclidean, not
-    squared. An image whose embedding is not finite gets NaN for map and score. The options of `ScoringConfig` beyond
-    the paper's (the strip as its own reference, mirrored passes) act on the distances, before map and score are made of
-    them.
+    Differs from the paper: the image score is re-weighted only on request, and distances are Euclidean, not squared.
+    The options of `ScoringConfig` beyond the paper's (the strip as its own reference, mirrored passes) change the
+    distances from which map and score are made. An image whose embedding is not finite gets NaN for both.
     """
 
     def __init__(self, embedder: Embedder, search: BankSearch, scoring: ScoringConfig) -> None:
@@ -63,28 +65,28 @@ class PatchCoreScorer:
 
     def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
         pending: list[tuple[NDArray[np.uint8], tuple[_View, ...]]] = []
-        for group in _same_shape(self._prepare(image) for image in images):
-            # the searches of a batch are all under way before the first answer is awaited
-            stack_BHWC = np.stack(group)
+        # all searches of a batch start before the first answer is awaited
+        for _, group in groupby((self.embedder.resized(image) for image in images), key=lambda image: image.shape):
+            stack_BHWC = np.stack(list(group))
             views = [self._submit(stack_BHWC, axes) for axes in FLIPS[self._scoring.test_flips]]
-            pending.extend((image, of_image) for image, of_image in zip(group, zip(*views, strict=True), strict=True))
+            pending.extend(zip(stack_BHWC, zip(*views, strict=True), strict=True))
         maps: AnomalyMaps = []
         scores = []
         for image, of_image in pending:
             answers = [self._distances(view) for view in of_image]
-            distances_hw: NDArray[np.float32] = np.stack([own_hw for own_hw, _ in answers]).mean(axis=0)
+            distances_hw: Floats = np.stack([own_hw for own_hw, _ in answers]).mean(axis=0)
             weights = [weights_hw for _, weights_hw in answers if weights_hw is not None]
             scores.append(image_score(distances_hw, np.mean(weights, axis=0) if weights else None, self._scoring))
             maps.append(upsample(distances_hw, image.shape[:2], self._scoring.sigma_px))
         return maps, np.array(scores, dtype=np.float32)
 
     def _submit(self, stack_BHWC: NDArray[np.uint8], axes: tuple[int, ...]) -> "list[_View]":
-        """Embeds images mirrored along axes of BHWC, and starts their searches."""
+        """Embed images mirrored along axes of BHWC and start their searches."""
         views = []
         for embeddings_hwD in self.embedder.embed(np.flip(stack_BHWC, axes)):
             finite = bool(np.isfinite(embeddings_hwD).all())
             if not finite:
-                embeddings_hwD = np.zeros_like(embeddings_hwD)  # an index has no answer to what is not finite
+                embeddings_hwD = np.zeros_like(embeddings_hwD)  # no index can search NaN
             rows, columns, dim = embeddings_hwD.shape
             future = self._search.submit(embeddings_hwD.reshape(-1, dim), self._scoring.num_searched)
             own_hw = None
@@ -95,7 +97,7 @@ class PatchCoreScorer:
         return views
 
     def _distances(self, view: "_View") -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """distances_hw of a view and, where the score needs them, weights_hw; turned back to the image as it is."""
+        """Return distances_hw of a view and, if the score needs them, weights_hw; both mirrored back."""
         axes = tuple(axis - 1 for axis in view.axes)
         squared_QK, _ = view.search.result()
         distances_Q = np.sqrt(squared_QK[:, : self._scoring.num_neighbors]).mean(axis=1)
@@ -108,14 +110,10 @@ class PatchCoreScorer:
             return distances_hw, None
         return distances_hw, np.flip(neighbor_weights(squared_QK).reshape(view.grid), axes)
 
-    def _prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        size_px = self.embedder.config.resize_px
-        return image if size_px is None else resize(image, size_px)
-
 
 @dataclass(frozen=True)
 class _View:
-    """One image, perhaps mirrored, whose search is under way."""
+    """An image, perhaps mirrored, whose search is under way."""
 
     search: PendingSearch
     grid: tuple[int, int]
@@ -124,22 +122,10 @@ class _View:
     own_hw: NDArray[np.float32] | None
 
 
-def _same_shape(images: Any) -> Any:
-    """Consecutive images of one shape as lists, so that order is kept."""
-    group: list[NDArray[np.uint8]] = []
-    for image in images:
-        if group and image.shape != group[0].shape:
-            yield group
-            group = []
-        group.append(image)
-    if group:
-        yield group
-
-
 def upsample(grid_hw: NDArray[np.float32], size_px: tuple[int, int], sigma_px: float) -> NDArray[np.float32]:
-    """Bilinear upsampling followed by a Gaussian, as PatchCore smooths its maps: map_HW.
+    """Upsample a grid bilinearly and smooth it with a Gaussian, as PatchCore does: map_HW.
 
-    Both steps are linear and separable, so each axis is one small matrix and the whole is two matrix products.
+    Both steps are linear and separable, so each axis is one small matrix, and the whole two matrix products.
     """
     rows_Hh = _axis_matrix(grid_hw.shape[0], size_px[0], sigma_px)
     columns_Ww = _axis_matrix(grid_hw.shape[1], size_px[1], sigma_px)
@@ -162,7 +148,7 @@ def _axis_matrix(cells: int, pixels: int, sigma_px: float) -> NDArray[np.float32
 def find_regions(
     map_HW: NDArray[np.float32], threshold: float, image_size_px: tuple[int, int]
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Where an anomaly map exceeds a threshold.
+    """Find the regions in which an anomaly map exceeds a threshold.
 
     Args:
         image_size_px: height and width of the image as stored; boxes are in its pixels.
@@ -197,16 +183,11 @@ def find_regions(
     return fraction, sorted(boxes, key=lambda box: -box["peak_score"])[:MAX_BOXES]
 
 
-Floats = NDArray[np.float32]
-MAX_BLOCKS = 16
-"""Along the strip, for `extreme_value`: few enough that each holds many patches, enough to see their spread."""
-
-
 def image_score(distances_hw: Floats, weights_hw: Floats | None, scoring: ScoringConfig) -> float:
-    """The anomaly score of a strip, by `scoring.image_score`.
+    """Return the anomaly score of a strip, by `scoring.image_score`.
 
     Args:
-        weights_hw: from `neighbor_weights`; for `reweighted` only.
+        weights_hw: from `neighbor_weights`; None unless the score is `reweighted`.
     """
     if scoring.image_score == "top_mean":
         count = max(1, round(scoring.top_fraction * distances_hw.size))
@@ -221,11 +202,11 @@ def image_score(distances_hw: Floats, weights_hw: Floats | None, scoring: Scorin
 
 
 def neighbor_weights(squared_QK: Floats) -> Floats:
-    """PatchCore's equation 7, weights_Q in [0, 1): one minus the nearest vector's share among K, by exp(distance).
+    """Return weights_Q in [0, 1): one minus the nearest vector's share among K, by exp(distance).
 
-    Near one where the other vectors around are farther: a patch in a sparse part of the bank counts more. As in
-    equation 7 but for whose neighbours count: the K nearest to the patch, where the paper takes those of its nearest
-    vector, which a bank in several shards would have to be asked for a second time.
+    A weight is near one if the other vectors are farther, so a patch in a sparse part of the bank counts more. Differs
+    from PatchCore's equation 7: the K vectors are the nearest to the patch, not to its nearest vector, which would take
+    a second search of the bank.
     """
     distances_QK = np.sqrt(squared_QK)
     shares_QK = np.exp(distances_QK - distances_QK.max(axis=1, keepdims=True))
@@ -234,7 +215,7 @@ def neighbor_weights(squared_QK: Floats) -> Floats:
 
 
 def _extreme_value(distances_hw: Floats) -> float:
-    """The expected largest of n block maxima under the Gumbel distribution that has their mean and deviation."""
+    """Return the expected largest of n block maxima under the Gumbel distribution with their mean and deviation."""
     blocks = np.array_split(distances_hw, min(MAX_BLOCKS, distances_hw.shape[1]), axis=1)
     maxima_n = np.array([block_hw.max() for block_hw in blocks])
     scale = math.sqrt(6) / math.pi * float(maxima_n.std())

@@ -1,4 +1,4 @@
-"""A bank of any size searched from its files, one after the other: for a few images, where no actor holds it.
+"""Search of a stored bank file by file, for a few images and without actors.
 
 Shapes: Q queries, D dimensions, K neighbours.
 """
@@ -13,9 +13,9 @@ from steelray.patchcore.merge import Neighbors, merge_neighbors
 
 
 class StoredSearch:
-    """The whole bank in storage; a `BankSearch`. Holds one file's vectors at a time.
+    """Search of a bank of any size in storage; a `BankSearch`. It holds one file's vectors at a time.
 
-    Searches are answered together when the first answer is asked for, so that every file is read once for all of them.
+    All submitted searches are answered when the first answer is asked for, so that every file is read once.
     """
 
     def __init__(self, read: Read, info: BankInfo, *, num_threads: int = 1) -> None:
@@ -29,7 +29,7 @@ class StoredSearch:
         return self._waiting[-1]
 
     def answer_all(self) -> None:
-        """Answers what has been submitted. Raises `ConfigError` if a file is missing or damaged."""
+        """Answer all submitted searches. Raises `ConfigError` if a file is missing or damaged."""
         waiting, self._waiting = self._waiting, []
         start = 0
         for file in self._info.shards:

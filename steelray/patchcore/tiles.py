@@ -1,10 +1,11 @@
-"""Images too large to embed at once: embedded tile by tile, and blended where the tiles overlap.
+"""Embedding of large images tile by tile, blended where the tiles overlap.
 
 Tiles begin at multiples of the coarsest level's stride, so their patch cells are those of the whole image. A cell near
-a tile's edge has not seen all of its surroundings; the weight of a tile therefore falls linearly towards its inner
-edges. What stays different from the whole image: what a cell sees farther away than the tiles overlap (much, for deep
-levels), a backbone that looks at an image as a whole, and, where the stride does not divide the image's size, some
-backbones' padding, which moves what a cell sees by some pixels with that size. Bank and scores must agree on the tiles.
+a tile's edge has not seen all of its surroundings, so the weight of a tile falls linearly towards its inner edges.
+Three differences from the whole image remain. A cell sees no farther than its tile, and deep levels look far. A
+backbone with global attention sees the tile instead of the image. If the stride does not divide the image's size, the
+padding of some backbones shifts what a cell sees by some pixels. A bank and its scores must therefore use the same
+tiles.
 
 Shapes: B images, H height, W width, C channels; h, w the patch grid, D dimensions of an embedding.
 """
@@ -20,7 +21,7 @@ from steelray.patchcore.portable_embedder import EmbedFunction
 
 
 def check_tiles(config: EmbedderConfig, stride_px: int) -> None:
-    """Raises `ConfigError` if the patch cells of such tiles do not coincide.
+    """Raise `ConfigError` if the patch cells of overlapping tiles would not coincide.
 
     Args:
         stride_px: pixels per cell of the coarsest level used.
@@ -28,7 +29,7 @@ def check_tiles(config: EmbedderConfig, stride_px: int) -> None:
     if config.tile_px is None:
         return
     where = f"the coarsest stride of {config.backbone}'s levels {list(config.levels)}"
-    # two strides, because the last tile may be almost one shorter, and nothing smaller than one can be embedded
+    # two strides: the last tile may be almost one shorter, and no image smaller than one can be embedded
     if any(side_px % stride_px or side_px < 2 * stride_px for side_px in config.tile_px):
         raise ConfigError(
             f"embedder.tile_px is {list(config.tile_px)}: both must be multiples of {stride_px}, {where}, "
@@ -41,10 +42,10 @@ def check_tiles(config: EmbedderConfig, stride_px: int) -> None:
 
 
 def tiled_embedding(embed: EmbedFunction, config: EmbedderConfig, stride_px: int) -> EmbedFunction:
-    """An embedder that takes images larger than `config.tile_px` tile by tile; `embed` itself where that is null.
+    """Return an embedder that takes images larger than `config.tile_px` tile by tile; `embed` itself if that is None.
 
     Args:
-        stride_px: pixels per cell of the coarsest level used; `check_tiles` has found that the tiles suit it.
+        stride_px: pixels per cell of the coarsest level used; checked by `check_tiles`.
     """
     tile_px, overlap_px = config.tile_px, config.tile_overlap_px
     if tile_px is None:
@@ -63,7 +64,7 @@ def tiled_embedding(embed: EmbedFunction, config: EmbedderConfig, stride_px: int
 
 
 def _spans(size_px: int, tile_px: int, overlap_px: int, stride_px: int) -> list[slice]:
-    """Where the tiles lie along an axis, in pixels. The last one ends with the image, and may be a bit shorter."""
+    """Return the tiles' spans along an axis, in pixels. The last one ends with the image and may be shorter."""
     if size_px <= tile_px:
         return [slice(0, size_px)]
     last_px = -(-(size_px - tile_px) // stride_px) * stride_px
@@ -74,7 +75,7 @@ def _spans(size_px: int, tile_px: int, overlap_px: int, stride_px: int) -> list[
 def _joined(
     parts: Sequence[NDArray[np.float32]], spans: Sequence[slice], overlap_px: int, axis: int
 ) -> NDArray[np.float32]:
-    """Parts of a grid BhwD that follow each other along an axis, each from the pixels of its span, as one grid."""
+    """Join parts of a grid BhwD along an axis; each part was embedded from the pixels of its span."""
     if len(parts) == 1:
         return parts[0]
     cell_px = spans[0].stop // parts[0].shape[axis]  # the first tile is never cut short
@@ -92,6 +93,6 @@ def _joined(
     joined_BhwD = np.zeros(shape, dtype=np.float32)
     for part, first, weight in zip(parts, firsts, weights, strict=True):
         here = slice(first, first + len(weight))
-        share = (weight / total[here]).astype(np.float32)  # exactly 1 where no other tile is
+        share = (weight / total[here]).astype(np.float32)  # exactly 1 where tiles do not overlap
         joined_BhwD[(slice(None),) * axis + (here,)] += part * share.reshape(-1, *(1,) * (3 - axis))
     return joined_BhwD

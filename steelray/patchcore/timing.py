@@ -1,4 +1,4 @@
-"""Seconds spent in each stage of scoring, handed to whoever wants to know. Knows no Ray and no metrics library."""
+"""Timing of the stages of scoring, reported to a callback, so that no metrics library is needed here."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,19 +16,19 @@ Observe = Callable[[str, float], None]
 
 
 def unobserved(stage: str, seconds: float) -> None:
-    """Takes no notice."""
+    """Ignore the time of a stage."""
 
 
 @contextmanager
 def stage(name: str, observe: Observe) -> Iterator[None]:
-    """Times its block; one that raises is not counted."""
+    """Time a block; one that raises is not reported."""
     start_s = time.perf_counter()
     yield
     observe(name, time.perf_counter() - start_s)
 
 
 def timed_embed(embed: EmbedFunction, observe: Observe) -> EmbedFunction:
-    """The same function, observed as `embed`."""
+    """Return the same function, with its time reported as `embed`."""
 
     def embed_timed(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         with stage("embed", observe):
@@ -38,7 +38,7 @@ def timed_embed(embed: EmbedFunction, observe: Observe) -> EmbedFunction:
 
 
 class TimedSearch:
-    """The same search, observed as `search`: what the scorer spends on asking and on waiting for the answer."""
+    """The same search, with the time of asking and of waiting for the answer reported as `search`."""
 
     def __init__(self, search: BankSearch, observe: Observe) -> None:
         self._search = search

@@ -241,7 +241,7 @@ class TestWeights:
         )
         offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
         done = subprocess.run([sys.executable, "-c", script], env=offline, capture_output=True, text=True, check=True)
-        assert "cannot be had from timm's hub" in done.stdout
+        assert "cannot be downloaded from timm's hub" in done.stdout
         assert done.stdout.count("\n") == 1
 
 

@@ -115,8 +115,8 @@ def test_the_answer_to_a_query_does_not_depend_on_threads() -> None:
 @pytest.mark.parametrize(
     ("vectors", "complaint"),
     [
-        (np.zeros((3, 2)), "float32 matrix, not float64"),
-        (np.zeros(3, np.float32), "1 axes"),
+        (np.zeros((3, 2)), "float16 matrix: float64"),
+        (np.zeros(3, np.float32), r"float16 matrix: float32 \(3,\)"),
         (np.array([[np.nan, 0]], np.float32), "not finite"),
         (np.array([[np.inf, 0]], np.float32), "not finite"),
     ],

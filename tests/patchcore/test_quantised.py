@@ -175,7 +175,9 @@ def test_values_beyond_float16_are_refused() -> None:
 def test_cells_that_may_hold_too_few_neighbors_are_refused() -> None:
     vectors = np.concatenate([gaussian(200, 0), gaussian(2, 1) + 1000])
     config = IndexConfig(factory="IVF8,Flat", num_probes=1)
-    with pytest.raises(ConfigError, match=r"num_probes 1: its cells can hold as few as \d+ vectors, .* is 9"):
+    with pytest.raises(
+        ConfigError, match=r"num_probes is 1: so many cells can hold as few as \d+ vectors, but .* is 9"
+    ):
         index_bank(exact_bank(vectors, num_neighbors=9), config, gaussian(5, 1))
     bank = index_bank(exact_bank(vectors, num_neighbors=9), replace(config, num_probes=8), gaussian(5, 1))
     assert np.isfinite(shard_of(bank).search(gaussian(50, 2), 9)[0]).all()
