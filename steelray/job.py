@@ -347,8 +347,9 @@ def _options(config_class: type, prefix: str = "", default: Any = MISSING) -> It
 
 
 def _texts(config_class: type) -> dict[str, str]:
-    """Return the docstring of every setting that has one."""
-    found = docstring_parser.parse_from_object(config_class).params
+    """Return the docstring of every setting that has one, inherited settings included."""
+    classes = reversed(config_class.__mro__[:-1])
+    found = [param for one in classes for param in docstring_parser.parse_from_object(one).params]
     return {text.arg_name: " ".join((text.description or "").split()) for text in found}
 
 
