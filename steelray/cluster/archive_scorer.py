@@ -18,7 +18,7 @@ from steelray.cluster.plan import TASK_CPUS, ComputePlan, plan_compute
 from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, portable_model, scored_images
 from steelray.job import num_cores, show_plan, tag_lines
 from steelray.models.calibration import Calibration, read_calibration
-from steelray.models.model import Model, check_agreement, open_model
+from steelray.models.model import Model, open_model
 from steelray.patchcore.planner import BankPlan
 from steelray.report.finish import Night, finish_night, publish_night
 from steelray.runs.config import ScoreArchiveConfig
@@ -52,7 +52,7 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
     Location(config.results_uri).check_access(create=not config.dry_run)
     Location(config.archive.uri).check_access()
     model = open_model(config.model_uri)
-    check_agreement(model, config.embedder)
+
     calibration, version = read_calibration(config.model_uri, config.calibration)
     bank_plan = plan_model_bank(model, config.compute)
     manifest, already_scored = _list_work(config, model)

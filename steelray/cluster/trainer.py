@@ -29,6 +29,8 @@ from steelray.storage.location import Location
 
 RAY_FOLDER = "ray"
 """Folder of Ray Train's own state during a run."""
+MAX_FAILURES = 3
+"""Number of times that a lost worker is replaced before the run fails."""
 
 
 def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def _fit(config: TrainConfig, folder: TrainRun, settings: WorkerSettings) -> Non
             name=RAY_FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

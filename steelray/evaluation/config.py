@@ -9,7 +9,7 @@ from steelray.patchcore.config import CoresetConfig, EmbedderConfig, IndexConfig
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """jobs/evaluate.py"""
+    """Settings of jobs/evaluate.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
         "data.kind", "data.root", "model_uri", "embedder.backbone", "embedder.levels", "coreset.ratio",
@@ -22,18 +22,18 @@ class EvaluateConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     model_uri: str | None = None
-    """Score with this memory bank, checkpoint or ensemble; null builds a bank from the dataset's nominal images, in
-    memory."""
+    """Memory bank, checkpoint or ensemble to evaluate; null: a bank built in memory from the dataset's nominal
+    images."""
     calibration: CalibrationConfig | None = None
-    """Hold nominal fit images out of the bank, set a threshold on them, and report the accuracy it gives; null: all of
-    them go into the bank. A model given by model_uri has its threshold already."""
+    """Hold nominal fit images out of the bank, set a threshold on them and report its accuracy; null: fit on all. A
+    model given by model_uri has a threshold already."""
     seeds: tuple[int, ...] = (0,)
-    """Split seeds (severstal, folder); the figures are the mean over them, with their spread."""
+    """Seeds of the split (severstal, folder); the metrics are averaged over them."""
     backend: Literal["auto", "openvino", "eager", "compile"] = "auto"
-    """Runtime of the backbone; `auto`: OpenVINO where it is installed."""
+    """Runtime of the backbone; `auto`: OpenVINO if it is installed."""
     baselines: bool = False
-    """Also report the local standard deviation, a detector that learns nothing."""
+    """Also evaluate the local standard deviation, a baseline that learns nothing."""
     output_dir: str | None = None
-    """Write the table here as evaluation.json and evaluation.md."""
+    """Folder for the result as evaluation.json and evaluation.md; null: only print it."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""

@@ -18,7 +18,7 @@ from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.models.ensemble import EnsembleInfo, FusedScorer, check_identity
 from steelray.models.ensemble import read_info as read_ensemble
 from steelray.patchcore.bank import INFO_FILE, BankInfo, read_info
-from steelray.patchcore.config import EmbedderConfig, ScoringConfig
+from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.index import BankSearch, LocalSearch, load_shard
 from steelray.patchcore.portable_embedder import Embedder, PortableEmbedder
 from steelray.patchcore.scorer import PatchCoreScorer, Scorer
@@ -132,20 +132,6 @@ def nominal_uris(model_uri: str) -> list[str]:
         return [str(uri) for uri in uris]
     except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
         return []
-
-
-def check_agreement(model: Model, embedder: EmbedderConfig | None, scoring: ScoringConfig | None = None) -> None:
-    """Raise `ConfigError` if given settings differ from those that the bank was built with."""
-    for name, given, stored in (
-        ("embedder", embedder, model.bank and model.bank.embedder),
-        ("scoring", scoring, model.bank and model.bank.scoring),
-    ):
-        if given is not None and given != stored:
-            differing = [key for key in vars(given) if stored is None or getattr(given, key) != getattr(stored, key)]
-            raise ConfigError(
-                f"{name}.{differing[0]} is {getattr(given, differing[0])!r} but the model at {model.uri} has "
-                f"{getattr(stored, differing[0], None)!r}: leave {name} out, or rebuild the bank"
-            )
 
 
 @lru_cache(maxsize=4)

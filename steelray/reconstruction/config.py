@@ -1,7 +1,7 @@
-"""The settings of training: anomaly synthesis, losses, optimiser, run. Imports neither torch nor ray.
+"""Settings of training: input, networks, anomaly synthesis, losses, optimiser, run. Imports neither torch nor ray.
 
-A field's docstring is its help text. Sizes are height before width, in pixels. Defaults are the published DRAEM recipe
-(Zavrtanik et al. 2021); every departure from it is an option that is off by default.
+A field's docstring is its help text. Sizes are in pixels, height before width. Defaults are the published DRAEM recipe
+(Zavrtanik et al. 2021, "the paper"); every departure from it is an option that is off by default.
 """
 
 import math
@@ -12,57 +12,56 @@ from steelray.config import ArchiveConfig, CalibrationConfig, ConfigError, Datas
 
 ModelKind = Literal["draem", "conv_ae"]
 STRIDE_PX = {"draem": 32, "conv_ae": 16}
-"""What a network's input height and width must be divisible by."""
+"""Divisor of a network's input height and width."""
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """How an image becomes the network's input, in training and in scoring. Stored with the checkpoint."""
+    """Preparation of an image as the network's input, in training and in scoring. Stored with the checkpoint."""
 
     size_px: tuple[int, int] = (256, 256)
     """Height and width of the network's input."""
     tiling: Literal["squeeze", "crop"] = "squeeze"
-    """`squeeze`: resize the whole image (the thesis). `crop`: native resolution; random crops in training, overlapping
-    tiles that cover the image in scoring."""
+    """`squeeze`: resize the whole image, as in the thesis. `crop`: keep its resolution, with random crops in training
+    and overlapping tiles in scoring."""
     brightness_norm: Literal["none", "strip"] = "none"
     """`strip`: scale every image so that the mean of its foreground is mid grey."""
     scoring_scale: float = 1.0
-    """Scoring shrinks an image to this share of its height and width before it is cut into tiles, and enlarges its map
-    again, so that a tile shows more of the strip; training does not. Needs `crop`. 1: as in training."""
+    """Factor by which scoring shrinks an image before cutting it into tiles, so that a tile shows more of the strip;
+    the map is enlarged again. Needs tiling `crop`. 1: score at the resolution of training."""
 
     def __post_init__(self) -> None:
         require(0 < self.scoring_scale <= 1, f"scoring_scale must lie in (0, 1], not {self.scoring_scale}")
         require(
             self.scoring_scale == 1 or self.tiling == "crop",
-            "scoring_scale needs tiling: crop; `squeeze` resizes the whole image already",
+            "scoring_scale needs tiling: crop, because `squeeze` already resizes the whole image",
         )
         require(min(self.size_px) >= 16, f"size_px must be at least 16x16, not {list(self.size_px)}")
 
     def check_stride(self, kind: ModelKind) -> None:
-        """Raises `ConfigError` unless the network of this kind can take inputs of this size."""
+        """Raise `ConfigError` unless a network of this kind accepts inputs of this size."""
         stride = STRIDE_PX[kind]
         if any(size % stride for size in self.size_px):
             nearest = [max(stride, round(size / stride) * stride) for size in self.size_px]
             raise ConfigError(
-                f"input size {list(self.size_px)} is not divisible by {stride}, as {kind} needs; nearest: {nearest}"
+                f"input size {list(self.size_px)} is not divisible by {stride}, which {kind} needs; nearest: {nearest}"
             )
 
 
 @dataclass(frozen=True)
 class DraemConfig:
-    """The two sub-networks of DRAEM. Stored with the checkpoint."""
+    """DRAEM's two sub-networks. Stored with the checkpoint."""
 
     width: float = 1.0
-    """Multiplies the channels of both: 1.0 is the paper's (128 and 64 in the first block; 69.05 M and 28.37 M
-    parameters). A multiple of 1/16."""
+    """Factor of the channels of both, a multiple of 1/16. 1: as in the paper, with 69.05 M and 28.37 M parameters."""
     norm: Literal["bn", "gn"] = "bn"
-    """`bn`: batch normalisation (the paper). `gn`: group normalisation, which does not look at other images."""
+    """`bn`: batch normalisation, as in the paper. `gn`: group normalisation, which does not depend on other images."""
     halvings: int = 4
-    """How often the reconstructive network halves the image, 1 to 4 (the paper): with fewer it keeps finer detail, and
-    sees less of what surrounds an anomaly (H1)."""
+    """Number of times that the reconstructive network halves the image, 1 to 4. 4: as in the paper. With fewer it keeps
+    finer detail and sees less around an anomaly."""
     map_sigma_px: float = 0.0
-    """Standard deviation of a Gaussian that smooths the anomaly map, in its pixels; the image's score is taken before
-    it. 0: none (the paper)."""
+    """Standard deviation of a Gaussian that smooths the anomaly map, in pixels of the map; the image's score is taken
+    before it. 0: no smoothing, as in the paper."""
 
     def __post_init__(self) -> None:
         require(
@@ -75,51 +74,53 @@ class DraemConfig:
 
 @dataclass(frozen=True)
 class ConvAutoencoderConfig:
-    """The convolutional autoencoder of the thesis (its table 2). Stored with the checkpoint."""
+    """Convolutional autoencoder of the thesis (its table 2). Stored with the checkpoint."""
 
     output_activation: Literal["relu", "sigmoid", "none"] = "relu"
-    """After the last layer; the thesis's table names ReLU for every layer."""
+    """Activation of the last layer; `relu` as in the thesis."""
 
 
 NetworkConfig = DraemConfig | ConvAutoencoderConfig
 
 
 def kind_of(network: NetworkConfig) -> ModelKind:
-    """The name under which `TrainConfig.model` and a checkpoint know a network."""
+    """Return a network's name in `TrainConfig.model` and in a checkpoint."""
     return "draem" if isinstance(network, DraemConfig) else "conv_ae"
 
 
 @dataclass(frozen=True)
 class SynthesisConfig:
-    """How anomalies are made for DRAEM (its section 3.3). conv_ae trains on clean images and ignores this."""
+    """Synthesis of DRAEM's anomalies (section 3.3 of the paper). conv_ae trains on clean images and ignores it."""
 
     anomaly_probability: float = 0.5
     """Share of the training images that get an anomaly."""
     texture_uri: str | None = None
-    """Folder or s3:// prefix of texture images, such as Describable Textures (CLASS/*.jpg); null: generated ones."""
+    """Folder or s3:// prefix of texture images, such as Describable Textures; null: generated textures."""
     self_source_probability: float = 0.0
-    """Share of anomalies whose source is another training image instead of a texture (H5)."""
+    """Share of anomalies whose source is another training image instead of a texture."""
     grey_source_probability: float = 0.0
-    """Share of anomalies whose source loses its colour (H5)."""
+    """Share of anomalies whose source loses its colour."""
     match_contrast: bool = False
-    """Give the source the mean and standard deviation of the image that it covers (H5)."""
+    """Give the source the mean and standard deviation of the image that it covers."""
     blend: Literal["alpha", "poisson"] = "alpha"
-    """`poisson`: shift the source by a harmonic membrane so that it meets the image at the mask's edge (H5)."""
+    """`alpha`: mix source and image, as in the paper. `poisson`: first shift the source so that it meets the image at
+    the mask's edge."""
     perlin_exponents: tuple[int, int] = (0, 5)
-    """The noise has 2^k cells along each axis, k drawn between these two, both included (H5)."""
+    """Smallest and largest k; the noise that shapes anomalies has 2^k cells along an axis, k drawn for each axis."""
     opacity_min: float = 0.2
-    """Least opacity of an anomaly; the paper's 1 - beta, beta ~ U(0, 0.8) (H7)."""
+    """Least opacity of an anomaly, 1 - beta in the paper, where beta ~ U(0, 0.8)."""
     opacity_max: float = 1.0
-    """Largest opacity of an anomaly (H7)."""
+    """Largest opacity of an anomaly."""
     relabel_levels: float | None = None
-    """Label only pixels that changed by more than this many of 255 grey levels; null: the whole mask (H7)."""
+    """Label only pixels that changed by more than this many of 255 grey levels; null: the whole mask, as in the
+    paper."""
     rotate: Literal["r90", "flips", "none"] = "r90"
-    """`r90`: turn three images in ten by up to 90 degrees either way, black corners (the paper). `flips`: mirror three
-    in ten along each axis (H6)."""
+    """`r90`: rotate three images in ten by up to 90 degrees either way, with black corners, as in the paper. `flips`:
+    mirror three in ten along each axis."""
     target_blur_px: float = 0.0
-    """Standard deviation of a Gaussian that smooths the image to be reconstructed (H1)."""
+    """Standard deviation of a Gaussian that smooths the image to be reconstructed, in pixels. 0: no smoothing."""
     foreground: Literal["none", "synthesis", "all"] = "none"
-    """`synthesis`: anomalies on the strip only, not on black. `all`: the reconstruction loss skips black too (H3)."""
+    """`synthesis`: anomalies on the strip only, not on black. `all`: the reconstruction loss ignores black, too."""
 
     def __post_init__(self) -> None:
         for name in ("anomaly_probability", "self_source_probability", "grey_source_probability"):
@@ -140,16 +141,16 @@ class SynthesisConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of DRAEM's loss terms beside the mean squared error, whose weight is 1. conv_ae has that one only."""
+    """Weights of DRAEM's loss terms beside the mean squared error, whose weight is 1 and which conv_ae uses alone."""
 
     w_ssim: float = 1.0
-    """1 - SSIM of the reconstruction."""
+    """Weight of 1 - SSIM of the reconstruction."""
     w_focal: float = 1.0
-    """Focal loss of the segmentation."""
+    """Weight of the segmentation's focal loss."""
     gamma: float = 2.0
-    """The focal loss's exponent; 0 is cross entropy."""
+    """Exponent of the focal loss; 0 is cross entropy."""
     detach: bool = False
-    """Keep the segmentation's gradient out of the reconstructive network (H8)."""
+    """Keep the segmentation's gradient out of the reconstructive network."""
 
     def __post_init__(self) -> None:
         for name in ("w_ssim", "w_focal"):
@@ -159,24 +160,24 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam and its schedule, which counts steps and never epochs."""
+    """Adam and its schedule, which counts steps."""
 
     lr: float = 1e-4
     """Learning rate at the start."""
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
-    """`multistep`: times `decay` at each milestone (the paper). `cosine`: down to zero."""
+    """`multistep`: multiply the rate by `decay` at each milestone, as in the paper. `cosine`: lower it to zero."""
     milestones: tuple[float, ...] = (0.8, 0.9)
-    """Where `multistep` lowers the rate, as shares of the run."""
+    """Shares of the run at which `multistep` lowers the rate."""
     decay: float = 0.2
-    """Factor at each milestone."""
+    """Factor of the rate at each milestone."""
     clip: float = 0.0
-    """Largest norm of the whole gradient; 0 does not clip (H2)."""
+    """Largest norm of the whole gradient; 0: no clipping, as in the paper."""
     ema: float = 0.0
-    """Decay per step of an average of the weights and of batch normalisation's statistics, which is then what is
-    evaluated and stored; 0: none (H2, H4)."""
+    """Decay per step of a running average of weights and batch statistics; the averaged network is evaluated and
+    stored. 0: no average, as in the paper."""
     freeze_statistics: float = 1.0
-    """Share of the run from which batch normalisation keeps its statistics (with ema the averaged ones) and normalises
-    by them in training too; 1: never, the paper (H4)."""
+    """Share of the run after which batch normalisation keeps its statistics (with ema the averaged ones) and uses them
+    in training, too. 1: never, as in the paper."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"lr must be > 0, not {self.lr}")
@@ -190,7 +191,7 @@ class OptimizerConfig:
         require(0 < self.freeze_statistics <= 1, f"freeze_statistics must lie in (0, 1], not {self.freeze_statistics}")
 
     def rate_at(self, step: int, num_steps: int) -> float:
-        """The learning rate of a step, counted from 0, in a run of `num_steps`."""
+        """Return the learning rate of a step, counted from 0, in a run of `num_steps`."""
         if self.schedule == "constant":
             return self.lr
         if self.schedule == "cosine":
@@ -200,21 +201,21 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainDataConfig:
-    """The nominal images to learn from: a labelled dataset's, an archive's, or generated ones."""
+    """Nominal images to train on: those of a labelled dataset or of an archive, or generated ones."""
 
     dataset: DatasetConfig | None = None
-    """A dataset in the layout in which it is downloaded; its nominal fit images are used."""
+    """Labelled dataset in the layout in which it is downloaded; its nominal fit images are used."""
     nominal: ArchiveConfig | None = None
-    """Images of normal strips in object storage or in a folder."""
+    """Archive of normal strips."""
     generated: int | None = None
-    """So many procedural strips of 256x256, to try the job without data."""
+    """Number of generated strips of 256x256, to try the job without data."""
     max_black_fraction: float = 1.0
-    """Leave out images (with tiling crop: crops) of which more than this share is black (H3)."""
+    """Leave out images (with tiling `crop`: crops) of which more than this share is black. 1: use all."""
 
     def __post_init__(self) -> None:
         require(
             [self.dataset, self.nominal, self.generated].count(None) == 2,
-            "give one of data.dataset (kind and root), data.nominal (uri) and data.generated, and no other of them",
+            "give exactly one of data.dataset (kind and root), data.nominal (uri) and data.generated",
         )
         require(
             0 <= self.max_black_fraction <= 1, f"max_black_fraction must lie in [0, 1], not {self.max_black_fraction}"
@@ -223,7 +224,7 @@ class TrainDataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """jobs/train.py"""
+    """Settings of jobs/train.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
         "model", "output_uri", "run_name", "data.nominal.uri", "data.dataset.kind", "data.dataset.root", "num_epochs",
@@ -234,9 +235,9 @@ class TrainConfig:
     """`draem`, or `conv_ae` (the thesis's convolutional autoencoder)."""
     data: TrainDataConfig
     output_uri: str
-    """Where runs go, s3://bucket/prefix or a local folder; this one into output_uri/RUN_NAME/."""
+    """Location of training runs, s3://bucket/prefix or a local folder; this run is stored in output_uri/RUN_NAME/."""
     run_name: str
-    """Name of this run. A run of the same name continues from its last checkpoint."""
+    """Name of this run; a run that exists is continued from its newest checkpoint."""
     input: InputConfig = field(default_factory=InputConfig)
     draem: DraemConfig = field(default_factory=DraemConfig)
     conv_ae: ConvAutoencoderConfig = field(default_factory=ConvAutoencoderConfig)
@@ -248,27 +249,25 @@ class TrainConfig:
     num_epochs: int = 700
     """Passes over the training images."""
     num_steps: int | None = None
-    """Length of the run in steps; overrides num_epochs."""
+    """Length of the run in steps, instead of num_epochs."""
     batch_size: int = 8
     """Images per step, over all workers."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the networks; losses, outputs and weights are fp32 always."""
+    """Arithmetic of the networks; losses, outputs and weights are always fp32."""
     seed: int = 0
-    """Seed of the initial weights, of the images' order and of every synthetic anomaly."""
+    """Seed of the initial weights, of the order of images and of the synthetic anomalies."""
     checkpoint_every_steps: int = 500
-    """Steps from one checkpoint to the next; the last step has one always."""
+    """Steps between checkpoints; the last step always has one."""
     num_workers: int = 1
-    """Training processes, each on its share of every batch."""
+    """Number of training processes, each with its share of every batch."""
     cpus_per_worker: float = 1.0
-    """CPU share, and so the threads, of one of them."""
+    """CPUs of each training process, and so its threads."""
     gpus_per_worker: float = 0.0
-    """GPU share of one of them."""
-    max_failures: ClassVar[int] = 3
-    """How often a lost worker is replaced before the run fails."""
+    """GPUs of each training process; 0: train on CPUs."""
     mlflow_uri: str | None = None
-    """Also log the metrics to this MLflow tracking server or folder; needs `pip install mlflow`."""
+    """MLflow tracking server or folder that also gets the metrics; needs `pip install mlflow`."""
     overwrite: bool = False
-    """Start afresh where a run of this name is."""
+    """Delete a run of this name and start afresh."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
 
@@ -291,16 +290,16 @@ class TrainConfig:
 
     @property
     def log_every_steps(self) -> int:
-        """Return the steps from one line of metrics to the next: ten, fewer in a short run."""
+        """Steps between lines of metrics: ten, or fewer in a short run."""
         return 10 if self.num_steps is None else max(1, min(10, self.num_steps // 20))
 
     @property
     def network(self) -> DraemConfig | ConvAutoencoderConfig:
-        """The config of the network that is trained."""
+        """Config of the network to train."""
         return self.draem if self.model == "draem" else self.conv_ae
 
     def total_steps(self, num_images: int) -> int:
-        """Steps of the whole run on so many training images."""
+        """Return the steps of the whole run on this many training images."""
         if self.num_steps is not None:
             return self.num_steps
         return max(1, self.num_epochs * num_images // self.batch_size)

@@ -8,7 +8,7 @@ from steelray.config import ArchiveConfig, ComputeConfig, DecodeConfig, ReportCo
 
 @dataclass(frozen=True)
 class ScoreArchiveConfig:
-    """jobs/score_archive.py"""
+    """Settings of jobs/score_archive.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
         "archive.uri", "model_uri", "results_uri", "archive.glob", "incremental", "threshold", "compute.num_scorers",
@@ -16,25 +16,22 @@ class ScoreArchiveConfig:
     )  # fmt: skip
 
     archive: ArchiveConfig
-    """The images to score."""
+    """Images to score."""
     model_uri: str
-    """A memory bank, a trained checkpoint or an ensemble: what jobs/build_memory_bank.py, jobs/train.py or
-    jobs/fuse_models.py left."""
+    """Memory bank, checkpoint or ensemble, written by jobs/build_memory_bank.py, jobs/train.py or
+    jobs/fuse_models.py."""
     results_uri: str
-    """Where runs go; this one into results_uri/runs/RUN_ID/, and results_uri/published.json will point at it."""
-    embedder: ClassVar[None] = None
-    """The bank's own is used."""
+    """Location of runs; this run is stored in results_uri/runs/RUN_ID/ and published in results_uri/published.json."""
     calibration: int | None = None
     """Version of the model's calibration to use; null: the newest."""
     threshold: float | None = None
-    """Flag strips above this score instead of above the calibrated threshold."""
+    """Score above which strips are flagged; null: the calibrated threshold."""
     save_anomaly_maps: bool = False
-    """Also keep every strip's anomaly map (float16 .npy), for pixel metrics; about 0.8 MB per 1600x256 strip."""
+    """Also store every strip's anomaly map (float16 .npy), for pixel metrics; about 0.8 MB per 1600x256 strip."""
     incremental: bool = False
-    """Leave out objects that an earlier published run has scored with the same model, unchanged since."""
+    """Skip unchanged objects that an earlier published run has scored with the same model."""
     max_quarantine_share: float | None = 0.05
-    """Above this share of objects without a score the job ends with code 1, after it has finished and published; null:
-    never."""
+    """Share of objects without a score above which the job, after publishing, ends with exit code 1; null: no limit."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -48,33 +45,33 @@ class ScoreArchiveConfig:
 
 @dataclass(frozen=True)
 class ReviewConfig:
-    """jobs/review.py"""
+    """Settings of jobs/review.py."""
 
     results_uri: str
-    """Where the run is."""
+    """Location of runs: results_uri of jobs/score_archive.py."""
     verdicts: str
-    """CSV of an operator's verdicts: image_key, and verdict (true_alarm or false_alarm). Unflagged strips that were
-    looked at may be in it, with the same words: only then can recall be known."""
+    """CSV file of an operator's verdicts with the columns image_key and verdict (true_alarm or false_alarm). Recall is
+    computed only if it also has verdicts on strips that were not flagged."""
     run_id: str | None = None
-    """The run that was looked at; null: the published one."""
+    """Run that was reviewed; null: the published one."""
 
 
 @dataclass(frozen=True)
 class RunsConfig:
-    """jobs/runs.py"""
+    """Settings of jobs/runs.py."""
 
     results_uri: str
-    """Where the runs are: results_uri of jobs/score_archive.py."""
+    """Location of runs: results_uri of jobs/score_archive.py."""
     action: Literal["list", "rollback", "prune"] = "list"
-    """`list` shows the published runs, `rollback` makes the one before the present one count again, `prune` removes the
-    rows and pictures of old ones."""
+    """`list`: show the published runs. `rollback`: publish the previous run again. `prune`: remove the rows and
+    pictures of old runs."""
     keep: int | None = None
-    """prune: the newest so many published runs stay."""
+    """Number of newest published runs that `prune` keeps."""
     keep_days: float | None = None
-    """prune: runs finished within so many days stay, and runs that were never published or were rolled back go when
-    they are older. Given both, a run stays for either reason."""
+    """Age in days up to which `prune` keeps runs; older runs that were never published or were rolled back are deleted.
+    With keep, a run is kept for either reason."""
     dry_run: bool = False
-    """Say what would be done, and do nothing."""
+    """Print what would be done, and do nothing."""
 
     def __post_init__(self) -> None:
         require(self.keep is None or self.keep >= 1, f"keep must be at least 1, not {self.keep}")

@@ -1,4 +1,4 @@
-"""Training settings: the published recipe by default, parsed from lines and files, wrong ones refused."""
+"""Training settings: the published recipe by default, parsed from the command line and files, wrong ones refused."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from steelray.reconstruction.config import (
     SynthesisConfig,
     TrainConfig,
     TrainDataConfig,
-    kind_of,
 )
 from tests.test_architecture import loaded_after
 
@@ -34,9 +33,8 @@ def test_defaults_are_the_published_recipe() -> None:
     assert recipe.input == InputConfig((256, 256), "squeeze", "none")
     assert recipe.loss == LossConfig(w_ssim=1, w_focal=1, gamma=2, detach=False)
     assert (recipe.optimizer.lr, recipe.batch_size, recipe.num_epochs) == (1e-4, 8, 700)
-    assert recipe.synthesis.anomaly_probability == 0.5
-    assert (recipe.synthesis.opacity_min, recipe.synthesis.opacity_max) == (0.2, 1.0)
     off = recipe.synthesis
+    assert (off.anomaly_probability, off.opacity_min, off.opacity_max) == (0.5, 0.2, 1.0)
     assert (off.target_blur_px, off.foreground, off.relabel_levels, off.blend) == (0, "none", None, "alpha")
     assert (off.grey_source_probability, off.match_contrast, off.self_source_probability) == (0, False, 0)
     assert (recipe.optimizer.clip, recipe.optimizer.ema, recipe.data.max_black_fraction) == (0, 0, 1.0)
@@ -90,7 +88,7 @@ def test_an_unknown_setting_is_refused() -> None:
         (lambda: config(run_name="a/b"), "run_name may hold"),
         (lambda: config(num_steps=0), "num_steps must be > 0"),
         (lambda: config(output_uri=""), "output_uri is empty"),
-        (lambda: TrainDataConfig(), "give one of data.dataset .* data.nominal"),
+        (lambda: TrainDataConfig(), "give exactly one of data.dataset .* data.nominal"),
         (lambda: DraemConfig(width=0.1), "multiple of 1/16"),
         (lambda: SynthesisConfig(opacity_min=0.9, opacity_max=0.5), "opacities must rise"),
         (lambda: SynthesisConfig(opacity_min=0.0), "opacities must rise"),
@@ -122,17 +120,12 @@ def test_the_length_of_a_run() -> None:
     assert config(num_epochs=1).total_steps(3) == 1
 
 
-def test_a_network_knows_its_kind() -> None:
-    assert kind_of(config().network) == "draem"
-    assert kind_of(config(model="conv_ae").network) == "conv_ae"
-
-
 def test_settings_load_neither_torch_nor_ray() -> None:
     assert loaded_after(["steelray.reconstruction.config"]).isdisjoint({"torch", "ray", "numpy"})
 
 
 def test_training_needs_neither_ray_nor_the_scoring_stack() -> None:
-    """It runs on a bare GPU machine: torch, torchvision, numpy."""
+    """Training runs on a bare GPU machine with torch, torchvision and numpy only."""
     loaded = loaded_after(
         ["steelray.reconstruction.session", "steelray.reconstruction.synthesis", "steelray.reconstruction.checkpoint"]
     )

@@ -1,4 +1,4 @@
-"""The training step: it learns, it stops at NaN, it goes on exactly, and half-batches add up to the whole."""
+"""Training steps: they learn, stop at NaN, continue exactly after a restart, and add up over parts of a batch."""
 
 import pickle
 from dataclasses import replace
@@ -57,7 +57,7 @@ def weights_of(session: TrainingSession) -> torch.Tensor:
 
 
 def test_four_images_can_be_learnt_by_heart() -> None:
-    """Reconstruction, segmentation and the two modes of batch normalisation, all at once."""
+    """Reconstruction, segmentation and both modes of batch normalisation work together."""
     synthesis = SynthesisConfig(anomaly_probability=1.0, opacity_min=0.6)
     config = with_options(draem=DraemConfig(width=1 / 8), synthesis=synthesis, optimizer=OptimizerConfig(lr=1e-3))
     maker = SampleMaker(config)
@@ -76,10 +76,11 @@ def test_four_images_can_be_learnt_by_heart() -> None:
 
 
 def test_metrics_of_a_step() -> None:
-    (metrics,) = run(TrainingSession(CONFIG, 10), range(1))
+    loss = LossConfig(w_ssim=0.5, w_focal=3.0)
+    (metrics,) = run(TrainingSession(with_options(loss=loss), 10), range(1))
     parts = {"l2", "ssim", "focal", "total", "grad_norm", "grad_norm_reconstructive", "grad_norm_discriminative"}
     assert set(metrics) == parts | {"learning_rate"}
-    assert metrics["total"] == pytest.approx(metrics["l2"] + metrics["ssim"] + metrics["focal"], rel=1e-5)
+    assert metrics["total"] == pytest.approx(metrics["l2"] + 0.5 * metrics["ssim"] + 3 * metrics["focal"], rel=1e-5)
     squares = metrics["grad_norm_reconstructive"] ** 2 + metrics["grad_norm_discriminative"] ** 2
     assert metrics["grad_norm"] ** 2 == pytest.approx(squares, rel=1e-4)
     assert 0 <= metrics["ssim"] <= 2
@@ -92,11 +93,10 @@ def test_the_autoencoder_has_the_squared_error_only() -> None:
     assert history[-1]["l2"] < 0.65 * history[0]["l2"]
 
 
-@pytest.mark.parametrize("term", ["l2", "ssim"])
-def test_the_reconstruction_loss_has_a_gradient_of_its_own(term: str) -> None:
-    """In a published port it is detached, and the reconstruction learns from the segmentation alone."""
+def test_the_reconstruction_loss_has_a_gradient_of_its_own() -> None:
+    """A published port detaches it, so that the reconstruction learns from the segmentation alone."""
     report = TrainingSession(CONFIG, 10).gradient_report(batch_of(CONFIG, 0))
-    assert report[f"norm_{term}"] > 1e-3
+    assert min(report["norm_l2"], report["norm_ssim"]) > 1e-3
     assert set(report) == {
         "norm_l2", "norm_ssim", "norm_focal", "cosine_l2_ssim", "cosine_l2_focal", "cosine_ssim_focal",
     }  # fmt: skip
@@ -109,15 +109,7 @@ def test_a_detached_segmentation_does_not_pull_at_the_reconstruction() -> None:
     assert report["norm_ssim"] > 0
 
 
-def test_weights_of_the_terms_scale_the_total() -> None:
-    batch = batch_of(CONFIG, 0)
-    loss = LossConfig(w_ssim=0.5, w_focal=3.0)
-    metrics = TrainingSession(with_options(loss=loss), 10).train_step(batch)
-    expected = metrics["l2"] + 0.5 * metrics["ssim"] + 3 * metrics["focal"]
-    assert metrics["total"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_looking_changes_nothing() -> None:
+def test_evaluations_and_reports_change_nothing() -> None:
     session, batch = TrainingSession(CONFIG, 10), batch_of(CONFIG, 0)
     run(session, range(2))
     before = {name: value.clone() for name, value in session.model.state_dict().items()}
@@ -148,7 +140,7 @@ def replace_batch(batch: Batch, rows: slice) -> Batch:
 
 
 def test_halves_of_a_batch_add_up_to_the_whole() -> None:
-    """What two workers average is what one computes, where no statistic is taken over the batch."""
+    """Two workers average to the gradient of one if no statistic is taken over the batch."""
     config, batch = with_options(draem=DraemConfig(width=1 / 16, norm="gn")), batch_of(CONFIG, 0)
 
     def gradient(part: Batch) -> torch.Tensor:
@@ -183,19 +175,19 @@ def test_the_wrapped_network_is_the_one_that_is_trained() -> None:
     assert torch.equal(weights_of(session), weights_of(plain))
 
 
-@pytest.mark.parametrize(("part", "term"), [("targets_BCHW", "l2"), ("images_BCHW", "l2")])
-def test_nan_stops_the_run_and_names_step_term_and_images(part: str, term: str) -> None:
+@pytest.mark.parametrize("part", ["targets_BCHW", "images_BCHW"])
+def test_nan_stops_the_run_and_names_step_term_and_images(part: str) -> None:
     session = TrainingSession(CONFIG, 10)
     run(session, range(1))
     before, batch = weights_of(session), batch_of(CONFIG, 1)
     getattr(batch, part)[1, 0, 5, 5] = np.nan
     with pytest.raises(NonFiniteLoss) as caught:
         session.train_step(batch)
-    assert (caught.value.step, caught.value.term, caught.value.keys) == (1, term, batch.keys)
-    assert f"step 1: {term} is not finite" in str(caught.value)
+    assert (caught.value.step, caught.value.term, caught.value.keys) == (1, "l2", batch.keys)
+    assert "step 1: l2 is not finite" in str(caught.value)
     assert torch.equal(weights_of(session), before)
     assert session.step == 1
-    # it crosses from a worker to the driver
+    # it is pickled from a worker to the driver
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert str(again) == str(caught.value)
     assert again.keys == batch.keys
@@ -219,7 +211,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_a_run_that_goes_on_equals_one_that_was_never_interrupted(options: dict[str, Any]) -> None:
+def test_a_continued_run_equals_an_uninterrupted_one(options: dict[str, Any]) -> None:
     config = with_options(**options)
     whole = TrainingSession(config, 4)
     expected = run(whole, range(4))
@@ -248,27 +240,20 @@ def test_a_state_of_another_network_is_refused() -> None:
         TrainingSession(with_options(optimizer=OptimizerConfig(ema=0.9)), 6).load_state_dict(state)
 
 
-def test_the_average_trails_the_weights_and_is_what_is_evaluated() -> None:
+def test_the_evaluated_network_is_the_average_of_weights_and_batch_statistics() -> None:
     session = TrainingSession(with_options(optimizer=OptimizerConfig(lr=1e-3, ema=0.5)), 10)
+
+    def values(model: nn.Module) -> torch.Tensor:
+        mean = model.get_buffer("reconstructive.encoder.0.1.running_mean")
+        return torch.cat([mean, *(p.detach().flatten() for p in model.parameters())])
+
     seen = []
     for step in range(3):
         run(session, range(step, step + 1))
-        seen.append(weights_of(session))
-    average = torch.cat([p.flatten() for p in session.eval_model.parameters()])
+        seen.append(values(session.model))
     expected = 0.5 * (0.5 * seen[0] + 0.5 * seen[1]) + 0.5 * seen[2]
-    assert torch.allclose(average, expected, atol=1e-6)
-    assert not torch.equal(average, seen[2])
-
-
-def test_the_average_has_averaged_batch_statistics() -> None:
-    session = TrainingSession(with_options(optimizer=OptimizerConfig(lr=1e-3, ema=0.5)), 10)
-    name = "reconstructive.encoder.0.1.running_mean"
-    seen = []
-    for step in range(3):
-        run(session, range(step, step + 1))
-        seen.append(session.model.get_buffer(name).clone())
-    expected = 0.5 * (0.5 * seen[0] + 0.5 * seen[1]) + 0.5 * seen[2]
-    assert torch.allclose(session.eval_model.get_buffer(name), expected, atol=1e-6)
+    assert torch.allclose(values(session.eval_model), expected, atol=1e-6)
+    assert not torch.equal(values(session.eval_model), seen[2])
 
 
 def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
@@ -326,10 +311,6 @@ def test_frozen_statistics_are_those_that_training_uses(ema: float) -> None:
         assert torch.allclose(model.get_buffer(name), settled)
     batches = [batch_of(config, 0)]
     assert session.evaluate(batches, batch_statistics=True) == session.evaluate(batches)
-
-
-def test_statistics_that_are_never_frozen_differ_from_a_batch_s_at_the_end_too() -> None:
-    session = TrainingSession(with_options(), 2)
-    run(session, range(2))
-    batches = [batch_of(CONFIG, 0)]
-    assert session.evaluate(batches, batch_statistics=True) != session.evaluate(batches)
+    never = TrainingSession(CONFIG, 2)
+    run(never, range(2))
+    assert never.evaluate(batches, batch_statistics=True) != never.evaluate(batches)

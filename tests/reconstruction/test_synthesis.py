@@ -28,7 +28,7 @@ STRIP = make_strip(0, 0, size_px=SIZE).pixels_HW[:, :, None]
 
 
 def make(count: int, *, pixels: np.ndarray = STRIP, others: object = None, **options: object) -> list[TrainingSample]:
-    """Samples of one image; anomalies always and no rotation, unless the options say otherwise."""
+    """Make samples of one image, always with an anomaly and without rotation unless the options differ."""
     options = {"anomaly_probability": 1.0, "rotate": "none", **options}
     maker = SampleMaker(replace(CONFIG, synthesis=SynthesisConfig(**options)), others=others)  # type: ignore[arg-type]
     return [maker.sample(pixels, str(index), epoch=0, index=index) for index in range(count)]
@@ -39,7 +39,7 @@ def anomalous(samples: list[TrainingSample]) -> list[TrainingSample]:
 
 
 class Constant:
-    """A source of one colour; no augmenter in the way is of concern where the opacity is measured."""
+    """A white source."""
 
     def draw(self, rng: np.random.Generator, size_px: tuple[int, int]) -> np.ndarray:
         return np.full((*size_px, 3), 255, dtype=np.uint8)
@@ -58,7 +58,7 @@ def test_values_are_in_the_unit_range_without_mean_or_deviation() -> None:
 
 
 def test_half_of_the_images_stay_clean() -> None:
-    samples = make(400, anomaly_probability=SynthesisConfig().anomaly_probability)
+    samples = make(200, anomaly_probability=SynthesisConfig().anomaly_probability)
     with_anomaly = np.mean([sample.mask_HW.any() for sample in samples])
     assert 0.40 < with_anomaly < 0.55  # one mask in twenty is empty
     for sample in samples:
@@ -83,7 +83,7 @@ def test_the_target_is_the_clean_image() -> None:
 
 
 def opacities(**options: object) -> np.ndarray:
-    """Read off a white source on a black image, past whatever the augmenters make of white."""
+    """Measure opacities with a white source on a black image; augmenters may darken the white."""
     synthesis = SynthesisConfig(**{"anomaly_probability": 1.0, "rotate": "none", **options})  # type: ignore[arg-type]
     maker = SampleMaker(replace(CONFIG, synthesis=synthesis), textures=Constant())
     black = np.zeros((*SIZE, 1), dtype=np.uint8)
@@ -92,7 +92,7 @@ def opacities(**options: object) -> np.ndarray:
 
 
 def test_opacity_is_one_minus_beta_with_beta_up_to_0_8() -> None:
-    """A port takes beta itself for the opacity, and makes anomalies that nobody can see."""
+    """A published port uses beta itself as the opacity, so that its anomalies are invisible."""
     values = opacities()
     white = values[values > 0.19]  # less is a white that an augmenter has darkened
     assert values.max() > 0.95
@@ -147,12 +147,8 @@ def test_grey_sources_bring_no_colour() -> None:
 
     assert colour(make(20, grey_source_probability=1.0)) < 1e-6
     assert colour(make(20)) > 0.2
-
-
-def test_a_share_of_the_sources_is_grey() -> None:
-    drawn = anomalous(make(200, grey_source_probability=0.5))
-    grey = [float(np.ptp(sample.image_CHW, axis=0).max()) < 1e-6 for sample in drawn]
-    assert 0.3 < np.mean(grey) < 0.7
+    drawn = anomalous(make(100, grey_source_probability=0.5))
+    assert 0.3 < np.mean([colour([sample]) < 1e-6 for sample in drawn]) < 0.7
 
 
 def test_matched_contrast_makes_anomalies_of_the_strip_s_brightness() -> None:
@@ -181,8 +177,8 @@ def test_other_strips_as_sources() -> None:
     others = [np.full((*SIZE, 1), 255, dtype=np.uint8)]
     drawn = make(60, others=others, self_source_probability=1.0, grey_source_probability=1.0)
     assert len({sample.image_CHW.tobytes() for sample in anomalous(drawn)}) > 10
-    # white, whatever three augmenters make of it, has one value everywhere
-    spreads = [np.std((s.image_CHW - s.target_CHW * 0)[0][s.mask_HW]) for s in anomalous(drawn)]
+    # an augmented white source still has one value everywhere
+    spreads = [np.std(s.image_CHW[0][s.mask_HW]) for s in anomalous(drawn)]
     generated = [np.std(s.image_CHW[0][s.mask_HW]) for s in anomalous(make(60, grey_source_probability=1.0))]
     assert np.median(spreads) < np.median(generated)
     with pytest.raises(ConfigError, match="training images"):
@@ -237,19 +233,13 @@ def test_a_sample_is_the_same_in_every_process_and_order() -> None:
 
 
 def test_a_sample_takes_nothing_from_the_global_generators() -> None:
-    def reseed(seed: int) -> None:
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
+    def states() -> tuple[str, str, str]:
+        return str(random.getstate()), str(np.random.get_state()), str(torch.get_rng_state().tolist())  # noqa: NPY002
 
-    digests = set()
-    for seed in (1, 2):
-        reseed(seed)
-        digests.add(digest_of(0, 5))
-        after = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
-        reseed(seed)
-        assert after == (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
-    assert len(digests) == 1
+    before, digests = states(), {digest_of(0, 5)}
+    assert states() == before
+    random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+    assert digests == {digest_of(0, 5)}
 
 
 def test_another_seed_gives_other_anomalies() -> None:
