@@ -17,8 +17,6 @@ from steelray.job import num_cores, parse, run_job, say, show_plan
 from steelray.patchcore.config import BuildMemoryBankConfig, EmbedderConfig
 from steelray.runs.config import ScoreArchiveConfig
 
-JOBS = Path(__file__).parent.parent / "jobs"
-
 
 @dataclass(frozen=True)
 class JobConfig:
@@ -327,32 +325,6 @@ def test_the_help_shows_the_options_that_a_user_meets_first(capsys: pytest.Captu
     assert re.findall(r"^  --(\S+)", shown, re.M) == [
         "config", "base", "name", "base.archive.uri", "base.compute.batch_size", "other"
     ]  # fmt: skip
-
-
-MOST_OPTIONS = {
-    "ablate": 20, "build_memory_bank": 45, "calibrate": 10, "demo": 10, "diagnose_data": 20, "evaluate": 45,
-    "fuse_models": 30, "grow_memory_bank": 30, "plan_capacity": 30, "report_study": 10, "reproduce_thesis": 40,
-    "review": 10, "runs": 10, "score_archive": 32, "train": 70, "tune_draem": 70,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("job", sorted(file.stem for file in JOBS.glob("*.py")))
-def test_a_job_has_few_options_and_its_help_is_quick(job: str) -> None:
-    """Counts as `python jobs/X.py --help all | grep -cE '^\\s+--'` does; the short help shows ten at most."""
-    for argv, most in ((["--help"], 10), (["--help", "all"], MOST_OPTIONS[job])):
-        script = f"import runpy, sys; sys.argv = {['x', *argv]}; sys.path.insert(0, {str(JOBS.parent)!r})\n"
-        script += f"try: runpy.run_path({str(JOBS / job)!r} + '.py', run_name='__main__')\n"
-        script += "except SystemExit: print(sorted({'torch', 'ray'} & set(sys.modules)), file=sys.stderr)"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        assert done.stderr == "[]\n"
-        assert not re.search(r"^  --\S+ \S+\n  -", done.stdout, re.M), "an option without help"
-        assert 1 < len(re.findall(r"^[ \t]+--", done.stdout, re.M)) <= most
-        if argv == ["--help"]:
-            shown = [name for name in re.findall(r"^  --(\S+)", done.stdout, re.M) if not name.endswith(".help")]
-            needed = re.findall(r" --(\S+) VALUE", done.stdout)
-            assert shown[0] == "config"
-            assert set(shown[1 : len(needed) + 1]) == set(needed), "required ones come first"
-        assert ("--help all shows every option" in done.stdout) == (argv == ["--help"])
 
 
 def test_a_dry_run_shows_settings_and_plan() -> None:
