@@ -27,6 +27,7 @@ from steelray.config import ConfigError, JobFailed
 FORMAT_VARIABLE = "STEELRAY_LOG_FORMAT"
 MAX_SHOWN = 10
 """Options in the short help, `--config` included."""
+PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _tags: dict[str, str] = {}
 _started_at: datetime | None = None
 
@@ -155,6 +156,8 @@ def _parse_given(config_class: type[Config], given: Given) -> Config:
             words += [f"--config={json.dumps(rest, default=str)}"] if rest else []
         else:
             words.append(f"--{name}={value}")
+    if any(PASSWORD.search(word) for word in words):  # it would be printed, and stored in run.json
+        raise ConfigError("a URI holds a password: give it in the environment, such as AWS_* or MLFLOW_TRACKING_*")
     try:
         parser = _parser(list(_options(config_class)))
         values = parser.instantiate(parser.parse_args(words)).as_dict()

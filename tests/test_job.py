@@ -202,6 +202,14 @@ def test_a_mistake_in_a_file_is_one_line(
     assert expected in complaint("--config", "recipe.yaml")
 
 
+@pytest.mark.parametrize("uri", ["s3://key:hunter2@host/x", "https://:hunter2@host"])
+def test_a_password_is_refused_and_not_repeated(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"archive: {{uri: '{uri}'}}\n")
+    for line in (complaint("--archive.uri", uri), complaint("--config", str(tmp_path / "recipe.yaml"))):
+        assert "holds a password" in line
+        assert "hunter2" not in line
+
+
 def test_a_mistake_in_a_list_s_item_names_its_place(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("rows:\n- {uri: a}\n- {url: b}\n")
     with pytest.raises(ConfigError, match=r"yaml: unknown setting rows\[1\]\.url: did you mean rows\[1\]\.uri\?$"):

@@ -1,4 +1,4 @@
-"""The settings of the study's jobs. Imports neither torch nor ray, so that `--help` answers at once."""
+"""Settings of the study's jobs. Imports neither torch nor ray."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -10,7 +10,7 @@ from steelray.research.study.space import Axis
 
 Mode = Literal["transplant", "one_factor", "search", "confirm", "all", "compare"]
 STUDY_VERSION = 2
-"""Of what a trial measures; results of different versions are not mixed."""
+"""Version of what a trial measures; results of different versions are not mixed."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,13 @@ class Arm:
     """Trials that differ in their seed only."""
 
     name: str
-    """As the report calls it."""
+    """Name in the report."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Options of the training settings that differ from the baseline's."""
+    """Training settings that differ from the baseline, by path, such as `loss.w_ssim`."""
     condition: str = "steel"
-    """`steel`, `control` or `generated`, and changes: `control+grain=8`, `steel+denoise=2`."""
+    """Images: `steel`, `control` or `generated`, with changes such as `control+grain=8` or `steel+denoise=2`."""
     hypothesis: str | None = None
-    """H1 to H10: what it tests."""
+    """Hypothesis that it tests, H1 to H10; null: none."""
     from_fix: bool = False
     """Start from the fix instead of the baseline."""
 
@@ -34,30 +34,30 @@ class Arm:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """The search over many axes at once."""
+    """Search over many axes at once."""
 
     axes: tuple[Axis, ...] = ()
-    """What is searched, and where."""
+    """Training settings to search, each with its range or choices."""
     num_trials: int = 16
     """Trials, the baseline and the fix included."""
     grace_steps: int = 100
-    """No trial is stopped before."""
+    """Stop no trial before this step."""
     reduction: int = 3
-    """Of the trials that reach a rung, one in so many goes on (ASHA)."""
+    """Continue one in this many of the trials that reach a rung (ASHA)."""
     seeds: tuple[int, ...] = (0,)
-    """Every setting is tried with each of these; the search sees their mean."""
+    """Seeds of every setting; the search sees the mean over them."""
 
 
 @dataclass(frozen=True)
 class ResourcesConfig:
-    """What one trial takes."""
+    """Resources of one trial."""
 
     cpus_per_trial: float = 1.0
-    """CPU share, and so the threads, of a trial."""
+    """CPUs, and so threads, of one trial."""
     gpus_per_trial: float = 0.0
-    """GPU share; 0.25 puts four trials on one."""
+    """GPU share of one trial; 0.25 puts four trials on one GPU."""
     max_concurrent: int = 0
-    """Trials at once; 0: as many as fit."""
+    """Limit the trials at one time; 0: as many as fit."""
 
 
 @dataclass(frozen=True)
@@ -73,45 +73,45 @@ class StudyConfig:
     }
 
     train: TrainConfig
-    """The baseline: the faithful recipe at the study's scale. `train.data.dataset` is the steel."""
+    """Baseline: the faithful recipe at the study's scale. `train.data.dataset` is the steel."""
     results_dir: str
-    """Where trials.jsonl goes, a folder or s3://; finished trials in it are not run again."""
+    """Location of trials.jsonl: a folder or s3://bucket/prefix. Finished trials in it are not run again."""
     control: DatasetConfig | None = None
-    """Where the recipe is known to converge (MVTec bottle); null leaves its arms out."""
+    """Dataset on which the recipe is known to converge (MVTec bottle); null: leave its arms out."""
     generated_knobs: dict[str, float] = field(default_factory=lambda: {"grain": 6.0})
-    """Generated strips of the condition `generated`, which also stand in for steel where no dataset is given."""
+    """Properties of the generated strips, which also stand in for steel where no dataset is given."""
     fix: dict[str, Any] = field(default_factory=dict)
-    """The proposed fix: options that differ from the baseline's."""
+    """Proposed fix: training settings that differ from the baseline."""
     arms: tuple[Arm, ...] = ()
-    """Of the modes transplant (those with a condition that is not steel, or named so) and one_factor."""
+    """Arms of the modes transplant (those whose condition is not plain steel) and one_factor."""
     search: SearchConfig = field(default_factory=SearchConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     mode: Mode = "all"
-    """`transplant`, `one_factor`, `search`, `confirm`; `all` but the search, in the order in which they tell most;
-    `compare`: other methods on the test split."""
+    """Trials to run. `all`: transplant, one_factor and confirm, the most telling first; `compare`: other methods on the
+    test split."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every arm."""
     confirm_seeds: tuple[int, ...] = tuple(range(10))
     """Seeds of baseline and fix in the mode confirm."""
     confirm_steps: int | None = None
-    """Steps of the trials in the mode confirm, where the claim needs a longer run than the arms; null: as many."""
+    """Steps of the trials in the mode confirm; null: as many as in the other modes."""
     max_trials: int = 200
-    """A plan with more trials is refused."""
+    """Refuse a plan with more trials."""
     steps_per_epoch: int = 10
-    """Over how many steps losses are averaged before their spread is taken."""
+    """Average losses over this many steps before their spread is taken."""
     num_probes: int = 10
-    """How often a trial looks at the probe."""
+    """Evaluations of the probe in a trial."""
     probe_share: float = 0.2
-    """Share of each clean strip's length, at its right end, that no trial fits on; the probe is cut from there."""
+    """Share of each clean strip's length, at its right end, that is kept for the probe and not trained on."""
     detect: bool = False
-    """In the mode confirm: keep the networks; the mode compare scores the strip-disjoint test split with them."""
+    """Keep the networks of the mode confirm; the mode compare scores the strip-disjoint test split with them."""
     scoring_scales: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """In the mode compare: how far strips may be shrunk before they are scored (input.scoring_scale)."""
+    """Scales to choose from in the mode compare (input.scoring_scale)."""
     map_sigmas_px: tuple[float, ...] = (0.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0)
-    """In the mode compare: how far maps may be smoothed (draem.map_sigma_px). Scale and smoothing are chosen for each
-    arm by its pixel AUROC on the strips kept for choosing; the test split is judged so, and as the paper reads it."""
+    """Smoothing to choose from in the mode compare (draem.map_sigma_px). Scale and smoothing are chosen for each arm by
+    its pixel AUROC on the validation strips."""
     in_process: bool = False
-    """One trial after another in this process, without Ray."""
+    """Run one trial after another in this process, without Ray."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
 
@@ -135,19 +135,19 @@ class DiagnoseConfig:
     """jobs/diagnose_data.py"""
 
     first: DatasetConfig
-    """A dataset, such as the one on which training works."""
+    """Dataset on which training works."""
     second: DatasetConfig
-    """The one to compare with it."""
+    """Dataset to compare with it."""
     output_dir: str
-    """Where diagnosis.json, diagnosis.md and the figures go."""
+    """Folder of diagnosis.json, diagnosis.md and the figures."""
     tile_px: tuple[int, int] = (256, 256)
     """Height and width of the tiles; images are cut at native resolution."""
     first_size_px: tuple[int, int] | None = None
-    """Resize the first dataset's images to this before they are cut (bottle: [256, 256], as it is trained on)."""
+    """Resize the first dataset's images to this height and width before they are cut; null: native size."""
     second_size_px: tuple[int, int] | None = None
-    """The same for the second."""
+    """Resize the second dataset's images in the same way; null: native size."""
     max_tiles: int = 200
-    """At most so many tiles of each, evenly taken."""
+    """Limit the tiles of each dataset, which are taken evenly."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
 
@@ -157,8 +157,8 @@ class ReportStudyConfig:
     """jobs/report_study.py"""
 
     results_dir: str
-    """What jobs/tune_draem.py filled: a folder or s3://."""
+    """Results of jobs/tune_draem.py: a folder or s3://bucket/prefix."""
     output_dir: str | None = None
-    """Where study.html and study.md go; null: beside the results."""
+    """Folder of study.md and its figures; null: beside the results."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""

@@ -1,4 +1,4 @@
-"""The settings of jobs/reproduce_thesis.py. Imports neither torch nor ray."""
+"""Settings of jobs/reproduce_thesis.py. Imports neither torch nor ray."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -23,7 +23,7 @@ CELLS = tuple(f"{dataset}/{method}" for dataset in DATASETS for method in METHOD
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """How one of the two trained methods is trained, on either dataset."""
+    """Training of one of the two trained methods, the same on both datasets."""
 
     input: InputConfig = field(default_factory=InputConfig)
     draem: DraemConfig = field(default_factory=DraemConfig)
@@ -44,7 +44,7 @@ class TrainingRecipe:
 
 @dataclass(frozen=True)
 class PatchCoreRecipe:
-    """The memory bank, on either dataset."""
+    """Memory bank, the same on both datasets."""
 
     embedder: EmbedderConfig = field(default_factory=lambda: EmbedderConfig(levels=(1, 2, 3), resize_px=(256, 256)))
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
@@ -66,15 +66,15 @@ class ThesisConfig:
     severstal_root: str
     """Folder of Severstal: train_images/ and train.csv."""
     label: str
-    """What the recipe reduces against the thesis; shown above and beside every figure. `full` where nothing is."""
+    """What the recipe reduces against the thesis, shown with every figure; `full`: nothing."""
     texture_uri: str | None = None
     """Folder or s3:// prefix of DRAEM's source textures; null: generated ones."""
     output_dir: str = "results"
-    """thesis.md and thesis.json go here, the cells and pictures into thesis/ below it."""
+    """Folder of thesis.md; cells and pictures go into thesis/ below it."""
     models_uri: str = ".thesis"
-    """Where the models are trained: a folder or s3://bucket/prefix."""
+    """Location of the trained models: a folder or s3://bucket/prefix."""
     only: tuple[str, ...] = ()
-    """Cells to compute now, such as bottle/draem; none: all that are missing."""
+    """Cells to compute now, such as bottle/draem; empty: all that are missing."""
     severstal_num_fit: int = 20
     """Clean Severstal strips to learn from; the others are test images."""
     seed: int = 0
@@ -105,7 +105,7 @@ class ThesisConfig:
             recipe.input.check_stride(kind)  # type: ignore[arg-type]
 
     def dataset(self, name: str) -> DatasetConfig:
-        """The labelled images of a table: bottle as it is, Severstal in four tiles of 400x256 per strip."""
+        """Return the labelled images of a table: bottle as it is, Severstal in four tiles of 400x256 per strip."""
         if name == "bottle":
             return DatasetConfig(kind="mvtec", root=self.bottle_root)
         return DatasetConfig(
@@ -117,7 +117,7 @@ class ThesisConfig:
         )
 
     def training(self, dataset: str, kind: ModelKind, run_name: str) -> TrainConfig:
-        """The settings of jobs/train.py for a cell."""
+        """Return the settings of jobs/train.py for a cell."""
         recipe = self.draem if kind == "draem" else self.conv_ae
         synthesis = recipe.synthesis
         if kind == "draem" and self.texture_uri is not None:
