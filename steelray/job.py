@@ -100,7 +100,8 @@ def run_job(
 
 
 def _fail(error: Exception, code: int, summary: dict[str, Any] | None = None) -> typing.NoReturn:
-    print(progress_line(f"error: {' '.join(str(error).split())}", level="error"), file=sys.stderr, flush=True)
+    line = PASSWORD.sub("://***@", " ".join(str(error).split()))
+    print(progress_line(f"error: {line}", level="error"), file=sys.stderr, flush=True)
     if summary is not None:
         print(json.dumps(summary, default=str), flush=True)
     sys.exit(code)

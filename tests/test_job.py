@@ -292,6 +292,8 @@ class TestRunning:
 
         assert self._run(job) == 2
         assert capsys.readouterr() == ("", "error: x: no such folder\n")
+        assert self._run(job, "https://me:hunter2@host") == 2
+        assert "argument: https://***@host;" in capsys.readouterr().err
         assert self._run(job, "--size", "0") == 2
         assert capsys.readouterr().err == "error: size must be > 0, not 0\n"
 
