@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.data import embeddings
 from benchmarks.measuring import SCRATCH, timed
 from steelray.job import num_cores
-from steelray.patchcore.bank import MemoryBank, bank_files, make_bank
+from steelray.patchcore.bank import CoresetStatistics, MemoryBank, bank_files, make_bank
 from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.index import BankSearch, LocalSearch, shard_of
 from steelray.patchcore.quantised import index_bank
@@ -30,7 +30,14 @@ def patches(count: int, batches: int) -> tuple[np.ndarray, list[np.ndarray]]:
 def bank_of(vectors_ND: np.ndarray) -> MemoryBank:
     origins_N3 = np.zeros((len(vectors_ND), 3), np.int32)
     settings: dict[str, Any] = {"embedder": EmbedderConfig(), "weights_digest": "benchmark", "scoring": ScoringConfig()}
-    return make_bank(vectors_ND, origins_N3, ("generated",), input_size_px=None, coreset={}, **settings)
+    return make_bank(
+        vectors_ND,
+        origins_N3,
+        ("generated",),
+        input_size_px=None,
+        coreset=CoresetStatistics(9, 1.0, 1, 0.0),
+        **settings,
+    )
 
 
 def ask(search: BankSearch, batches: list[np.ndarray]) -> list[np.ndarray]:

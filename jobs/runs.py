@@ -30,10 +30,10 @@ def show(config: RunsConfig) -> dict[str, Any]:
 
     runs = []
     for entry, record in published_runs(config.results_uri):
-        summary = record["summary"]
-        runs.append({"run_id": entry.run_id, "ended_at": record["ended_at"], "counts": summary["counts"]})
-        counts = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
-        say(f"{'*' if len(runs) == 1 else ' '} {entry.run_id}  {record['ended_at']}  {counts}")
+        ended_at, counts = record.ended_at.isoformat(timespec="milliseconds"), record.summary.counts
+        runs.append({"run_id": entry.run_id, "ended_at": ended_at, "counts": counts})
+        shown = ", ".join(f"{count} {name}" for name, count in counts.items())
+        say(f"{'*' if len(runs) == 1 else ' '} {entry.run_id}  {ended_at}  {shown}")
     return {"current": runs[0]["run_id"] if runs else None, "runs": runs}
 
 

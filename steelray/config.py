@@ -4,9 +4,13 @@ A field's docstring is its help text. Sizes are height before width, in pixels.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
+
+Facts = Mapping[str, object]
+"""JSON-ready values that are printed or stored for people, and that no other code reads."""
 
 
 class ConfigError(ValueError):
@@ -20,7 +24,7 @@ class JobFailed(Exception):
         summary: of a job that has finished but whose result is not acceptable; printed all the same.
     """
 
-    def __init__(self, message: str, summary: dict[str, Any] | None = None) -> None:
+    def __init__(self, message: str, summary: Facts | None = None) -> None:
         super().__init__(message)
         self.summary = summary
 
@@ -70,6 +74,14 @@ class DecodeConfig:
         require(0 < self.white_level <= 65535, f"white_level must lie in 1..65535, not {self.white_level}")
 
 
+def check_pattern(group_pattern: str | None) -> None:
+    """Raise `ConfigError` unless keys can be grouped by the pattern."""
+    try:
+        re.compile(group_pattern or "")
+    except re.error as error:
+        raise ConfigError(f"group_pattern {group_pattern!r} is no regular expression: {error}") from None
+
+
 @dataclass(frozen=True)
 class CalibrationConfig:
     """Where the threshold is set: on held-out nominal strips, for a stated false-alarm rate."""
@@ -93,10 +105,7 @@ class CalibrationConfig:
             0 < self.reject_rate <= self.false_alarm_rate,
             f"reject_rate must lie in (0, false_alarm_rate], not {self.reject_rate}",
         )
-        try:
-            re.compile(self.group_pattern or "")
-        except re.error as error:
-            raise ConfigError(f"group_pattern {self.group_pattern!r} is no regular expression: {error}") from None
+        check_pattern(self.group_pattern)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import docstring_parser
 import jsonargparse
 import yaml
 
-from steelray.config import ConfigError, JobFailed
+from steelray.config import ConfigError, Facts, JobFailed
 
 FORMAT_VARIABLE = "STEELRAY_LOG_FORMAT"
 MAX_SHOWN = 10
@@ -99,7 +99,7 @@ def run_job(
     sys.exit(0)
 
 
-def _fail(error: Exception, code: int, summary: dict[str, Any] | None = None) -> typing.NoReturn:
+def _fail(error: Exception, code: int, summary: Facts | None = None) -> typing.NoReturn:
     line = PASSWORD.sub("://***@", " ".join(str(error).split()))
     print(progress_line(f"error: {line}", level="error"), file=sys.stderr, flush=True)
     if summary is not None:

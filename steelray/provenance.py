@@ -11,6 +11,7 @@ from typing import Any
 
 import steelray
 
+FORMAT_VERSION = 1
 PACKAGES = ("ray", "torch", "torchvision", "timm", "faiss-gpu", "faiss-cpu", "openvino", "numpy", "pyarrow", "boto3")
 
 
@@ -72,6 +73,7 @@ def run_record(config: Any, started_at: datetime, **facts: Any) -> bytes:
     """
     ended_at = datetime.now(UTC)
     record = {
+        "format_version": FORMAT_VERSION,
         "config": asdict(config),
         "git_commit": git_commit(),
         "packages": package_versions(),

@@ -1,7 +1,7 @@
 """A plant in a folder: a bank, an archive of small strips and scoring runs, all made in this process."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,15 @@ from steelray.patchcore.scorer import Scorer
 from steelray.report.finish import Night, finish_night
 from steelray.runs.batch import BatchScorer, RunStamp
 from steelray.runs.config import ScoreArchiveConfig
+from steelray.runs.record import (
+    DriftWarnings,
+    GroupSummary,
+    JobSummary,
+    RunRecord,
+    RunSummary,
+    ScoredBy,
+    ScoredSettings,
+)
 from steelray.runs.run import CHECKPOINT_DIR, SCORES_DIR, Run, run_id_of
 from steelray.schema import DECODED
 from steelray.storage.listing import list_archive
@@ -49,6 +58,22 @@ def decoded(archive: Location, manifest: pa.Table) -> pa.Table:
         brightness = float(pixels_HWC.mean())
         rows.append({**row, **shape, "status": "ok", "mean_brightness": brightness, "pixels": pixels_HWC.tobytes()})
     return pa.Table.from_pylist(rows, schema=DECODED)
+
+
+def some_record(run_id: str, **changes: Any) -> RunRecord:
+    """run.json of a scoring run of one strip, as far as it is read."""
+    now = datetime.now(UTC)
+    record = RunRecord(
+        run_id,
+        ScoredSettings(ArchiveConfig("archive"), DecodeConfig()),
+        ScoredBy("model"),
+        "bank",
+        RunSummary(run_id, now.isoformat(), 1, 0, 0, (GroupSummary("", 1, 0, {"score": 1.0}),)),
+        DriftWarnings(()),
+        JobSummary(run_id, {"listed": 1, "ok": 1, "flagged": 0}, 0, 0, 1, 1.0, 1.0, 1.0, (), "scores", "report", "run"),
+        now,
+    )
+    return replace(record, **changes)
 
 
 _SCORERS: dict[str | None, Scorer] = {}
@@ -94,7 +119,7 @@ class Plant:
         manifest = list_archive(ArchiveConfig(str(self.root / "archive")))
         calibration, _ = read_calibration(self.bank_uri)
         run = Run(
-            self.results_uri, run_id_of(manifest, calibration=calibration.to_dict(), rows=rows and rows.to_pylist())
+            self.results_uri, run_id_of(manifest, calibration=asdict(calibration), rows=rows and rows.to_pylist())
         )
         rows = self.score("archive", manifest, run.run_id, calibration) if rows is None else rows
         for folder, part in ((SCORES_DIR, rows), (CHECKPOINT_DIR, rows.select(["image_key"]))):
@@ -110,7 +135,7 @@ class Plant:
         model = open_model(self.bank_uri)
         night = Night(self.config(**changes), run, model, calibration, version, datetime.now(UTC))
         facts = {"run_id": run.run_id, "model": {"model_id": model.model_id}, "bank_id": model.bank_id}
-        return finish_night(night, manifest, facts, num_scored_now=manifest.num_rows, scoring_s=1.0)
+        return asdict(finish_night(night, manifest, facts, num_scored_now=manifest.num_rows, scoring_s=1.0))
 
     def run(self, **changes: Any) -> dict[str, Any]:
         """Score the archive as it is now, finish the run and return its summary."""

@@ -41,6 +41,7 @@ ALLOWED_USERS: dict[str, tuple[str, ...]] = {
     "pyarrow.fs": ("steelray/storage/location.py",),
     "timm": ("steelray/patchcore/embedder.py",),
     "faiss": ("steelray/patchcore/index.py",),
+    "pydantic": ("steelray/description.py",),
     "pickle": (),
 }
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "base", "misc"}
@@ -145,6 +146,7 @@ def test_every_rule_holds_in_the_source() -> None:
         ("jobs/extra.py", "import ray", "imports ray"),
         ("steelray/imaging/decode.py", "import boto3", "imports boto3"),
         ("steelray/storage/listing.py", "from pyarrow import fs", "imports pyarrow.fs"),
+        ("steelray/models/model.py", "from pydantic import BaseModel", "imports pydantic.BaseModel, which only"),
         ("steelray/patchcore/bank.py", "import pickle", "imports pickle, which only nobody may"),
         ("steelray/imaging/tiling.py", "from steelray.storage.location import Location", "not below it"),
         ("steelray/models/model.py", "import steelray.research.capacity", "not below it"),
@@ -191,6 +193,13 @@ def test_settings_and_command_line_load_neither_torch_nor_ray() -> None:
         ["steelray.config", "steelray.patchcore.config", "steelray.runs.config", "steelray.job", "steelray.schema"]
     )
     assert loaded.isdisjoint({"torch", "ray", "faiss", "timm", "boto3"})
+
+
+def test_training_and_the_command_line_load_no_pydantic() -> None:
+    """It is imported when a file is read: machines that only train may lack it."""
+    training = ["session", "synthesis", "checkpoint", "config", "scorer"]
+    loaded = loaded_after(["steelray.job", "steelray.description", *(f"steelray.reconstruction.{n}" for n in training)])
+    assert "pydantic" not in loaded
 
 
 def test_the_parts_of_the_core_load_only_what_they_need() -> None:

@@ -76,11 +76,12 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         return show_plan(config, {**facts, "compute": compute_plan.to_dict()})
     if (record := run.record()) is not None:
         report(f"run {run.run_id} is complete already: nothing to do")
-        return publish_night(run, {**record["summary"], "already_complete": True}, config.max_quarantine_share)
+        summary = replace(record.summary, already_complete=True)
+        return asdict(publish_night(run, summary, config.max_quarantine_share))
     night = Night(config, run, model, calibration, version, started_at, already_scored)
     with expected_stops(f"run {run.run_id}", "run the same command to continue"):
         scored_now, scoring_s = _score_rest(night, manifest, bank_plan, facts, report)
-        return finish_night(night, manifest, facts, num_scored_now=scored_now, scoring_s=scoring_s)
+        return asdict(finish_night(night, manifest, facts, num_scored_now=scored_now, scoring_s=scoring_s))
 
 
 def _identity(config: ScoreArchiveConfig, model: Model, calibration: Calibration) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _identity(config: ScoreArchiveConfig, model: Model, calibration: Calibration
         "archive": config.archive.uri,
         "model_id": model.model_id,
         "bank_id": model.bank_id,
-        "calibration": calibration.to_dict(),
+        "calibration": asdict(calibration),
         "threshold": config.threshold,
         "decode": asdict(config.decode),
         "save_anomaly_maps": config.save_anomaly_maps,

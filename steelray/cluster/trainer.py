@@ -58,7 +58,7 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
     folder.begin(config)
     if (record := folder.record()) is not None:
         report(f"run {config.run_name} is complete already: nothing to do")
-        return {**record["summary"], "already_complete": True}
+        return {**record.summary, "already_complete": True}
     remedy = "run the same command to continue from the newest checkpoint"
     with expected_stops(f"run {config.run_name}", remedy), connected(dashboard=True):
         check_workers_fit(config, alive_nodes())

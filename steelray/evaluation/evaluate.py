@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from steelray.config import CalibrationConfig, ComputeConfig, ConfigError
+from steelray.config import CalibrationConfig, ComputeConfig, ConfigError, Facts
 from steelray.evaluation import metrics
 from steelray.evaluation.config import EvaluateConfig
 from steelray.evaluation.datasets import NOMINAL, Dataset, Sample, load_dataset
@@ -220,8 +220,8 @@ def _load(
     return scorer, threshold, _bank_facts(model.bank) if model.bank is not None else {}
 
 
-def _bank_facts(info: BankInfo) -> Mapping[str, object]:
-    facts = {"bank_vectors": info.num_vectors, "cover_radius": info.coreset["cover_radius"]}
+def _bank_facts(info: BankInfo) -> Facts:
+    facts: Facts = {"bank_vectors": info.num_vectors, "cover_radius": info.coreset.cover_radius}
     return facts if info.recall is None else {**facts, "index_recall": info.recall}
 
 

@@ -6,14 +6,13 @@ really has is distributed as Beta(n + 1 - k, k): that is its confidence interval
 largest score is all that the data support, and the calibration says which rate that is.
 """
 
-import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from steelray.config import CalibrationConfig, ConfigError
+from steelray.config import CalibrationConfig, ConfigError, check_pattern, require
+from steelray.description import dump, parse
 from steelray.schema import SCORES
 from steelray.storage.location import Location, ObjectMissing
 
@@ -82,6 +82,10 @@ class Calibration:
     groups: dict[str, GroupThresholds]
     map_mean: float
 
+    def __post_init__(self) -> None:
+        require(ALL_STRIPS in self.groups, f"groups has no thresholds of all strips ({ALL_STRIPS!r})")
+        check_pattern(self.group_pattern)
+
     def group_of(self, image_key: str) -> str:
         """The group of a key."""
         return group_of(image_key, self.group_pattern)
@@ -95,23 +99,16 @@ class Calibration:
         pixel = self.thresholds_of(group).pixel.value
         return self.map_mean, max(2 * pixel - self.map_mean, self.map_mean + 1e-6)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For its JSON file."""
-        return asdict(self)
 
-    @staticmethod
-    def from_dict(raw: dict[str, Any]) -> "Calibration":
-        """From its JSON file. Raises `ConfigError` if a part is missing."""
-        try:
-            groups = {
-                name: GroupThresholds(
-                    **{**group, **{kind: Threshold(**group[kind]) for kind in ("review", "reject", "pixel")}}
-                )
-                for name, group in raw["groups"].items()
-            }
-            return Calibration(raw["group_pattern"], groups, float(raw["map_mean"]))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"calibration is incomplete ({error}): run jobs/calibrate.py again") from None
+@dataclass(frozen=True)
+class CalibrationFile:
+    """The head of a calibration's JSON file; the fields of `Calibration` follow."""
+
+    version: int
+    created_at: str
+    source: str
+    num_strips: int
+    format_version: Literal[1] = 1
 
 
 def group_of(image_key: str, group_pattern: str | None) -> str:
@@ -217,7 +214,10 @@ def read_calibration(uri: str, version: int | None = None) -> tuple[Calibration,
     if not versions or (version is not None and version not in versions):
         raise ConfigError(f"{uri}: no calibration {version or ''} (there are {versions}): run jobs/calibrate.py")
     version = versions[-1] if version is None else version
-    return Calibration.from_dict(json.loads(location.read(f"{CALIBRATIONS}/{version:06d}.json"))), version
+    name, remedy = f"{CALIBRATIONS}/{version:06d}.json", "run jobs/calibrate.py"
+    body, file = location.read(name), f"{location}/{name}"
+    parse(CalibrationFile, body, file, remedy)
+    return parse(Calibration, body, file, remedy), version
 
 
 def read_calibration_rows(uri: str, version: int) -> pa.Table:
@@ -242,13 +242,7 @@ def write_calibration(uri: str, calibration: Calibration, rows: pa.Table, source
     rows = rows.set_column(rows.schema.get_field_index("group"), SCORES.field("group"), pa.array(groups, pa.string()))
     body = pa.BufferOutputStream()
     pq.write_table(rows, body)
-    record: dict[str, Any] = {
-        "version": version,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": source,
-        "num_strips": rows.num_rows,
-        **calibration.to_dict(),
-    }
+    head = CalibrationFile(version, datetime.now(UTC).isoformat(timespec="seconds"), source, rows.num_rows)
     location.write(f"{CALIBRATIONS}/{version:06d}.parquet", body.getvalue().to_pybytes())
-    location.write_if(f"{CALIBRATIONS}/{version:06d}.json", json.dumps(record, indent=2).encode(), None)
+    location.write_if(f"{CALIBRATIONS}/{version:06d}.json", dump(calibration, **asdict(head)), None)
     return version

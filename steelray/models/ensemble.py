@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
-from steelray.description import Read, read_description
+from steelray.description import Read, dump, fetch, parse
 from steelray.patchcore.scorer import AnomalyMaps, Images, Scorer, upsample
 
 
@@ -89,7 +89,7 @@ class FusedScorer:
         return fuse([member.score(images) for member in self._members], self._scales, self._weights)
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 INFO_FILE = "ensemble.json"
 
 REMEDY = "rebuild it with jobs/fuse_models.py"
@@ -121,7 +121,7 @@ class EnsembleInfo:
     """Held-out nominal strips that the scales rest on."""
     created_at: str
     """UTC."""
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[1]
     """An ensemble of another version is refused, with both numbers."""
 
     @property
@@ -135,16 +135,21 @@ class EnsembleInfo:
 
     def to_json(self) -> bytes:
         """ensemble.json's bytes."""
-        return json.dumps({"model_id": self.model_id, **asdict(self)}, indent=2).encode()
+        return dump(self, model_id=self.model_id)
 
 
 def make_ensemble(members: Sequence[EnsembleMember], num_strips: int) -> EnsembleInfo:
     """An ensemble of today."""
-    return EnsembleInfo(tuple(members), num_strips, datetime.now(UTC).isoformat(timespec="seconds"))
+    return EnsembleInfo(tuple(members), num_strips, datetime.now(UTC).isoformat(timespec="seconds"), FORMAT_VERSION)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    model_id: str
 
 
 def read_info(read: Read, where: str) -> EnsembleInfo:
-    """Parses ensemble.json.
+    """Read ensemble.json.
 
     Args:
         where: the ensemble's URI, for messages.
@@ -152,17 +157,11 @@ def read_info(read: Read, where: str) -> EnsembleInfo:
     Raises:
         ConfigError: no ensemble, one of another format version, or a damaged one.
     """
-    raw = read_description(read, INFO_FILE, where, "ensemble", FORMAT_VERSION, REMEDY)
-    try:
-        stored_id = raw.pop("model_id")
-        members = [EnsembleMember(**{**member, "scale": NominalScale(**member["scale"])}) for member in raw["members"]]
-        info = EnsembleInfo(**{**raw, "members": tuple(members)})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{where}/{INFO_FILE}: incomplete or damaged ({error}); {REMEDY}") from None
-    if info.model_id != stored_id:
-        raise ConfigError(
-            f"{where}/{INFO_FILE}: its members are not those of ensemble {stored_id}; it was changed by hand"
-        )
+    body, file = fetch(read, INFO_FILE, where, "ensemble"), f"{where}/{INFO_FILE}"
+    info = parse(EnsembleInfo, body, file, REMEDY)
+    stored = parse(_Stored, body, file, REMEDY)
+    if info.model_id != stored.model_id:
+        raise ConfigError(f"{file}: its members are not those of ensemble {stored.model_id}; it was changed by hand")
     return info
 
 

@@ -7,13 +7,13 @@ A model's location holds
     calibrations/       its thresholds (steelray.models.calibration)
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from steelray.config import ComputeConfig, ConfigError
+from steelray.description import parse
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.models.ensemble import EnsembleInfo, FusedScorer, check_identity
 from steelray.models.ensemble import read_info as read_ensemble
@@ -123,15 +123,51 @@ def _open_single(uri: str) -> Model:
     return Model(uri, "patchcore", info.model_id, info.input_size_px, info)
 
 
+@dataclass(frozen=True)
+class NominalPlace:
+    """The archive of nominal images in a job's settings."""
+
+    uri: str
+
+
+@dataclass(frozen=True)
+class NominalData:
+    """The section `data` of training."""
+
+    nominal: NominalPlace | None = None
+
+
+@dataclass(frozen=True)
+class NominalSettings:
+    """Settings of a job that made a model; building a bank has `nominal`, training has `data`."""
+
+    nominal: NominalPlace | None = None
+    data: NominalData = NominalData()
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model's run.json, as far as it is read; `nominal_uris` is of banks that have grown, and of ensembles."""
+
+    config: NominalSettings
+    nominal_uris: tuple[str, ...] = ()
+    format_version: Literal[1] = 1
+
+
 def nominal_uris(model_uri: str) -> list[str]:
-    """Where the images that a model learned from were; several if it has grown, none if its run.json does not say."""
+    """Return the places of the images that a model learned from: several if it has grown, none if it is not recorded.
+
+    Raises:
+        ConfigError: its run.json is damaged.
+    """
+    location = Location(model_uri)
     try:
-        record = json.loads(Location(model_uri).read("run.json"))
-        settings = record["config"]
-        uris = record.get("nominal_uris") or [(settings.get("nominal") or settings["data"]["nominal"])["uri"]]
-        return [str(uri) for uri in uris]
-    except (ObjectMissing, ValueError, KeyError, TypeError, AttributeError):
+        body = location.read("run.json")
+    except ObjectMissing:
         return []
+    record = parse(ModelRecord, body, f"{location}/run.json", "restore or delete the file")
+    place = record.config.nominal or record.config.data.nominal
+    return list(record.nominal_uris) or ([place.uri] if place else [])
 
 
 @lru_cache(maxsize=4)

@@ -13,17 +13,17 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError
-from steelray.description import Read, read_description
-from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig, identity
+from steelray.config import ConfigError, Facts
+from steelray.description import Read, dump, fetch, parse
+from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig, identity, stored_options
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def from_ipc(body: bytes) -> pa.Table:
     return pa.ipc.open_file(pa.BufferReader(body)).read_all()
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 SHARD_BYTES = 64 * 2**20
 INFO_FILE = "bank.json"
 IMAGES_FILE = "images.arrow"
@@ -78,6 +78,24 @@ ORIGIN = ("image_index", "grid_row", "grid_column")
 
 
 @dataclass(frozen=True)
+class CoresetStatistics:
+    """Figures of the selection of a bank's vectors.
+
+    Attributes:
+        num_candidates: patches that the vectors were selected from; of a grown bank, over all its selections.
+        cover_radius: largest distance of a candidate to its nearest vector.
+        num_rounds, duration_s: of the last selection.
+        grown_from: ids of the banks that this one has grown from, oldest first.
+    """
+
+    num_candidates: int
+    cover_radius: float
+    num_rounds: int
+    duration_s: float
+    grown_from: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class BankInfo:
     """bank.json"""
 
@@ -89,27 +107,22 @@ class BankInfo:
     """Height and width of every nominal image; None if they differ, or are resized anyway."""
     num_vectors: int
     dim: int
-    coreset: dict[str, Any]
-    """Statistics of the selection: num_candidates, cover_radius, num_rounds, duration_s."""
+    coreset: CoresetStatistics
     bytes_per_vector: int
     """What one vector takes in memory."""
-    index: IndexConfig = field(default_factory=IndexConfig)
+    index: IndexConfig
     recall: dict[str, float] | None = None
     """Of an index that is not exact, measured against one that is: recall_at_1, distance_error, num_queries."""
-    shards: tuple[BankFile, ...] = ()
-    images: BankFile | None = None
-    trained: BankFile | None = None
-    created_at: str = ""
-    format_version: int = FORMAT_VERSION
+    shards: tuple[BankFile, ...]
+    images: BankFile
+    trained: BankFile | None
+    created_at: str
+    format_version: Literal[1]
 
     @property
     def model_id(self) -> str:
         """Digest of everything that a score depends on but the vectors."""
         return settings_digest(self).hexdigest()[:16]
-
-    def to_json(self) -> bytes:
-        """bank.json's bytes."""
-        return json.dumps(asdict(self), indent=2).encode()
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,7 @@ def make_bank(
     weights_digest: str,
     scoring: ScoringConfig,
     input_size_px: tuple[int, int] | None,
-    coreset: dict[str, Any],
+    coreset: CoresetStatistics,
 ) -> MemoryBank:
     """Gives the vectors an identity.
 
@@ -157,7 +170,12 @@ def make_bank(
         dim=vectors_ND.shape[1],
         coreset=coreset,
         bytes_per_vector=4 * vectors_ND.shape[1],
+        index=IndexConfig(),
+        shards=(),
+        images=BankFile.of(IMAGES_FILE, 0, b""),
+        trained=None,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        format_version=FORMAT_VERSION,
     )
     return identified(MemoryBank(info, vectors_ND, origins_N3, image_keys))
 
@@ -203,7 +221,7 @@ def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:
         trained = BankFile.of(INDEX_FILE, 0, bank.trained)
         yield INDEX_FILE, bank.trained
     info = replace(bank.info, shards=tuple(shards), images=images, trained=trained)
-    yield INFO_FILE, info.to_json()
+    yield INFO_FILE, dump(info)
 
 
 REMOVED_OPTIONS: dict[str, dict[str, Any]] = {
@@ -219,30 +237,33 @@ REMOVED_OPTIONS: dict[str, dict[str, Any]] = {
     "coreset": {"projection_dim": None},
 }
 """Options by section of bank.json that earlier versions knew, with their value when off."""
-NO_LONGER_READ = {"embedder": ("position_weight",), "coreset": ("projection_seed",)}
-"""Settings that had an effect only with such an option on."""
+REMEDY = "rebuild the bank"
 
 
-def without_removed_options(raw: dict[str, Any]) -> None:
-    """Drop removed options from the parsed bank.json, in place.
+@dataclass(frozen=True)
+class _StoredOptions:
+    embedder: Facts
+    scoring: Facts
+    coreset: Facts
+    index: Facts
+    format_version: Literal[1]
 
-    Raises:
-        ConfigError: one of them is on, so that this version would score otherwise than the bank was built to.
-    """
-    raw.pop("profile", None)
-    if raw["scoring"].get("image_score") == "area":
-        raise ConfigError("scoring.image_score is 'area', but this option was removed")
-    for section, options in REMOVED_OPTIONS.items():
-        settings = raw[section]
-        for name, off in options.items():
-            if (value := settings.pop(name, off)) != off:
-                raise ConfigError(f"{section}.{name} is {value!r}, but this option was removed")
-        for name in NO_LONGER_READ.get(section, ()):
-            settings.pop(name, None)
+    def __post_init__(self) -> None:
+        if self.scoring.get("image_score") == "area":
+            raise ConfigError("scoring.image_score is 'area', but this option was removed")
+        for section, options in REMOVED_OPTIONS.items():
+            for name, off in options.items():
+                if (value := getattr(self, section).get(name, off)) != off:
+                    raise ConfigError(f"{section}.{name} is {value!r}, but this option was removed")
+        # a default would stand in for a setting that the bank was built with
+        for section, kind in {"embedder": EmbedderConfig, "scoring": ScoringConfig, "index": IndexConfig}.items():
+            for name in stored_options(kind):
+                if name not in getattr(self, section):
+                    raise ConfigError(f"{section}.{name}: Field required")
 
 
 def read_info(read: Read, where: str) -> BankInfo:
-    """Parses bank.json.
+    """Read bank.json.
 
     Args:
         where: the bank's URI, for messages.
@@ -250,29 +271,9 @@ def read_info(read: Read, where: str) -> BankInfo:
     Raises:
         ConfigError: no bank, one of another format version, or one built with an option that was removed.
     """
-    raw = read_description(read, INFO_FILE, where, "memory bank", FORMAT_VERSION, "rebuild the bank")
-    try:
-        without_removed_options(raw)
-        embedder = raw["embedder"]
-        embedder["levels"] = tuple(embedder["levels"])
-        embedder["resize_px"] = _pair(embedder["resize_px"])
-        embedder["tile_px"] = _pair(embedder.get("tile_px"))
-        return BankInfo(
-            **{
-                **raw,
-                "embedder": EmbedderConfig(**embedder),
-                "scoring": ScoringConfig(**raw["scoring"]),
-                "index": IndexConfig(**raw["index"]),
-                "input_size_px": _pair(raw["input_size_px"]),
-                "shards": tuple(BankFile(**shard) for shard in raw["shards"]),
-                "images": BankFile(**raw["images"]),
-                "trained": BankFile(**raw["trained"]) if raw["trained"] else None,
-            }
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{where}/{INFO_FILE}: incomplete ({error}); rebuild the bank") from None
-    except ConfigError as error:
-        raise ConfigError(f"{where}/{INFO_FILE}: {error}; rebuild the bank") from None
+    body, file = fetch(read, INFO_FILE, where, "memory bank"), f"{where}/{INFO_FILE}"
+    parse(_StoredOptions, body, file, REMEDY)
+    return parse(BankInfo, body, file, REMEDY)
 
 
 def read_vectors(read: Read, info: BankInfo, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -323,9 +324,4 @@ def _to_numpy(column: pa.Array) -> NDArray[Any]:
 
 
 def _read_keys(read: Read, info: BankInfo) -> tuple[str, ...]:
-    assert info.images is not None
     return tuple(from_ipc(info.images.verified(read)).column("image_key").to_pylist())
-
-
-def _pair(value: list[int] | None) -> tuple[int, int] | None:
-    return None if value is None else (value[0], value[1])

@@ -187,6 +187,13 @@ REMOVED_FROM_DIGEST: dict[type, dict[str, Any]] = {
 valid."""
 
 
+def stored_options(kind: "type[DataclassInstance]") -> list[str]:
+    """Return the options of a section that every bank has stored, which are all but the `LATER_OPTIONS`."""
+    later = LATER_OPTIONS.get(kind, {})
+    added = {*later, *(name for _, with_it in later.values() for name in with_it)}
+    return [option.name for option in fields(kind) if option.name not in added]
+
+
 def identity(settings: "DataclassInstance") -> dict[str, Any]:
     """Return settings as JSON-ready values to make a digest of, without the `LATER_OPTIONS` that are off."""
     values = {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}

@@ -8,14 +8,13 @@ Shapes: N candidate patches, M picks, K existing vectors, D dimensions of an emb
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
-from steelray.patchcore.bank import MemoryBank, make_bank
+from steelray.patchcore.bank import CoresetStatistics, MemoryBank, make_bank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.coreset import Coreset, CoresetShard, Progress, num_centers_of, select
 from steelray.patchcore.growth import centers_of, growth_limits
@@ -136,11 +135,12 @@ def new_bank(
         weights_digest=weights_digest,
         scoring=scoring,
         input_size_px=common_size(selection.sizes_px, embedder),
-        coreset={
-            "num_candidates": selection.num_candidates,
-            "cover_radius": selection.chosen.cover_radius,
-            **_selection_facts(selection),
-        },
+        coreset=CoresetStatistics(
+            selection.num_candidates,
+            selection.chosen.cover_radius,
+            selection.chosen.num_rounds,
+            round(selection.duration_s, 3),
+        ),
     )
     return index_bank(bank, index or IndexConfig(), selection.queries_QD)
 
@@ -161,20 +161,16 @@ def grown_bank(bank: MemoryBank, selection: Selection) -> MemoryBank:
         weights_digest=info.weights_digest,
         scoring=info.scoring,
         input_size_px=info.input_size_px,
-        coreset={
-            **info.coreset,
-            "num_candidates": info.coreset["num_candidates"] + selection.num_candidates,
+        coreset=CoresetStatistics(
+            info.coreset.num_candidates + selection.num_candidates,
             # new vectors never move an old patch farther from the bank
-            "cover_radius": max(info.coreset["cover_radius"], selection.chosen.cover_radius),
-            **_selection_facts(selection),
-            "grown_from": [*info.coreset.get("grown_from", []), info.bank_id],
-        },
+            max(info.coreset.cover_radius, selection.chosen.cover_radius),
+            selection.chosen.num_rounds,
+            round(selection.duration_s, 3),
+            (*info.coreset.grown_from, info.bank_id),
+        ),
     )
     return index_bank(exact, info.index, selection.queries_QD)
-
-
-def _selection_facts(selection: Selection) -> dict[str, Any]:
-    return {"num_rounds": selection.chosen.num_rounds, "duration_s": round(selection.duration_s, 3)}
 
 
 def fit_memory_bank(

@@ -19,7 +19,7 @@ COVERED = 1e-12
 
 def growth_radius(info: BankInfo, config: GrowthConfig) -> float:
     """Return the cover radius at which a bank stops growing."""
-    radius: float = info.coreset["cover_radius"] if config.cover_radius is None else config.cover_radius
+    radius = info.coreset.cover_radius if config.cover_radius is None else config.cover_radius
     return max(radius, COVERED)
 
 

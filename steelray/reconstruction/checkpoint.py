@@ -12,14 +12,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Final, Literal
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from steelray.config import ConfigError
-from steelray.description import Read, read_description
+from steelray.config import ConfigError, Facts
+from steelray.description import Read, dump, fetch, parse
 from steelray.reconstruction.build import Network, build_model
 from steelray.reconstruction.config import (
     ConvAutoencoderConfig,
@@ -30,7 +30,7 @@ from steelray.reconstruction.config import (
     kind_of,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 INFO_FILE = "checkpoint.json"
 WEIGHTS_FILE = "model.safetensors"
 RESUME_FILE = "resume.safetensors"
@@ -49,10 +49,10 @@ class CheckpointInfo:
     """Digest of model.safetensors, checked when the file is read."""
     resume_sha256: str | None
     """Digest of resume.safetensors; None without that file."""
-    training: dict[str, Any]
+    training: Facts
     """Provenance of the weights: run, step, data, settings, metrics, versions."""
     created_at: str
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[1]
 
     @property
     def model_id(self) -> str:
@@ -68,7 +68,7 @@ def checkpoint_files(
     weights: Tensors,
     *,
     resume: Tensors | None = None,
-    training: dict[str, Any] | None = None,
+    training: Facts | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the name and body of each file of a checkpoint, in the order in which they must be written.
 
@@ -91,8 +91,32 @@ def checkpoint_files(
         resume_sha256=resume_sha256,
         training=training or {},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        format_version=FORMAT_VERSION,
     )
-    yield INFO_FILE, json.dumps({"model_id": info.model_id, **asdict(info)}, indent=2).encode()
+    yield INFO_FILE, dump(info, model_id=info.model_id)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    model_id: str
+    kind: ModelKind
+    format_version: Literal[1]
+
+
+@dataclass(frozen=True)
+class _DraemCheckpoint(CheckpointInfo):
+    network: DraemConfig
+
+
+@dataclass(frozen=True)
+class _ConvAutoencoderCheckpoint(CheckpointInfo):
+    network: ConvAutoencoderConfig
+
+
+CHECKPOINTS: dict[ModelKind, type[CheckpointInfo]] = {
+    "draem": _DraemCheckpoint,
+    "conv_ae": _ConvAutoencoderCheckpoint,
+}
 
 
 def read_info(read: Read, where: str) -> CheckpointInfo:
@@ -104,19 +128,12 @@ def read_info(read: Read, where: str) -> CheckpointInfo:
     Raises:
         ConfigError: the file is missing, damaged, edited, or of another format version.
     """
-    raw = read_description(read, INFO_FILE, where, "checkpoint", FORMAT_VERSION, "train again")
-    try:
-        stored_id = raw.pop("model_id")
-        network = {"draem": DraemConfig, "conv_ae": ConvAutoencoderConfig}[raw["kind"]](**raw["network"])
-        size_px = tuple(raw["input"]["size_px"])
-        info = CheckpointInfo(
-            **{**raw, "network": network, "input": InputConfig(**{**raw["input"], "size_px": size_px})}
-        )
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise ConfigError(f"{where}/{INFO_FILE}: incomplete or damaged ({error}); train again") from None
-    if info.model_id != stored_id:
+    body, file = fetch(read, INFO_FILE, where, "checkpoint"), f"{where}/{INFO_FILE}"
+    stored = parse(_Stored, body, file, "train again")
+    info = parse(CHECKPOINTS[stored.kind], body, file, "train again")
+    if info.model_id != stored.model_id:
         raise ConfigError(
-            f"{where}/{INFO_FILE}: its settings do not match model_id {stored_id}: the file was edited; train again"
+            f"{file}: its settings do not match model_id {stored.model_id}: the file was edited; train again"
         )
     return info
 

@@ -10,15 +10,15 @@ output_uri/RUN_NAME/model.safetensors, checkpoint.json, calibrations/    the fin
 output_uri/RUN_NAME/run.json                   written last: a run without it is not complete
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steelray.config import ConfigError
+from steelray.config import ConfigError, Facts
+from steelray.description import Kind, dump, parse
 from steelray.reconstruction import checkpoint
 from steelray.reconstruction.checkpoint import CheckpointInfo
 from steelray.reconstruction.config import TrainConfig
@@ -41,6 +41,8 @@ FREE = {
 }  # fmt: skip
 """Settings that may change when a run continues, because its result does not depend on them."""
 
+REMEDY = "restore the file, give another run_name, or set overwrite"
+
 Row = dict[str, float]
 
 
@@ -53,6 +55,18 @@ class Failure:
     rank: int
     term: str | None = None
     keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """run.json, as far as it is read.
+
+    Attributes:
+        summary: the one that the job printed.
+    """
+
+    summary: Facts
+    format_version: Literal[1] = 1
 
 
 class TrainRun:
@@ -72,13 +86,11 @@ class TrainRun:
         """
         if config.overwrite:
             self.location.delete_all()
-        settings = json.loads(json.dumps(asdict(config), default=str))
-        try:
-            stored = json.loads(self.location.read(SETTINGS_FILE))
-        except ObjectMissing:
-            self.location.write(SETTINGS_FILE, json.dumps(settings, indent=2).encode())
+        stored = self._read(TrainConfig, SETTINGS_FILE)
+        if stored is None:
+            self.location.write(SETTINGS_FILE, dump(config))
             return None
-        given, before = dict(_flat(settings)), dict(_flat(stored))
+        given, before = dict(_flat(asdict(config))), dict(_flat(asdict(stored)))
         differing = [name for name in sorted(given) if given[name] != before.get(name) and name not in FREE]
         if differing:
             name = differing[0]
@@ -134,7 +146,7 @@ class TrainRun:
         info = checkpoint.read_info(location.read, str(location))
         return checkpoint.read_resume(location.read, info, str(location))
 
-    def write_model(self, config: TrainConfig, weights: checkpoint.Tensors, training: dict[str, Any]) -> CheckpointInfo:
+    def write_model(self, config: TrainConfig, weights: checkpoint.Tensors, training: Facts) -> CheckpointInfo:
         """Write the finished model, without the state needed to continue training."""
         self._write(
             self.location, checkpoint.checkpoint_files(config.network, config.input, weights, training=training)
@@ -162,23 +174,22 @@ class TrainRun:
 
     def write_failure(self, failure: Failure) -> None:
         """Record why the run stopped for good."""
-        self.location.write(FAILURE_FILE, json.dumps(asdict(failure), indent=2).encode())
+        self.location.write(FAILURE_FILE, dump(failure))
 
     def failure(self) -> Failure | None:
         """Read why the run stopped; None if it did not."""
-        raw = self._json(FAILURE_FILE)
-        return None if raw is None else Failure(**{**raw, "keys": tuple(raw["keys"])})
+        return self._read(Failure, FAILURE_FILE)
 
-    def record(self) -> dict[str, Any] | None:
+    def record(self) -> TrainRecord | None:
         """Read run.json; None if the run is not complete."""
-        return self._json(RECORD_FILE)
+        return self._read(TrainRecord, RECORD_FILE)
 
-    def _json(self, name: str) -> dict[str, Any] | None:
+    def _read(self, kind: type[Kind], name: str) -> Kind | None:
         try:
-            value: dict[str, Any] = json.loads(self.location.read(name))
+            body = self.location.read(name)
         except ObjectMissing:
             return None
-        return value
+        return parse(kind, body, f"{self.location}/{name}", REMEDY)
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:

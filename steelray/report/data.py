@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 
 from steelray.models.calibration import GroupThresholds
-from steelray.report.drift import RunSummary, Sample, Shift, Trend
+from steelray.report.drift import Sample, Shift, Trend
+from steelray.runs.record import RunSummary
 
 
 @dataclass(frozen=True)

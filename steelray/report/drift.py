@@ -13,7 +13,7 @@ run share its false-alarm rate (Bonferroni).
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from steelray.models.calibration import ALL_STRIPS
+from steelray.runs.record import GroupSummary, Measure, RunSummary
 from steelray.schema import Status
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -37,7 +38,6 @@ MIN_RUNS = 6
 MIN_TREND_CHANGE = 0.5
 """Change over the runs that is worth a warning, in interquartile ranges of the calibration strips."""
 
-Measure = Literal["brightness", "score", "distance"]
 MEASURES: dict[Measure, str] = {"brightness": "mean_brightness", "score": "anomaly_score", "distance": "map_mean"}
 """Measures that are compared, and the columns of `SCORES` that hold them."""
 State = Literal["steady", "drifted", "too_few", "absent"]
@@ -65,43 +65,6 @@ class Shift:
     p_value: float | None
     state: State
     reason: str
-
-
-@dataclass(frozen=True)
-class GroupSummary:
-    """One group of a run in a few numbers; a measure without values has no median."""
-
-    group: str
-    num_scored: int
-    num_flagged: int
-    medians: dict[Measure, float]
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """A run in a few numbers, for run.json, trends and the index page.
-
-    Attributes:
-        finished_at: ISO 8601.
-        num_failed: rows without a score.
-        groups: `ALL_STRIPS` comes first.
-    """
-
-    run_id: str
-    finished_at: str
-    num_rows: int
-    num_failed: int
-    num_flagged: int
-    groups: tuple[GroupSummary, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(raw: dict[str, Any]) -> "RunSummary":
-        """From JSON."""
-        return RunSummary(**{**raw, "groups": tuple(GroupSummary(**group) for group in raw["groups"])})
 
 
 @dataclass(frozen=True)

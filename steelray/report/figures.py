@@ -10,8 +10,9 @@ from steelray.models.calibration import ALL_STRIPS
 from steelray.report import charts
 from steelray.report.checks import GroupFlags
 from steelray.report.data import ReportData
-from steelray.report.drift import Measure, RunSummary, Sample, samples_by_group, summarize_run
+from steelray.report.drift import Sample, samples_by_group, summarize_run
 from steelray.report.words import group_name, measure_title
+from steelray.runs.record import Measure, RunSummary
 
 MAX_CHARTS = 6
 """Charts of one kind; the tables hold the rest."""

@@ -23,6 +23,7 @@ from steelray.report.gallery import GallerySource, make_gallery
 from steelray.report.page import render_index, render_report
 from steelray.runs.config import ScoreArchiveConfig
 from steelray.runs.quarantine import excess, quarantine_of, write_quarantine
+from steelray.runs.record import JobSummary, RunSummary
 from steelray.runs.run import REPORT_FILE, RUNS, SCORES_DIR, Run, publish, published_runs, read_published
 from steelray.storage.location import Location, ObjectChanged
 
@@ -49,8 +50,8 @@ class Night:
 class Findings:
     """The night compared with the calibration strips and with the nights before it."""
 
-    summary: drift.RunSummary
-    history: tuple[drift.RunSummary, ...]
+    summary: RunSummary
+    history: tuple[RunSummary, ...]
     reference: dict[str, drift.Sample]
     shifts: tuple[drift.Shift, ...]
     trends: tuple[drift.Trend, ...]
@@ -59,14 +60,6 @@ class Findings:
     def warnings(self) -> tuple[str, ...]:
         """One line each."""
         return drift.warnings(self.shifts, self.trends)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For run.json."""
-        return {
-            "warnings": list(self.warnings),
-            "shifts": [asdict(shift) for shift in self.shifts],
-            "trends": [asdict(trend) for trend in self.trends],
-        }
 
 
 def compare(night: Night, scores: pa.Table, finished_at: datetime) -> Findings:
@@ -79,17 +72,16 @@ def compare(night: Night, scores: pa.Table, finished_at: datetime) -> Findings:
     return Findings(summary, history, reference, shifts, trends)
 
 
-def _comparable(night: Night) -> Iterator[drift.RunSummary]:
+def _comparable(night: Night) -> Iterator[RunSummary]:
     """Published runs of the same model, newest first."""
-    wanted = (night.model.model_id, night.model.bank_id)
     for run, record in islice(published_runs(night.run.results_uri), MAX_HISTORY):
-        if (record["model"]["model_id"], record["bank_id"]) == wanted and run.run_id != night.run.run_id:
-            yield drift.RunSummary.from_dict(record["night"])
+        if record.is_of(night.model) and run.run_id != night.run.run_id:
+            yield record.night
 
 
 def finish_night(
     night: Night, manifest: pa.Table, facts: dict[str, Any], *, num_scored_now: int, scoring_s: float
-) -> dict[str, Any]:
+) -> JobSummary:
     """Reconciles, judges, reports and publishes a run whose rows are written.
 
     Args:
@@ -113,26 +105,32 @@ def finish_night(
     findings = compare(night, scores, finished_at)
     page = _report(night, manifest, scores, findings, finished_at, num_scored_now, scoring_s)
     run.location.write(REPORT_FILE, render_report(page).encode())
-    summary = {
-        "run_id": run.run_id,
-        "counts": counts,
-        "already_scored": night.num_already_scored,
-        "quarantined": quarantine.num_rows,
-        "scored_now": num_scored_now,
-        "scoring_s": round(scoring_s, 2),
-        "images_per_s": round(num_scored_now / scoring_s, 2) if scoring_s else None,
-        "threshold": config.threshold or night.calibration.groups[ALL_STRIPS].review.value,
-        "drift_warnings": list(findings.warnings),
-        "scores_uri": f"{run.location}/{SCORES_DIR}",
-        "report_uri": f"{run.location}/{REPORT_FILE}",
-        "run_uri": str(run.location),
+    calibrated = night.calibration.groups[ALL_STRIPS].review.value
+    summary = JobSummary(
+        run_id=run.run_id,
+        counts=counts,
+        already_scored=night.num_already_scored,
+        quarantined=quarantine.num_rows,
+        scored_now=num_scored_now,
+        scoring_s=round(scoring_s, 2),
+        images_per_s=round(num_scored_now / scoring_s, 2) if scoring_s else None,
+        threshold=calibrated if config.threshold is None else config.threshold,
+        drift_warnings=findings.warnings,
+        scores_uri=f"{run.location}/{SCORES_DIR}",
+        report_uri=f"{run.location}/{REPORT_FILE}",
+        run_uri=str(run.location),
+    )
+    found = {
+        "warnings": findings.warnings,
+        "shifts": [asdict(shift) for shift in findings.shifts],
+        "trends": [asdict(trend) for trend in findings.trends],
     }
-    record = {**facts, "night": findings.summary.to_dict(), "drift": findings.to_dict(), "summary": summary}
+    record = {**facts, "night": asdict(findings.summary), "drift": found, "summary": asdict(summary)}
     run.finish(run_record(config, night.started_at, **record))
     return publish_night(run, summary, config.max_quarantine_share)
 
 
-def publish_night(run: Run, summary: dict[str, Any], max_quarantine_share: float | None) -> dict[str, Any]:
+def publish_night(run: Run, summary: JobSummary, max_quarantine_share: float | None) -> JobSummary:
     """Publishes a complete run, renews the index page, and only then complains of the quarantine: `JobFailed`."""
     try:
         if publish(run):
@@ -140,10 +138,10 @@ def publish_night(run: Run, summary: dict[str, Any], max_quarantine_share: float
     except ObjectChanged:
         raise JobFailed(
             f"run {run.run_id} is complete, but another was published at this moment: run the same command again",
-            summary,
+            asdict(summary),
         ) from None
-    if (complaint := excess(summary["counts"], max_quarantine_share)) is not None:
-        raise JobFailed(f"run {run.run_id} is complete and published, but {complaint}", summary)
+    if (complaint := excess(summary.counts, max_quarantine_share)) is not None:
+        raise JobFailed(f"run {run.run_id} is complete and published, but {complaint}", asdict(summary))
     return summary
 
 
@@ -214,10 +212,10 @@ def write_index(results_uri: str) -> str:
         state = "published" if run_id in published else "not published"
         entries.append(
             IndexEntry(
-                summary=drift.RunSummary.from_dict(record["night"]),
+                summary=record.night,
                 report_href=f"{RUNS}/{run_id}/{REPORT_FILE}",
                 state="current" if run_id == published[0] else state,
-                num_warnings=len(record["drift"]["warnings"]),
+                num_warnings=len(record.drift.warnings),
             )
         )
     Location(results_uri).write(INDEX_FILE, render_index(entries).encode())

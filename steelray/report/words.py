@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from steelray.models.calibration import ALL_STRIPS
-from steelray.report.drift import Measure
+from steelray.runs.record import Measure
 from steelray.schema import Status, Verdict
 
 FAILURES: dict[Status, tuple[str, str]] = {

@@ -1,8 +1,6 @@
 """Incremental runs: which objects of an archive no earlier published run has scored with the same model."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +8,7 @@ import pyarrow.compute as pc
 from steelray.models.model import Model
 from steelray.runs.config import ScoreArchiveConfig
 from steelray.runs.quarantine import PASSING, read_quarantine
+from steelray.runs.record import RunRecord
 from steelray.runs.run import Run, read_published
 from steelray.schema import MANIFEST
 
@@ -40,12 +39,9 @@ def _earlier_runs(config: ScoreArchiveConfig, model: Model) -> Iterator[Run]:
             yield run
 
 
-def _same_work(record: dict[str, Any], config: ScoreArchiveConfig, model: Model) -> bool:
-    settings = record["config"]
-    return bool(
-        (record["model"]["model_id"], record["bank_id"]) == (model.model_id, model.bank_id)
-        and (settings["archive"]["uri"], settings["decode"]) == (config.archive.uri, asdict(config.decode))
-    )
+def _same_work(record: RunRecord, config: ScoreArchiveConfig, model: Model) -> bool:
+    before = record.config
+    return record.is_of(model) and (before.archive.uri, before.decode) == (config.archive.uri, config.decode)
 
 
 def _settled(run: Run) -> pa.Table:

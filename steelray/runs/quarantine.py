@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,7 +44,7 @@ def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def excess(counts: dict[str, int], max_share: float | None) -> str | None:
+def excess(counts: Mapping[str, int], max_share: float | None) -> str | None:
     """Why a run has too many objects without a score; None if it has not, or if there is no limit.
 
     Args:

@@ -104,7 +104,7 @@ def rows_of_runs(results_uri: str, run_ids: Sequence[str], model: Model) -> tupl
         record = run.record()
         if record is None:
             raise ConfigError(f"{results_uri}: there is no complete run {run_id}: see jobs/runs.py")
-        if (record["model"]["model_id"], record["bank_id"]) != (model.model_id, model.bank_id):
+        if not record.is_of(model):
             raise ConfigError(
                 f"run {run_id} was scored with another model than {model.uri}: its scores cannot be compared"
             )

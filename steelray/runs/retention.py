@@ -49,7 +49,7 @@ def plan_prune(results_uri: str, keep: int | None, keep_days: float | None, now:
     retired: list[str] = []
     for place, run_id in enumerate(published.run_ids):
         record = Run(results_uri, run_id).record()
-        recent = young is not None and record is not None and datetime.fromisoformat(record["ended_at"]) >= young
+        recent = young is not None and record is not None and record.ended_at >= young
         (kept if place < max(keep or 0, 1) or recent else retired).append(run_id)
     deleted = []
     if young is not None:

@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from steelray.config import ConfigError, JobFailed
+from steelray.config import ConfigError, JobFailed, require
+from steelray.description import dump, parse
+from steelray.runs.record import RunRecord
 from steelray.schema import SCORES, Status
 from steelray.storage.location import Location, ObjectMissing
 
@@ -68,20 +70,20 @@ class Run:
     def location(self) -> Location:
         return Location(f"{self.results_uri.rstrip('/')}/{RUNS}/{self.run_id}")
 
-    def record(self) -> dict[str, Any] | None:
+    def record(self) -> RunRecord | None:
         """run.json, if the run is complete."""
-        return self._json(RECORD_FILE)
+        return self._record(RECORD_FILE)
 
-    def retired_record(self) -> dict[str, Any] | None:
+    def retired_record(self) -> RunRecord | None:
         """run.json of a run that has been retired."""
-        return self._json(RETIRED_FILE)
+        return self._record(RETIRED_FILE)
 
-    def _json(self, name: str) -> dict[str, Any] | None:
+    def _record(self, name: str) -> RunRecord | None:
         try:
-            record: dict[str, Any] = json.loads(self.location.read(name))
+            body = self.location.read(name)
         except ObjectMissing:
             return None
-        return record
+        return parse(RunRecord, body, f"{self.location}/{name}", "restore the file, or delete the run's folder")
 
     def write_manifest(self, manifest: pa.Table) -> None:
         """Keeps what has to be scored. A retired run that is scored once more is retired no longer."""
@@ -201,8 +203,22 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Pointer:
+    """published.json"""
+
+    run_id: str
+    run_ids: tuple[str, ...]
+    retired_run_ids: tuple[str, ...] = ()
+    published_at: str = ""
+    format_version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        require(self.run_ids[:1] == (self.run_id,), "run_id is not the first of run_ids")
+
+
+@dataclass(frozen=True)
 class Published:
-    """published.json: the run that counts, and those before it, newest first."""
+    """The run that counts, and those before it, newest first."""
 
     run_ids: tuple[str, ...]
     retired_ids: tuple[str, ...]
@@ -221,19 +237,15 @@ def read_published(results_uri: str) -> Published:
     etag = location.etag(POINTER)
     if etag is None:
         return Published((), (), None)
-    pointer = json.loads(location.read(POINTER))
-    return Published(tuple(pointer["run_ids"]), tuple(pointer.get("retired_run_ids", ())), etag)
+    pointer = parse(Pointer, location.read(POINTER), f"{location}/{POINTER}", "restore the file")
+    return Published(pointer.run_ids, pointer.retired_run_ids, etag)
 
 
 def move_pointer(results_uri: str, before: Published, run_ids: Sequence[str], retired_ids: Sequence[str]) -> None:
     """Replaces the pointer that was read. Raises `ObjectChanged` if somebody else has done so."""
-    body = {
-        "run_id": run_ids[0],
-        "run_ids": list(run_ids),
-        "retired_run_ids": [run_id for run_id in retired_ids if run_id not in run_ids],
-        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    Location(results_uri).write_if(POINTER, json.dumps(body, indent=2).encode(), before.etag)
+    retired = tuple(run_id for run_id in retired_ids if run_id not in run_ids)
+    pointer = Pointer(run_ids[0], tuple(run_ids), retired, datetime.now(UTC).isoformat(timespec="seconds"))
+    Location(results_uri).write_if(POINTER, dump(pointer), before.etag)
 
 
 def publish(run: Run) -> bool:
@@ -259,7 +271,7 @@ def roll_back(results_uri: str) -> str:
     return before.run_ids[1]
 
 
-def published_runs(results_uri: str) -> Iterator[tuple[Run, dict[str, Any]]]:
+def published_runs(results_uri: str) -> Iterator[tuple[Run, RunRecord]]:
     """Published runs with their records, newest first; those that have been retired are left out."""
     for run_id in read_published(results_uri).run_ids:
         run = Run(results_uri, run_id)

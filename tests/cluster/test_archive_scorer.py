@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -37,7 +39,7 @@ def test_the_job_gives_every_image_the_score_of_a_single_process(world: World, c
     assert set(world.defects) & set(flagged.column("image_key").to_pylist())
     record = clean_run.record()
     assert record is not None
-    assert record["summary"]["counts"] == {"listed": 20, "ok": 20, "flagged": flagged.num_rows}
+    assert record.summary.counts == {"listed": 20, "ok": 20, "flagged": flagged.num_rows}
     location = clean_run.location
     assert all(location.exists(key) for key in flagged.column("heatmap_key").to_pylist())
     normal = table.filter(pc.invert(table.column("is_anomalous")))
@@ -142,7 +144,7 @@ def test_a_finished_run_is_not_run_again(world: World, clean_run: Run) -> None:
     second = score_archive(score_config(world, clean_run.results_uri), lines.append)
     record = clean_run.record()
     assert record is not None
-    assert second == {**record["summary"], "already_complete": True}
+    assert second == {**asdict(record.summary), "already_complete": True}
     assert lines == [f"run {clean_run.run_id} is complete already: nothing to do"]
     assert before == {stored.key: stored.etag for stored in results.list()}
 

@@ -57,7 +57,7 @@ def test_a_bank_of_images_in_tiles_is_the_one_of_a_single_process(world: World, 
     )
     assert bank.info.bank_id == expected.info.bank_id
     np.testing.assert_array_equal(bank.origins_N3, expected.origins_N3)
-    assert bank.info.coreset["num_candidates"] == len(bank.image_keys) * 8 * 32
+    assert bank.info.coreset.num_candidates == len(bank.image_keys) * 8 * 32
     assert read_calibration_rows(config.bank_uri, 1).num_rows == 10, "held-out strips are scored as they are"
 
 

@@ -208,7 +208,7 @@ class FaultyPlant:
         assert table.equals(self.clean)
         record = run.record()
         assert record is not None
-        assert record["summary"]["counts"]["listed"] == NUM_STRIPS
+        assert record.summary.counts["listed"] == NUM_STRIPS
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Thresholds keep their rate, measured by simulation; large enough groups have their own."""
 
-import json
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -101,22 +99,3 @@ def test_a_group_has_its_own_thresholds_where_it_is_large_enough() -> None:
 )
 def test_the_group_of_a_key(pattern: str | None, key: str, group: str) -> None:
     assert group_of(key, pattern) == group
-
-
-def test_a_calibration_survives_its_file() -> None:
-    keys = [f"line{number % 2}/{number}" for number in range(200)]
-    scores = np.random.default_rng(0).random(200)
-    calibration = calibrated(scores, keys, group_pattern=r"^(line\d+)/")
-    assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
-
-
-@pytest.mark.parametrize("part", ["groups", "group_pattern", "map_mean"])
-def test_a_file_without_a_part_is_refused(part: str) -> None:
-    raw = calibrated(np.arange(9.0)).to_dict()
-    del raw[part]
-    with pytest.raises(ConfigError, match="calibration is incomplete"):
-        Calibration.from_dict(raw)
-    raw = calibrated(np.arange(9.0)).to_dict()
-    del raw["groups"][ALL_STRIPS]["review"]
-    with pytest.raises(ConfigError, match="calibration is incomplete"):
-        Calibration.from_dict(raw)

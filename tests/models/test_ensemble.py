@@ -89,27 +89,7 @@ def test_its_identity_is_all_that_a_score_depends_on(plant: Plant, other_bank: s
     assert len(ids - {info.model_id}) == len(others)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format_version": 2}, "ensemble format 2, this version of steelray reads 1"),
-        ({"members": [{"uri": "x"}]}, "incomplete or damaged"),
-        ({"members": None}, "incomplete or damaged"),
-        ({"model_id": "0123"}, "not those of ensemble 0123; it was changed by hand"),
-    ],
-)
-def test_a_damaged_description_is_one_clear_line(
-    plant: Plant, other_bank: str, change: dict[str, object], message: str
-) -> None:
-    raw = {**json.loads(info_of(plant.bank_uri, other_bank).to_json()), **change}
-    with pytest.raises(ConfigError, match=message) as caught:
-        read(json.dumps(raw).encode())
-    assert "\n" not in str(caught.value)
-
-
-def test_what_is_no_description_is_said() -> None:
-    with pytest.raises(ConfigError, match="describes no ensemble"):
-        read(b"[]")
+def test_a_place_without_an_ensemble_is_said() -> None:
     with pytest.raises(ConfigError, match="no ensemble there"):
         read_info({}.__getitem__, "here")
 

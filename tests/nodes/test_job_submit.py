@@ -75,8 +75,7 @@ def test_a_bank_is_built_and_the_archive_scored_as_here(
     assert scores_of(results_uri, summary["run_id"]) == local_scores
 
     # the job ran from the uploaded copy, which is small
-    record = Run(results_uri, str(summary["run_id"])).record()
-    assert record is not None
+    record = json.loads(Run(results_uri, str(summary["run_id"])).location.read("run.json"))
     assert record["git_commit"] is None, "the uploaded copy is no checkout"
     uploads = ray_cluster.temp_dir / "session_latest" / "runtime_resources" / "working_dir_files"
     packages = [place for place in uploads.iterdir() if place.is_dir()]

@@ -14,9 +14,9 @@ from steelray.demo.synthetic import make_strip
 from steelray.imaging.decode import decode
 from steelray.patchcore import bank as bank_module
 from steelray.patchcore.bank import (
-    FORMAT_VERSION,
     IMAGES_FILE,
     INFO_FILE,
+    CoresetStatistics,
     MemoryBank,
     bank_files,
     make_bank,
@@ -33,6 +33,7 @@ from steelray.storage.location import Location
 
 EMBEDDER = EmbedderConfig(levels=(1, 2), resize_px=(64, 128))
 SCORING = ScoringConfig(num_neighbors=3, sigma_px=2.5)
+STATISTICS = CoresetStatistics(10_000, 1.25, 3, 0.5)
 
 
 def some_bank(num_vectors: int = 100, dim: int = 7, seed: int = 0, **changes: object) -> MemoryBank:
@@ -42,7 +43,7 @@ def some_bank(num_vectors: int = 100, dim: int = 7, seed: int = 0, **changes: ob
         "weights_digest": "abc",
         "scoring": SCORING,
         "input_size_px": (256, 1600),
-        "coreset": {"num_candidates": 10_000, "cover_radius": 1.25},
+        "coreset": STATISTICS,
     }
     return make_bank(
         rng.standard_normal((num_vectors, dim)).astype(np.float32),
@@ -57,7 +58,7 @@ def assert_same(loaded: MemoryBank, saved: MemoryBank) -> None:
     assert np.array_equal(loaded.origins_N3, saved.origins_N3)
     assert (loaded.vectors_ND.dtype, loaded.origins_N3.dtype) == (np.float32, np.int32)
     assert loaded.image_keys == saved.image_keys
-    assert replace(loaded.info, shards=(), images=None) == saved.info
+    assert replace(loaded.info, shards=(), images=saved.info.images) == saved.info
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_a_large_bank_is_cut_into_files_and_every_slice_can_be_read(large: Memor
 
 def test_the_identity_follows_from_vectors_and_settings_alone() -> None:
     bank = some_bank()
-    assert some_bank(coreset={}).info.bank_id == bank.info.bank_id
+    assert some_bank(coreset=replace(STATISTICS, num_rounds=2)).info.bank_id == bank.info.bank_id
     others = [
         some_bank(seed=1),
         some_bank(weights_digest="abd"),
@@ -121,7 +122,7 @@ def test_the_identity_follows_from_vectors_and_settings_alone() -> None:
 
 def test_a_bank_from_before_there_were_tiles_loads_and_keeps_its_ids() -> None:
     vectors_ND = np.arange(12, dtype=np.float32).reshape(4, 3)
-    settings = {"weights_digest": "abc", "scoring": ScoringConfig(), "input_size_px": None, "coreset": {}}
+    settings = {"weights_digest": "abc", "scoring": ScoringConfig(), "input_size_px": None, "coreset": STATISTICS}
     bank = make_bank(vectors_ND, np.zeros((4, 3), np.int32), ("a.jpg",), embedder=EMBEDDER, **settings)  # type: ignore[arg-type]
     then = ("1ab1ec06ac0ef07e", "c3d55ba81e56b20e")  # as the version before gave them
     assert (bank.info.bank_id, bank.info.model_id) == then
@@ -165,7 +166,7 @@ def test_a_bank_from_before_options_were_removed_loads_under_its_ids(
         weights_digest="w",
         scoring=scoring,
         input_size_px=None,
-        coreset={},
+        coreset=STATISTICS,
     )
     assert (bank.info.bank_id, bank.info.model_id) == ids  # as the version before gave them
     files = dict(bank_files(bank))
@@ -200,7 +201,7 @@ def test_a_bank_from_before_options_were_removed_loads_under_its_ids(
 def test_a_bank_with_a_removed_option_on_is_refused_in_one_line(section: str, option: str, value: object) -> None:
     raw = json.loads(dict(bank_files(some_bank()))[INFO_FILE])
     raw[section][option] = value
-    with pytest.raises(ConfigError, match=rf"^here/bank\.json: {section}\.{option} .*{value}.*; rebuild the bank$"):
+    with pytest.raises(ConfigError, match=rf"^here/bank\.json: .*{section}\.{option} .*{value}.*: rebuild the bank$"):
         read_info({INFO_FILE: json.dumps(raw).encode()}.__getitem__, "here")
 
 
@@ -236,26 +237,6 @@ class TestDamage:
         with pytest.raises(ConfigError, match="no memory bank there"):
             read_info(Location(str(tmp_path)).read, str(tmp_path))
 
-    @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"[]", b"3", b"{}", b'{"format_version": '])
-    def test_another_kind_of_file(self, body: bytes) -> None:
-        with pytest.raises(ConfigError, match="describes no memory bank"):
-            read_info({INFO_FILE: body}.__getitem__, "memory")
-
-    @pytest.mark.parametrize("version", [0, 2, "1"])
-    def test_another_format_version(self, files: dict[str, bytes], version: object) -> None:
-        raw = json.loads(files[INFO_FILE]) | {"format_version": version}
-        with pytest.raises(
-            ConfigError, match=f"memory bank format {version}, this version of steelray reads {FORMAT_VERSION}"
-        ):
-            read_info({INFO_FILE: json.dumps(raw).encode()}.__getitem__, "memory")
-
-    @pytest.mark.parametrize("name", ["embedder", "scoring", "shards", "num_vectors", "images", "weights_digest"])
-    def test_a_description_without_a_part(self, files: dict[str, bytes], name: str) -> None:
-        raw = json.loads(files[INFO_FILE])
-        del raw[name]
-        with pytest.raises(ConfigError, match="incomplete"):
-            read_info({INFO_FILE: json.dumps(raw).encode()}.__getitem__, "memory")
-
 
 SCORE_ELSEWHERE = """
 import sys
@@ -287,7 +268,7 @@ def test_a_new_process_scores_bit_for_bit_the_same(tmp_path: Path, eager: Embedd
         weights_digest=eager.weights_digest,
         scoring=SCORING,
         input_size_px=None,
-        coreset={},
+        coreset=STATISTICS,
     )
     for name, body in bank_files(bank):
         Location(str(tmp_path / "bank")).write(name, body)

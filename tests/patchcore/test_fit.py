@@ -45,7 +45,7 @@ def test_every_vector_is_the_patch_that_its_origin_names(fit: Callable[..., Memo
     bank = fit(images, ratio=0.2)
     num_patches = 2 * 8 * 20 + 5 * 12
     assert bank.info.num_vectors == round(0.2 * num_patches)
-    assert bank.info.coreset["num_candidates"] == num_patches
+    assert bank.info.coreset.num_candidates == num_patches
     assert bank.image_keys == tuple(KEYS)
     assert bank.info.dim == 40
     embeddings = [embed(image[None])[0] for image in images]
@@ -54,7 +54,7 @@ def test_every_vector_is_the_patch_that_its_origin_names(fit: Callable[..., Memo
     assert len({tuple(origin) for origin in bank.origins_N3.tolist()}) == bank.info.num_vectors
     every_ND = np.concatenate([e.reshape(-1, 40) for e in embeddings])
     distances_NM = np.linalg.norm(every_ND[:, None] - bank.vectors_ND[None], axis=2)
-    assert bank.info.coreset["cover_radius"] == pytest.approx(distances_NM.min(axis=1).max(), rel=1e-4)
+    assert bank.info.coreset.cover_radius == pytest.approx(distances_NM.min(axis=1).max(), rel=1e-4)
 
 
 def test_the_first_limit_ends_the_selection(fit: Callable[..., MemoryBank]) -> None:

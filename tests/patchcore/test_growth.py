@@ -80,7 +80,7 @@ def test_it_covers_nearly_as_well_as_a_rebuilt_bank_of_the_same_size(kind: str, 
     rebuilt = select([CoresetShard(everything)], grown.info.num_vectors)
     radius = cover_radius(everything, grown.vectors_ND)
     assert radius <= 1.1 * rebuilt.cover_radius
-    assert radius <= grown.info.coreset["cover_radius"] * 1.001
+    assert radius <= grown.info.coreset.cover_radius * 1.001
     assert grown.info.num_vectors > bank.info.num_vectors
     assert grown.info.num_vectors - bank.info.num_vectors < 0.1 * len(points(new))
 
@@ -97,10 +97,10 @@ def test_it_keeps_what_it_had_and_says_where_the_rest_came_from() -> None:
         assert image_index in (3, 4)
         np.testing.assert_array_equal(vector_D, embed(np.stack(new))[image_index - 3, row, column])
     assert grown.info.bank_id != bank.info.bank_id
-    assert grown.info.coreset["grown_from"] == [bank.info.bank_id]
-    assert grown.info.coreset["num_candidates"] == 5 * 600
+    assert grown.info.coreset.grown_from == (bank.info.bank_id,)
+    assert grown.info.coreset.num_candidates == 5 * 600
     again = grow(grown, images(1, "other finish", first=70))
-    assert again.info.coreset["grown_from"] == [bank.info.bank_id, grown.info.bank_id]
+    assert again.info.coreset.grown_from == (bank.info.bank_id, grown.info.bank_id)
     assert again.image_keys[-1] == "new/0"
     files = dict(bank_files(again))
     assert read_bank(files.__getitem__, "").image_keys == again.image_keys
@@ -128,7 +128,7 @@ def test_strips_that_are_covered_already_add_nothing() -> None:
 
 def test_a_bank_of_all_patches_learns_no_duplicate() -> None:
     bank = build(images(1, "steel"), coreset=CoresetConfig(ratio=1.0))
-    assert bank.info.coreset["cover_radius"] == 0
+    assert bank.info.coreset.cover_radius == 0
     assert grow(bank, images(1, "steel"), ratio=1.0).info.num_vectors == 600
     flat = grow(bank, images(2, "same everywhere"), ratio=1.0)
     assert flat.info.num_vectors == 601
@@ -139,8 +139,8 @@ def test_limits_hold_and_the_radius_tells(limits: dict[str, float], added: int) 
     bank, new = build(images(3, "steel")), images(2, "far away", first=50)
     grown = grow(bank, new, **limits)
     assert grown.info.num_vectors - bank.info.num_vectors == added
-    assert grown.info.coreset["cover_radius"] > bank.info.coreset["cover_radius"]
-    assert cover_radius(points(new), grown.vectors_ND) == pytest.approx(grown.info.coreset["cover_radius"], rel=1e-3)
+    assert grown.info.coreset.cover_radius > bank.info.coreset.cover_radius
+    assert cover_radius(points(new), grown.vectors_ND) == pytest.approx(grown.info.coreset.cover_radius, rel=1e-3)
 
 
 @pytest.mark.parametrize("index", [IndexConfig("fp16"), IndexConfig(factory="IVF4,Flat", num_probes=2)])

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from steelray.config import ConfigError
 from steelray.patchcore import index as shard_module
-from steelray.patchcore.bank import INDEX_FILE, MemoryBank, bank_files, make_bank, read_bank, read_info
+from steelray.patchcore.bank import (
+    INDEX_FILE,
+    CoresetStatistics,
+    MemoryBank,
+    bank_files,
+    make_bank,
+    read_bank,
+    read_info,
+)
 from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.fit import fit_memory_bank
 from steelray.patchcore.index import IndexShard, LocalSearch, load_shard, shard_of
@@ -42,7 +50,7 @@ def exact_bank(vectors_ND: NDArray[np.float32], **scoring: int) -> MemoryBank:
         weights_digest="w",
         scoring=ScoringConfig(**scoring),
         input_size_px=None,
-        coreset={"cover_radius": 1.0},
+        coreset=CoresetStatistics(9, 1.0, 1, 0.0),
     )
 
 
@@ -58,7 +66,7 @@ def test_what_is_loaded_answers_as_what_was_saved(config: IndexConfig) -> None:
     bank = index_bank(exact_bank(clustered(800, 0)), config, clustered(100, 1))
     files = dict(bank_files(bank))
     loaded = read_bank(files.__getitem__, "here")
-    assert replace(loaded.info, shards=(), images=None, trained=None) == bank.info
+    assert replace(loaded.info, shards=(), images=bank.info.images, trained=None) == bank.info
     assert loaded.info.index == config
     assert loaded.vectors_ND.dtype == (np.float16 if config.storage == "fp16" else np.float32)
     queries = clustered(200, 2)

@@ -3,7 +3,7 @@ import pytest
 
 from steelray.config import ConfigError
 from steelray.patchcore import bank as bank_format
-from steelray.patchcore.bank import MemoryBank, bank_files, make_bank, read_info
+from steelray.patchcore.bank import CoresetStatistics, MemoryBank, bank_files, make_bank, read_info
 from steelray.patchcore.config import EmbedderConfig, ScoringConfig
 from steelray.patchcore.index import IndexShard, LocalSearch
 from steelray.patchcore.stored_search import StoredSearch
@@ -28,7 +28,7 @@ def a_bank() -> MemoryBank:
         weights_digest="w",
         scoring=ScoringConfig(),
         input_size_px=None,
-        coreset={},
+        coreset=CoresetStatistics(9, 1.0, 1, 0.0),
     )
 
 

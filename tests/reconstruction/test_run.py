@@ -89,7 +89,7 @@ def test_half_a_checkpoint_is_none(run: TrainRun, state: dict[str, dict[str, tor
     ("changes", "message"),
     [
         ({"optimizer": OptimizerConfig(lr=1e-3)}, r"optimizer.lr is 0.001 but run run was started with 0.0001"),
-        ({"input": InputConfig(size_px=(48, 32))}, r"input.size_px is \[48, 32\]"),
+        ({"input": InputConfig(size_px=(48, 32))}, r"input.size_px is \(48, 32\)"),
         ({"model": "draem"}, r"model is 'draem' but run run was started with 'conv_ae'"),
         ({"batch_size": 4}, "batch_size is 4"),
     ],

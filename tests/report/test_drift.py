@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from steelray.description import dump, parse
 from steelray.models.calibration import ALL_STRIPS
 from steelray.report import drift
-from steelray.report.drift import GroupSummary, RunSummary
+from steelray.runs.record import GroupSummary, RunSummary
 from steelray.schema import SCORES, Status
 
 
@@ -172,7 +173,7 @@ def test_a_run_summary_counts_and_survives_json():
         GroupSummary("a", 1, 1, {"brightness": 10.0, "score": 1.0, "distance": 0.5}),
         GroupSummary("b", 1, 0, {"brightness": 30.0, "score": 3.0, "distance": 1.5}),
     )
-    assert RunSummary.from_dict(summary.to_dict()) == summary
+    assert parse(RunSummary, dump(summary), "run.json", "") == summary
     empty = drift.summarize_run("run-2", "2026-01-02T03:04:05+00:00", scores.slice(0, 0))
     assert empty.groups == (GroupSummary(ALL_STRIPS, 0, 0, {}),)
 

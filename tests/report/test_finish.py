@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ from steelray.config import JobFailed, ReportConfig
 from steelray.report.finish import publish_night, write_index
 from steelray.runs import run as runs
 from steelray.runs.quarantine import read_quarantine
+from steelray.runs.record import JobSummary
 from steelray.runs.run import IncompleteRun, Run, read_published, roll_back
 from steelray.schema import SCORES
 from steelray.storage.location import Location, ObjectMissing
@@ -22,15 +24,15 @@ def test_a_finished_night_is_published_with_its_page(plant: Plant) -> None:
     assert read_published(plant.results_uri).run_ids == (run.run_id,)
     record = run.record()
     assert record is not None
-    assert record["summary"] == summary
-    assert record["night"]["num_rows"] == 48
+    assert asdict(record.summary) == summary
+    assert record.night.num_rows == 48
     assert summary["quarantined"] == 0
     assert summary["report_uri"] == f"{run.location}/report.html"
     page = run.location.read("report.html").decode()
     assert page.count('class="card"') == 6
     assert any(f'data-key="{key}"' in page for key in defects)
     assert f"runs/{run.run_id}/report.html" in results.read("index.html").decode()
-    assert summary["drift_warnings"] == []
+    assert summary["drift_warnings"] == ()
 
 
 def test_nothing_is_published_while_rows_are_missing(plant: Plant) -> None:
@@ -59,7 +61,17 @@ def test_too_large_a_quarantine_ends_the_job_after_all_its_work(plant: Plant) ->
     assert read_published(plant.results_uri).current == run.run_id
     assert read_quarantine(run.location).column("reason").to_pylist() == ["0 bytes"]
     assert "Too many objects without a score" in run.location.read("report.html").decode()
-    assert publish_night(run, summary, max_quarantine_share=0.2) == summary, "a higher limit is enough for the rerun"
+    assert asdict(publish_night(run, JobSummary(**summary), 0.2)) == summary, "a higher limit is enough for the rerun"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.25])
+def test_the_summary_names_the_threshold_that_was_given(plant: Plant, threshold: float) -> None:
+    fill_archive(plant, 2)
+    summary = plant.run_night(threshold=threshold)
+    assert summary["threshold"] == threshold
+    record = Run(plant.results_uri, summary["run_id"]).record()
+    assert record is not None
+    assert record.summary.threshold == threshold
 
 
 def test_a_darker_line_is_said_in_summary_record_and_page(plant: Plant) -> None:
@@ -69,9 +81,8 @@ def test_a_darker_line_is_said_in_summary_record_and_page(plant: Plant) -> None:
     assert warning.startswith("line1: strips are darker than at calibration")
     assert not any(line.startswith("line0") for line in summary["drift_warnings"])
     run = Run(plant.results_uri, summary["run_id"])
-    record = run.record()
-    assert record is not None
-    assert record["drift"]["warnings"] == summary["drift_warnings"]
+    record = json.loads(run.location.read("run.json"))
+    assert record["drift"]["warnings"] == list(summary["drift_warnings"])
     drifted = [shift for shift in record["drift"]["shifts"] if shift["state"] == "drifted"]
     assert ("line1", "brightness") in {(shift["group"], shift["measure"]) for shift in drifted}
     assert "strips are darker than at calibration" in run.location.read("report.html").decode()
@@ -88,8 +99,7 @@ def test_trends_run_over_the_nights_of_the_same_model(plant: Plant) -> None:
         return Run(plant.results_uri, plant.finish(*plant.written_run(darker))["run_id"])
 
     runs_so_far = [run_darker_night(night) for night in range(8)]
-    record = runs_so_far[-1].record()
-    assert record is not None
+    record = json.loads(runs_so_far[-1].location.read("run.json"))
     assert any("strips are darker from run to run" in line for line in record["summary"]["drift_warnings"])
     assert {trend["num_runs"] for trend in record["drift"]["trends"]} == {8}
     assert "strips are darker from run to run" in runs_so_far[-1].location.read("report.html").decode()
@@ -97,8 +107,7 @@ def test_trends_run_over_the_nights_of_the_same_model(plant: Plant) -> None:
     # a night of another model belongs to another history
     record["model"]["model_id"] = "another"
     runs_so_far[-1].location.write("run.json", json.dumps(record).encode())
-    last = run_darker_night(9).record()
-    assert last is not None
+    last = json.loads(run_darker_night(9).location.read("run.json"))
     assert {trend["num_runs"] for trend in last["drift"]["trends"]} == {8}
 
 
@@ -134,5 +143,5 @@ def test_two_runs_that_publish_at_once_do_not_overwrite_each_other(
     assert read_published(plant.results_uri).current == "other"
     record = run.record()
     assert record is not None
-    assert publish_night(run, record["summary"], None) == record["summary"]
+    assert publish_night(run, record.summary, None) == record.summary
     assert read_published(plant.results_uri).run_ids == (run.run_id, "other")

@@ -1,15 +1,16 @@
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from steelray.description import dump
 from steelray.runs.quarantine import quarantine_of, write_quarantine
 from steelray.runs.retention import plan_prune, prune
 from steelray.runs.run import Run, publish, read_published, roll_back
 from steelray.schema import MANIFEST
 from steelray.storage.location import Location, ObjectChanged
+from tests.plant import some_record
 from tests.report.examples import score_table
 
 NOW = datetime.now(UTC)
@@ -27,8 +28,7 @@ def write_run(results_uri: str, run_id: str, days_ago: float = 0, *, published: 
     for key in ("scores/part.parquet", "heatmaps/a.png", "report.html"):
         run.location.write(key, b"x")
     write_quarantine(run.location, quarantine_of(score_table(2)))
-    record = {"ended_at": (NOW - timedelta(days=days_ago)).isoformat(), "run_id": run_id}
-    run.finish(json.dumps(record).encode())
+    run.finish(dump(some_record(run_id, ended_at=NOW - timedelta(days=days_ago))))
     if published:
         publish(run)
     return run
@@ -54,7 +54,7 @@ def test_the_newest_stay_and_the_others_leave_their_manifest(store: str, request
     published = read_published(results_uri)
     assert (published.run_ids, published.retired_ids) == (("d", "c"), ("b", "a"))
     assert runs[0].record() is None
-    assert runs[0].retired_record()["run_id"] == "a"
+    assert runs[0].retired_record().run_id == "a"
     assert roll_back(results_uri) == "c"
 
 

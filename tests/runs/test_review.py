@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -6,9 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from steelray.config import ConfigError
+from steelray.description import dump
 from steelray.runs.config import ReviewConfig
 from steelray.runs.review import judge, read_verdicts, review
 from steelray.runs.run import Run, publish
+from tests.plant import some_record
 from tests.report.examples import NASTY_KEYS, score_table
 
 
@@ -89,7 +90,7 @@ class TestPublishedRun:
         sink = pa.BufferOutputStream()
         pq.write_table(score_table(50), sink)
         run.location.write("scores/part.parquet", sink.getvalue().to_pybytes())
-        run.finish(json.dumps({"run_id": "night"}).encode())
+        run.finish(dump(some_record("night")))
         publish(run)
         return run.results_uri
 

@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from steelray.config import ConfigError
+from steelray.description import dump
 from steelray.runs.run import IncompleteRun, Run, publish, published_runs, read_published, roll_back, run_id_of
 from steelray.schema import MANIFEST, SCORES
 from steelray.storage.location import Location
+from tests.plant import some_record
 
 KEYS = [f"{index:02d}.jpg" for index in range(12)]
 
@@ -150,7 +152,7 @@ class TestPublishing:
         uri = run.results_uri
         assert read_published(uri).current is None
         for name in ("a", "b", "c"):
-            Run(uri, name).finish(b'{"n": 1}')
+            Run(uri, name).finish(dump(some_record(name)))
             assert publish(Run(uri, name))
         assert not publish(Run(uri, "c")), "it counts already"
         assert read_published(uri).run_ids == ("c", "b", "a")
@@ -166,7 +168,8 @@ class TestPublishing:
     def test_finishing_leaves_no_checkpoint(self, run: Run) -> None:
         put_part(run, "u_000000", KEYS)
         assert run.record() is None
-        run.finish(b'{"summary": {}}')
-        assert run.record() == {"summary": {}}
+        record = some_record("run")
+        run.finish(dump(record))
+        assert run.record() == record
         assert names(run) == ["run.json", "scores/u_000000-0.parquet"]
         assert Location(run.results_uri).folders() == ("runs",)
