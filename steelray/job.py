@@ -67,10 +67,10 @@ def say(message: str) -> None:
 
 def run_job(
     config_class: type[Config],
-    run: Callable[[Config], dict[str, Any]],
+    run: Callable[[Config], Facts],
     description: str,
     argv: Sequence[str] | None = None,
-    plan: Callable[[Config], dict[str, Any]] | None = None,
+    plan: Callable[[Config], Facts] | None = None,
 ) -> None:
     """Parse the command line, call `run`, print its summary as one JSON line and end the process.
 
@@ -112,7 +112,7 @@ def started_at() -> datetime:
     return _started_at or datetime.now(UTC)
 
 
-def show_plan(config: Any, plan: dict[str, Any]) -> dict[str, Any]:
+def show_plan(config: Any, plan: Facts) -> dict[str, Any]:
     """Return the summary of a dry run: the resolved settings and the plan."""
     return {"dry_run": True, "config": dataclasses.asdict(config), "plan": plan}
 

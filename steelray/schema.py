@@ -1,8 +1,12 @@
 """Arrow schemas of every table that crosses a process, and the statuses and verdicts of their rows."""
 
 from enum import StrEnum
+from typing import Any
 
 import pyarrow as pa
+
+Row = dict[str, Any]
+"""One row of a table of these schemas, values by column."""
 
 
 class Status(StrEnum):

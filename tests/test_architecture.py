@@ -134,6 +134,35 @@ def core_modules() -> list[str]:
     return [name for name in names if not name.startswith(tuple(users))]
 
 
+def circles(root: Path) -> list[list[str]]:
+    """Modules of steelray that import each other in a loop, imports inside functions included."""
+    files = {".".join(f.relative_to(root).with_suffix("").parts): f for f in root.glob("steelray/**/*.py")}
+    graph = import_graph(files)
+    order: list[str] = []
+    while ready := [name for name in graph if name not in order and graph[name] <= set(order)]:
+        order += ready
+    return [[name, *sorted(graph[name] - set(order))] for name in graph if name not in order]
+
+
+def import_graph(files: dict[str, Path]) -> dict[str, set[str]]:
+    """The modules that each module imports."""
+    graph = {}
+    for name, file in files.items():
+        wanted = {known for one in imported_names(file.read_text()) for known in (one, one.rpartition(".")[0])}
+        graph[name] = wanted & files.keys() - {name}
+    return graph
+
+
+def untyped_signatures(source: str) -> int:
+    """Count the parameters and results of functions that are `dict[str, Any]`."""
+    count = 0
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            hints = [one.annotation for one in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
+            count += sum("dict[str, Any]" in ast.unparse(hint) for hint in [*hints, node.returns] if hint)
+    return count
+
+
 def test_every_rule_holds_in_the_source() -> None:
     assert violations(REPOSITORY) == []
 
@@ -170,6 +199,24 @@ def test_a_broken_rule_is_found(tmp_path: Path, path: str, line: str, complaint:
         source.write(f"\n{line}\n")
     new = set(violations(tmp_path)) - before
     assert any(found.startswith(path) and complaint in found for found in new), new
+
+
+def test_no_modules_import_each_other_in_a_loop(tmp_path: Path) -> None:
+    assert circles(REPOSITORY) == []
+    (tmp_path / "steelray").mkdir()
+    (tmp_path / "steelray" / "a.py").write_text("from steelray.b import x")
+    (tmp_path / "steelray" / "b.py").write_text("def f():\n    import steelray.a")
+    assert circles(tmp_path) == [["steelray.a", "steelray.b"], ["steelray.b", "steelray.a"]]
+
+
+def test_few_modules_stand_at_the_root() -> None:
+    assert len(list(REPOSITORY.glob("steelray/*.py"))) <= 6
+
+
+def test_seams_are_typed() -> None:
+    product = [file for file in REPOSITORY.glob("steelray/**/*.py") if "research" not in file.parts]
+    assert sum(untyped_signatures(file.read_text()) for file in product) <= 25
+    assert untyped_signatures("def f(a: dict[str, Any], *, b: int) -> list[dict[str, Any]]: ...") == 2
 
 
 def test_the_core_loads_no_ray() -> None:

@@ -16,6 +16,7 @@ from steelray.cluster.metrics import announce_run
 from steelray.cluster.placement import plan_on_cluster
 from steelray.cluster.plan import TASK_CPUS, ComputePlan, plan_compute
 from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, portable_model, scored_images
+from steelray.config import Facts
 from steelray.job import num_cores, show_plan, tag_lines
 from steelray.models.calibration import Calibration, read_calibration
 from steelray.models.model import Model, open_model
@@ -73,18 +74,19 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
     }
     if config.dry_run:
         compute_plan = plan_compute(num_cores(), 0, config.compute, bank_plan.num_actors if bank_plan else 0)
-        return show_plan(config, {**facts, "compute": compute_plan.to_dict()})
+        return show_plan(config, {**facts, "compute": asdict(compute_plan)})
     if (record := run.record()) is not None:
         report(f"run {run.run_id} is complete already: nothing to do")
         summary = replace(record.summary, already_complete=True)
         return asdict(publish_night(run, summary, config.max_quarantine_share))
     night = Night(config, run, model, calibration, version, started_at, already_scored)
     with expected_stops(f"run {run.run_id}", "run the same command to continue"):
-        scored_now, scoring_s = _score_rest(night, manifest, bank_plan, facts, report)
+        scored_now, scoring_s, planned = _score_rest(night, manifest, bank_plan, report)
+        facts |= planned
         return asdict(finish_night(night, manifest, facts, num_scored_now=scored_now, scoring_s=scoring_s))
 
 
-def _identity(config: ScoreArchiveConfig, model: Model, calibration: Calibration) -> dict[str, Any]:
+def _identity(config: ScoreArchiveConfig, model: Model, calibration: Calibration) -> Facts:
     """Return everything but the manifest that the rows of a run depend on."""
     return {
         "archive": config.archive.uri,
@@ -107,15 +109,12 @@ def _list_work(config: ScoreArchiveConfig, model: Model) -> tuple[pa.Table, int]
 
 
 def _score_rest(
-    night: Night, manifest: pa.Table, bank_plan: BankPlan | None, facts: dict[str, Any], report: Report
-) -> tuple[int, float]:
+    night: Night, manifest: pa.Table, bank_plan: BankPlan | None, report: Report
+) -> tuple[int, float, Facts]:
     """Score the objects that have no row in the run yet.
 
-    Args:
-        facts: for run.json; the plan is added to them.
-
     Returns:
-        The number of objects scored, and the seconds this took.
+        The number of objects scored, the seconds this took, and the plan for run.json.
     """
     config, run, model = night.config, night.run, night.model
     discarded = run.settle()
@@ -126,20 +125,19 @@ def _score_rest(
         report(f"run {run.run_id}: {manifest.num_rows} objects in {config.archive.uri}")
     run.write_manifest(manifest)
     if not remaining.num_rows:
-        return 0, 0.0
+        return 0, 0.0, {}
     portable_model(model, config.compute)  # missing weights are reported before Ray starts
     with connected():
         num_shards = bank_plan.num_actors if bank_plan else 0
         uris = (config.archive.uri, config.model_uri, config.results_uri)
         plan = plan_on_cluster(config.compute, num_shards, uris, report)
-        facts["compute_plan"] = plan.to_dict()
         if bank_plan is not None:
             plan_model_bank(model, config.compute, int(ray.cluster_resources().get("memory", 0)) or None)
             report(f"memory bank {bank_plan.placement}: {bank_plan.reason}")
         start_s = time.perf_counter()
         announce_run(run.run_id, remaining.num_rows, num_shards)
         _write_rows(night, ImageSet(config.archive.uri, remaining, config.decode), plan, bank_plan)
-        return remaining.num_rows, time.perf_counter() - start_s
+        return remaining.num_rows, time.perf_counter() - start_s, {"compute_plan": asdict(plan)}
 
 
 def _write_rows(night: Night, images: ImageSet, plan: ComputePlan, bank_plan: BankPlan | None) -> None:

@@ -12,7 +12,7 @@ from steelray.cluster.driver import ModelJob, Report
 from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.patch_selection import EmbeddingRequest, Selected, select_patches
 from steelray.cluster.plan import ComputePlan
-from steelray.config import CalibrationConfig, ConfigError
+from steelray.config import CalibrationConfig, ConfigError, Facts
 from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration, read_calibration_rows, split_nominal
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.models.model import nominal_uris, portable_embedder
@@ -43,7 +43,7 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     embedder = build_patch_embedder(config.embedder)
     facts = {"objects": len(images), **learning.facts(), "dim": embedder.dim}
 
-    def make(plan: ComputePlan) -> dict[str, Any]:
+    def make(plan: ComputePlan) -> Facts:
         report(f"embedding {len(learning.fit)} of {len(images)} nominal images in {images.uri}")
         request = learning.request(config.embedder, embedder.weights_digest)
         selected = learning.select(request, plan, coreset_limits(config.coreset), report)
@@ -83,7 +83,7 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
     facts["nominal_uris"] = list(dict.fromkeys([*nominal_uris(config.bank_uri), images.uri]))
     build_patch_embedder(info.embedder, info.weights_digest)
 
-    def make(plan: ComputePlan) -> dict[str, Any]:
+    def make(plan: ComputePlan) -> Facts:
         report(f"embedding {len(learning.fit)} new nominal images in {images.uri}; {num_known} are known already")
         request = learning.request(info.embedder, info.weights_digest, info.input_size_px)
         limits = growth_limits(info, config.growth)
@@ -142,9 +142,7 @@ class _Learning:
         scratch_uri = str(self._target)
         return select_patches(self.fit, request, plan, limits, report, scratch_uri=scratch_uri, centers_KD=centers_KD)
 
-    def finish(
-        self, bank: MemoryBank, selected: Selected, report: Report, earlier: pa.Table | None = None
-    ) -> dict[str, Any]:
+    def finish(self, bank: MemoryBank, selected: Selected, report: Report, earlier: pa.Table | None = None) -> Facts:
         """Write the bank, calibrate it and return the summary.
 
         Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from steelray.cluster.connect import cause_in_one_line, connected
 from steelray.cluster.placement import plan_on_cluster
 from steelray.cluster.plan import ComputePlan, plan_compute
-from steelray.config import ComputeConfig, JobFailed
+from steelray.config import ComputeConfig, Facts, JobFailed
 from steelray.job import num_cores, show_plan
 from steelray.patchcore.index import BankUnavailable
 from steelray.provenance import run_record
@@ -60,11 +60,11 @@ class ModelJob:
     target: Location
     what: str
     uris: Sequence[str]
-    facts: dict[str, Any]
+    facts: Facts
     num_shards: int = 0
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def run(self, make: Callable[[ComputePlan], dict[str, Any]], report: Report) -> dict[str, Any]:
+    def run(self, make: Callable[[ComputePlan], Facts], report: Report) -> dict[str, Any]:
         """Connect, make the model and record the run; a dry run shows the plan instead.
 
         Args:
@@ -80,12 +80,12 @@ class ModelJob:
         compute: ComputeConfig = self.config.compute
         if self.config.dry_run:
             plan = plan_compute(num_cores(), 0, compute, self.num_shards)
-            return show_plan(self.config, {**self.facts, "compute": plan.to_dict()})
+            return show_plan(self.config, {**self.facts, "compute": asdict(plan)})
         with expected_stops(self.what), connected():
             plan = plan_on_cluster(compute, self.num_shards, self.uris, report)
             start_s = perf_counter()
             summary = {**make(plan), "seconds": round(perf_counter() - start_s, 2)}
-        record = run_record(self.config, self.started_at, **self.facts, compute_plan=plan.to_dict(), summary=summary)
+        record = run_record(self.config, self.started_at, **self.facts, compute_plan=asdict(plan), summary=summary)
         self.target.write("run.json", record)
         return summary
 

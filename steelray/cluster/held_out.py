@@ -1,7 +1,5 @@
 """Calibrate a stored model: score held-out nominal images on the cluster and set its thresholds on them."""
 
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -9,7 +7,7 @@ import ray
 from steelray.cluster.driver import Report, cluster_resources
 from steelray.cluster.plan import plan_compute
 from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, scored_images
-from steelray.config import CalibrationConfig, ComputeConfig
+from steelray.config import CalibrationConfig, ComputeConfig, Facts
 from steelray.models.calibration import ALL_STRIPS, Calibration, calibrate, write_calibration
 from steelray.models.model import open_model
 from steelray.schema import Status
@@ -23,7 +21,7 @@ def calibrate_model(
     config: CalibrationConfig,
     report: Report,
     earlier: pa.Table | None = None,
-) -> dict[str, Any]:
+) -> Facts:
     """Score nominal images that a model was not fitted on, set its thresholds on them and store both beside it.
 
     Args:
@@ -58,7 +56,7 @@ def calibrate_model(
     return _threshold_facts(calibration, version)
 
 
-def _threshold_facts(calibration: Calibration, version: int) -> dict[str, Any]:
+def _threshold_facts(calibration: Calibration, version: int) -> Facts:
     thresholds = calibration.groups[ALL_STRIPS]
     return {
         "calibration_version": version,

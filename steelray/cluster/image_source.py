@@ -20,7 +20,7 @@ from steelray.cluster.metrics import observe_stage
 from steelray.cluster.plan import TASK_CPUS, ComputePlan
 from steelray.imaging.decode import Undecodable, decode
 from steelray.patchcore.timing import stage
-from steelray.schema import DECODED, Status
+from steelray.schema import DECODED, Row, Status
 from steelray.storage.listing import ImageSet
 from steelray.storage.location import Location, ObjectChanged, ObjectMissing
 
@@ -37,7 +37,7 @@ def images_per_task(num_images: int, num_scorers: int, batch_size: int) -> int:
     return max(1, min(MAX_BLOCK_IMAGES, wanted) // batch_size) * batch_size
 
 
-def read_image(images: ImageSet, location: Location, row: dict[str, Any]) -> dict[str, Any]:
+def read_image(images: ImageSet, location: Location, row: Row) -> Row:
     """Read and decode one image.
 
     Args:
@@ -64,7 +64,7 @@ def read_image(images: ImageSet, location: Location, row: dict[str, Any]) -> dic
     return {**result, **pixel_columns(pixels_HWC)}
 
 
-def _pixels(images: ImageSet, location: Location, row: dict[str, Any]) -> NDArray[np.uint8]:
+def _pixels(images: ImageSet, location: Location, row: Row) -> NDArray[np.uint8]:
     if images.load is not None:
         return images.load(row["image_index"])
     if row["size_bytes"] > images.decode.max_bytes:
@@ -75,7 +75,7 @@ def _pixels(images: ImageSet, location: Location, row: dict[str, Any]) -> NDArra
         return decode(body, images.decode)
 
 
-def pixel_columns(pixels_HWC: NDArray[np.uint8]) -> dict[str, Any]:
+def pixel_columns(pixels_HWC: NDArray[np.uint8]) -> Row:
     """Return the columns of schema `DECODED` that come from the pixels."""
     height_px, width_px, channels = pixels_HWC.shape
     return {
@@ -95,7 +95,7 @@ def _read(images: ImageSet, listed: bytes) -> Iterator[pa.Table]:
         listed: the task's rows of the manifest, as an Arrow stream.
     """
     location = Location(images.uri)
-    pending: list[dict[str, Any]] = []
+    pending: list[Row] = []
     size = 0
     rows = pa.ipc.open_stream(listed).read_all().to_pylist()
     with ThreadPoolExecutor(min(FETCHERS, len(rows))) as pool:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from steelray.cluster.driver import ModelJob, Report
 from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.plan import ComputePlan
-from steelray.config import ArchiveConfig, ConfigError
+from steelray.config import ArchiveConfig, ConfigError, Facts
 from steelray.models.calibration import CALIBRATIONS, read_calibration, read_calibration_rows
 from steelray.models.config import FuseModelsConfig
 from steelray.models.ensemble import INFO_FILE, EnsembleInfo, EnsembleMember, common_strips, make_ensemble, scale_of
@@ -56,7 +56,7 @@ def fuse_models(config: FuseModelsConfig, report: Report) -> dict[str, Any]:
     facts |= {"input_size_px": input_size_px, "nominal_uris": [nominal_uri], "strips": info.num_strips}
     held_out = ImageSet(nominal_uri, manifest, config.decode)
 
-    def make(plan: ComputePlan) -> dict[str, Any]:
+    def make(plan: ComputePlan) -> Facts:
         _write(target, info)
         report(f"ensemble {info.model_id} of {len(models)} models; scoring {info.num_strips} held-out images")
         thresholds = calibrate_model(config.output_uri, held_out, config.compute, config.calibration, report)

@@ -28,7 +28,7 @@ from steelray.patchcore.fit import Limits, Selection, patch_origins
 from steelray.patchcore.portable_embedder import PortableEmbedder
 from steelray.patchcore.quantised import recall_queries
 from steelray.runs.batch import images_of
-from steelray.schema import Status
+from steelray.schema import Row, Status
 from steelray.storage.listing import ImageSet
 from steelray.storage.location import Location
 
@@ -153,7 +153,7 @@ def _embed(images: ImageSet, request: EmbeddingRequest, plan: ComputePlan, serve
 
 def _select(
     images: ImageSet,
-    usable: list[dict[str, Any]],
+    usable: list[Row],
     servers: list[Any],
     limits: Limits,
     report: Report,

@@ -5,8 +5,7 @@ two.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from steelray.config import ComputeConfig, ConfigError
 
@@ -33,10 +32,6 @@ class ComputePlan:
     scorer_gpus: float
     scorer_threads: int
     num_shards: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as run.json holds it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

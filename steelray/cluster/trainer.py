@@ -19,7 +19,7 @@ from steelray.cluster.placement import alive_nodes
 from steelray.cluster.plan import Node
 from steelray.cluster.train_worker import WorkerSettings, train
 from steelray.cluster.training_images import NominalImages, StoredImages, list_nominal, store_images
-from steelray.config import ComputeConfig, ConfigError, JobFailed
+from steelray.config import ComputeConfig, ConfigError, Facts, JobFailed
 from steelray.job import num_cores, show_plan
 from steelray.provenance import run_record
 from steelray.reconstruction.config import TrainConfig
@@ -62,12 +62,12 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
     remedy = "run the same command to continue from the newest checkpoint"
     with expected_stops(f"run {config.run_name}", remedy), connected(dashboard=True):
         check_workers_fit(config, alive_nodes())
-        summary = _train(config, folder, images, report)
+        summary = dict(_train(config, folder, images, report))
     folder.location.write(RECORD_FILE, run_record(config, started_at, summary=summary))
     return summary
 
 
-def _train(config: TrainConfig, folder: TrainRun, images: NominalImages, report: Report) -> dict[str, Any]:
+def _train(config: TrainConfig, folder: TrainRun, images: NominalImages, report: Report) -> Facts:
     """Train from the newest checkpoint to the end, write the model and calibrate it."""
     stored = store_images(config, images.fit)
     num_steps, step = config.total_steps(len(stored.places)), folder.newest_step() or 0

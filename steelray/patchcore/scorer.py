@@ -18,6 +18,7 @@ from steelray.patchcore.config import OWN_STRIP_MARGIN_CELLS, ScoringConfig
 from steelray.patchcore.index import BankSearch, PendingSearch
 from steelray.patchcore.own_strip import own_strip_distances
 from steelray.patchcore.portable_embedder import Embedder
+from steelray.schema import Row
 
 Images = Sequence[NDArray[np.uint8]]
 """pixels_HWC uint8, C = 1 or 3; sizes may differ."""
@@ -147,7 +148,7 @@ def _axis_matrix(cells: int, pixels: int, sigma_px: float) -> NDArray[np.float32
 
 def find_regions(
     map_HW: NDArray[np.float32], threshold: float, image_size_px: tuple[int, int]
-) -> tuple[float, list[dict[str, Any]]]:
+) -> tuple[float, list[Row]]:
     """Find the regions in which an anomaly map exceeds a threshold.
 
     Args:

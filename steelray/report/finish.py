@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from steelray.config import JobFailed
+from steelray.config import Facts, JobFailed
 from steelray.job import num_cores
 from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration_rows
 from steelray.models.model import Model
@@ -80,7 +79,7 @@ def _comparable(night: Night) -> Iterator[RunSummary]:
 
 
 def finish_night(
-    night: Night, manifest: pa.Table, facts: dict[str, Any], *, num_scored_now: int, scoring_s: float
+    night: Night, manifest: pa.Table, facts: Facts, *, num_scored_now: int, scoring_s: float
 ) -> JobSummary:
     """Reconciles, judges, reports and publishes a run whose rows are written.
 

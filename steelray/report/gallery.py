@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -25,7 +24,7 @@ from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.scorer import AnomalyMaps, Images, PatchCoreScorer, Scorer
 from steelray.patchcore.stored_search import StoredSearch
 from steelray.report.data import GalleryItem
-from steelray.schema import Status
+from steelray.schema import Row, Status
 from steelray.storage.location import Location, ObjectChanged, ObjectMissing
 
 FETCHERS = 8
@@ -81,7 +80,7 @@ def make_gallery(source: GallerySource, scores: pa.Table, count: int) -> list[Ga
     ]
 
 
-def _fetch(source: GallerySource, row: dict[str, Any]) -> NDArray[np.uint8] | None:
+def _fetch(source: GallerySource, row: Row) -> NDArray[np.uint8] | None:
     try:
         body = source.archive.read_listed(row["image_key"], row["etag"], row["size_bytes"])
         return decode(body, source.decode)
@@ -157,7 +156,7 @@ def _nearest_patches(
 
 def _item(
     source: GallerySource,
-    row: dict[str, Any],
+    row: Row,
     image_HWC: NDArray[np.uint8],
     map_HW: NDArray[np.float32],
     nominal: NominalPatch | None,

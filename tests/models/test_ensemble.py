@@ -219,7 +219,7 @@ def test_a_network_of_generated_strips_has_no_such_place(tmp_path: Path) -> None
     ("changes", "message"),
     [
         ({"model_uris": ("a",)}, "at least two models, not 1"),
-        ({"model_uris": ("a", "b", "a")}, "model_uris: a is there twice"),
+        ({"model_uris": ("a", "b", "a")}, "model_uris: a is listed twice"),
         ({"weights": (1.0,)}, "weights: 1 for 2 models"),
         ({"weights": (1.0, 0.0)}, r"weights must be positive, not 0\.0"),
         ({"weights": (1.0, float("nan"))}, "weights must be positive, not nan"),

@@ -67,7 +67,7 @@ def test_too_large_a_quarantine_ends_the_job_after_all_its_work(plant: Plant) ->
 @pytest.mark.parametrize("threshold", [0.0, 0.25])
 def test_the_summary_names_the_threshold_that_was_given(plant: Plant, threshold: float) -> None:
     fill_archive(plant, 2)
-    summary = plant.run_night(threshold=threshold)
+    summary = plant.run(threshold=threshold)
     assert summary["threshold"] == threshold
     record = Run(plant.results_uri, summary["run_id"]).record()
     assert record is not None
