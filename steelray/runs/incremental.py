@@ -14,11 +14,10 @@ from steelray.schema import MANIFEST
 
 
 def leave_out_scored(manifest: pa.Table, config: ScoreArchiveConfig, model: Model) -> tuple[pa.Table, int]:
-    """The objects of a manifest that are still to be scored, and how many were left out.
+    """Return the objects of a manifest that are still to be scored, and the number of those left out.
 
-    An object counts as scored if a run that was published scored the same key of the same archive, with the same ETag,
-    model, bank and decoding; also where that run has been retired since. What was missing or changed then is tried
-    again.
+    An object counts as scored if a published run, even one retired since, scored the same key of the same archive with
+    the same ETag, model, bank and decoding. Objects that were missing, denied or changed are tried again.
     """
     settled = [_identities(_settled(run)) for run in _earlier_runs(config, model)]
     if not settled:
@@ -45,7 +44,7 @@ def _same_work(record: RunRecord, config: ScoreArchiveConfig, model: Model) -> b
 
 
 def _settled(run: Run) -> pa.Table:
-    """What a run was to score, without what may turn out differently the next time."""
+    """Return a run's manifest without the objects whose status may be another one next time."""
     manifest, quarantine = run.manifest(), read_quarantine(run.location)
     passing = quarantine.filter(
         pc.is_in(quarantine["status"], value_set=pa.array([status.value for status in PASSING]))
@@ -54,6 +53,6 @@ def _settled(run: Run) -> pa.Table:
 
 
 def _identities(table: pa.Table) -> pa.Array:
-    """Key and ETag of every row in one string."""
+    """Join key and ETag of every row to one string."""
     joined = pc.binary_join_element_wise(table["image_key"], table["etag"], "\0")
     return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined

@@ -1,4 +1,4 @@
-"""Objects without a score: the list that a person works through, and when there are too many of them."""
+"""Quarantine: the list of a run's objects without a score, and the limit of their share."""
 
 import csv
 import io
@@ -13,17 +13,17 @@ from steelray.storage.location import Location
 
 LIST, SPREADSHEET = "quarantine.parquet", "quarantine.csv"
 PASSING = (Status.MISSING, Status.DENIED, Status.CHANGED)
-"""Statuses that may be another one when the object is tried again; the others lie in its bytes."""
+"""Statuses that may change when the object is read again; the others follow from its bytes."""
 
 
 def quarantine_of(scores: pa.Table) -> pa.Table:
-    """The rows of a score table that have no score: a table of schema `QUARANTINE`."""
+    """Return the rows of a score table without a score, as a table of schema `QUARANTINE`."""
     failed = scores.filter(pc.not_equal(scores.column("status"), Status.OK.value))
     return failed.select(["image_key", "etag", "size_bytes", "status", "error"]).rename_columns(QUARANTINE.names)
 
 
 def write_quarantine(location: Location, quarantine: pa.Table) -> None:
-    """Keeps the list twice: as it is, and for a spreadsheet, where a key that looks like a formula gets a quote."""
+    """Write the list as Parquet and as CSV for a spreadsheet, where a key that looks like a formula gets a quote."""
     sink = pa.BufferOutputStream()
     pq.write_table(quarantine, sink)
     location.write(LIST, sink.getvalue().to_pybytes())
@@ -36,7 +36,7 @@ def write_quarantine(location: Location, quarantine: pa.Table) -> None:
 
 
 def read_quarantine(location: Location) -> pa.Table:
-    """The list of a finished run, schema `QUARANTINE`."""
+    """Read the list of a finished run, schema `QUARANTINE`."""
     return pq.read_table(pa.BufferReader(location.read(LIST)))
 
 
@@ -56,5 +56,5 @@ def excess(counts: Mapping[str, int], max_share: float | None) -> str | None:
         return None
     return (
         f"{failed} of {listed} objects ({failed / listed:.1%}) have no score, {max_share:.1%} are allowed: "
-        f"see {SPREADSHEET} in the run's folder; max_quarantine_share sets the limit"
+        f"see {SPREADSHEET} in the run's folder, or raise max_quarantine_share"
     )

@@ -1,4 +1,4 @@
-"""New thresholds from score rows that are already there: a model's held-out strips, or the nights it has scored."""
+"""New thresholds from stored score rows: those of a model's held-out strips, or those of runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,13 +25,13 @@ from steelray.schema import Status
 
 
 def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
-    """Sets thresholds anew and stores them as the model's newest calibration. Nothing is scored.
+    """Set thresholds from stored score rows and store them as the model's newest calibration.
 
     Returns:
-        The summary: the version, what it rests on, the thresholds of all groups.
+        The summary: version, source of the rows, and the thresholds of all groups.
 
     Raises:
-        ConfigError: no rows, or rows of another model.
+        ConfigError: there are no rows, or they are of another model.
     """
     model = open_model(config.model_uri)
     before, version = read_calibration(config.model_uri, config.version)
@@ -69,7 +69,7 @@ def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
 
 
 def _settings(config: CalibrateConfig, before: Calibration) -> CalibrationConfig:
-    """Rates and pattern as given, else as they were."""
+    """Return the given rates and pattern, with those of the previous calibration for missing ones."""
     levels = before.groups[ALL_STRIPS]
     review = levels.review.asked_rate if config.false_alarm_rate is None else config.false_alarm_rate
     reject = min(levels.reject.asked_rate, review) if config.reject_rate is None else config.reject_rate
@@ -87,17 +87,17 @@ def _level(threshold: Threshold) -> dict[str, float]:
 
 
 def rows_of_runs(results_uri: str, run_ids: Sequence[str], model: Model) -> tuple[pa.Table, str]:
-    """Score rows of complete runs (none given: of the one that counts), and where they come from in words.
+    """Read the score rows of complete runs, of the published one if none is given, and describe their source.
 
-    An object that several of the runs have scored counts once, as in the first of them.
+    An object that several of the runs have scored counts once, with the row of the first of them.
 
     Raises:
-        ConfigError: no such run, or one of another model.
+        ConfigError: a run does not exist, is not complete, or was scored with another model.
     """
     current = read_published(results_uri).current
     chosen = list(run_ids) or ([current] if current else [])
     if not chosen:
-        raise ConfigError(f"{results_uri}: no run is published there: name run_ids, or score an archive first")
+        raise ConfigError(f"{results_uri}: no run is published: give run_ids, or score an archive first")
     tables = []
     for run_id in chosen:
         run = Run(results_uri, run_id)

@@ -1,7 +1,7 @@
-"""How long runs are kept. A run that ages is retired: its rows, pictures and page go, its manifest and run.json stay.
+"""Retention of runs. An old run is retired: its rows, pictures and page are deleted, its manifest and run.json stay.
 
-So incremental runs still know what it has scored. What the pointer names is never touched: a run leaves the pointer
-first, by one conditional write, and its files after that.
+Incremental runs thus still know what it has scored. A run that published.json names is never touched: the run is first
+removed from that file by one conditional write, and its files are deleted after that.
 """
 
 from dataclasses import dataclass
@@ -25,22 +25,22 @@ KEPT_FILES = (MANIFEST_FILE, LIST, SPREADSHEET, RETIRED_FILE)
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """Ids of published runs that stay and that are retired, and of runs that never counted (or do no more) and go."""
+    """Ids of published runs that are kept or retired, and of unpublished or rolled-back runs that are deleted."""
 
     pointer: Published
-    """As it was when the plan was made."""
+    """State of published.json when the plan was made."""
     kept: tuple[str, ...]
     retired: tuple[str, ...]
     deleted: tuple[str, ...]
 
 
 def plan_prune(results_uri: str, keep: int | None, keep_days: float | None, now: datetime | None = None) -> PrunePlan:
-    """What `prune` would do.
+    """Plan what `prune` does.
 
     Args:
-        keep: published runs that stay whatever their age: the newest.
-        keep_days: runs that stay whatever their number: those finished so recently. Runs that are not published, be it
-            that they were rolled back or never finished, go when nothing in them is younger.
+        keep: number of newest published runs to keep, whatever their age.
+        keep_days: age in days up to which runs are kept, whatever their number. Runs that were rolled back or never
+            finished are deleted if all their files are older.
     """
     now = now or datetime.now(UTC)
     young = now - timedelta(days=keep_days) if keep_days is not None else None
@@ -64,16 +64,16 @@ def _last_change(run: Run) -> datetime:
 
 
 def prune(results_uri: str, plan: PrunePlan) -> None:
-    """Does what a plan says, and what an interrupted one has left.
+    """Carry out a plan, and finish what an interrupted one has left.
 
     Raises:
-        ObjectChanged: a run was published or rolled back since the plan was made; nothing has been removed.
+        ObjectChanged: a run was published or rolled back since the plan was made; nothing has been deleted.
     """
     retired_ids = (*plan.retired, *plan.pointer.retired_ids)
     if plan.retired:
         move_pointer(results_uri, plan.pointer, plan.kept, retired_ids)
     elif read_published(results_uri) != plan.pointer:
-        raise ObjectChanged("the pointer has been moved")
+        raise ObjectChanged("published.json has changed")
     for run_id in retired_ids:
         retire(Run(results_uri, run_id))
     for run_id in plan.deleted:
@@ -81,7 +81,7 @@ def prune(results_uri: str, plan: PrunePlan) -> None:
 
 
 def retire(run: Run) -> None:
-    """Removes a run's rows, pictures and page, and renames its record. The pointer must not name it any more."""
+    """Delete a run's rows, pictures and page, and rename its record. published.json must no longer name it."""
     location = run.location
     if run.record() is not None:
         location.write(RETIRED_FILE, location.read(RECORD_FILE))

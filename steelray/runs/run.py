@@ -1,14 +1,14 @@
-"""Where a scoring run keeps its things, who it is, and when its results count.
+"""Layout, identity and publication of a scoring run.
 
-    results_uri/published.json                 which run counts now, and those that did before
-    results_uri/runs/RUN_ID/manifest.parquet   what had to be scored
+    results_uri/published.json                 ids of the published run and of those before it
+    results_uri/runs/RUN_ID/manifest.parquet   objects to score
     results_uri/runs/RUN_ID/scores/*.parquet   the score table, part by part
-    results_uri/runs/RUN_ID/heatmaps/*.png     of flagged images
-    results_uri/runs/RUN_ID/checkpoint/        which rows are safely written; gone when the run is complete
+    results_uri/runs/RUN_ID/heatmaps/*.png     heatmaps of flagged images
+    results_uri/runs/RUN_ID/checkpoint/        keys of the rows that are safely written; deleted on completion
     results_uri/runs/RUN_ID/quarantine.*       objects without a score
-    results_uri/runs/RUN_ID/report.html        the page that a person reads; results_uri/index.html leads to it
+    results_uri/runs/RUN_ID/report.html        report page; results_uri/index.html links to it
     results_uri/runs/RUN_ID/run.json           written last: a run without it is not complete
-    results_uri/runs/RUN_ID/retired.json       run.json of a run whose rows and pictures retention has removed
+    results_uri/runs/RUN_ID/retired.json       run.json of a run whose rows and pictures retention has deleted
 
 Results are invisible until a run is reconciled with its manifest and published by one conditional write.
 """
@@ -34,23 +34,23 @@ from steelray.schema import SCORES, Status
 from steelray.storage.location import Location, ObjectMissing
 
 READERS = 8
-"""Threads that fetch score files."""
+"""Threads that read score files."""
 POINTER, RUNS = "published.json", "runs"
 MANIFEST_FILE, SCORES_DIR, CHECKPOINT_DIR = "manifest.parquet", "scores", "checkpoint"
 REPORT_FILE, RECORD_FILE, RETIRED_FILE = "report.html", "run.json", "retired.json"
 PARQUET, PENDING = ".parquet", ".pending.parquet"
-"""What Ray Data calls the checkpoint of rows that are written, and of those that may not be."""
+"""Suffixes of Ray Data's checkpoints: of rows that are written, and of rows that may not be."""
 
 
 class IncompleteRun(JobFailed):
-    """The score table is not one row per manifest entry. The run can be continued by running it again."""
+    """Raised if the score table does not have one row per manifest entry; running again continues the run."""
 
 
 def run_id_of(manifest: pa.Table, **identity: Any) -> str:
-    """Digest of the manifest and of everything else that scores depend on: the same work has the same name.
+    """Return a digest of the manifest and of everything else that scores depend on, so that equal runs have equal ids.
 
     Args:
-        identity: JSON-able: model and bank ids, thresholds, decoding limits.
+        identity: model and bank ids, thresholds, decoding limits; JSON-able.
     """
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
     for batch in manifest.select(["image_key", "etag", "size_bytes"]).to_batches(max_chunksize=65_536):
@@ -61,7 +61,7 @@ def run_id_of(manifest: pa.Table, **identity: Any) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder."""
+    """Folder of one run."""
 
     results_uri: str
     run_id: str
@@ -86,29 +86,29 @@ class Run:
         return parse(RunRecord, body, f"{self.location}/{name}", "restore the file, or delete the run's folder")
 
     def write_manifest(self, manifest: pa.Table) -> None:
-        """Keeps what has to be scored. A retired run that is scored once more is retired no longer."""
+        """Write the manifest of the objects to score. A retired run that is scored again is no longer retired."""
         self.location.delete(RETIRED_FILE)
         sink = pa.BufferOutputStream()
         pq.write_table(manifest, sink)
         self.location.write(MANIFEST_FILE, sink.getvalue().to_pybytes())
 
     def manifest(self) -> pa.Table:
-        """What has to be scored, schema `MANIFEST`."""
+        """Read the objects to score, schema `MANIFEST`."""
         return pq.read_table(pa.BufferReader(self.location.read(MANIFEST_FILE)))
 
     def settle(self) -> int:
-        """Clears up after attempts that were killed: keeps what is safely written, once. Returns how many parts go.
+        """Clean up after killed attempts: keep each safely written row once. Return the number of deleted parts.
 
-        A part is what one writing task wrote: score files PART-*.parquet and checkpoint/PART.parquet, which holds their
-        keys and is renamed from PART.pending.parquet when they are complete. A part goes if it was never completed, if
-        its files do not hold the keys they should, or if another part holds one of its keys, as when an attempt that
-        was believed dead has gone on writing.
+        A part is the output of one writing task: score files PART-*.parquet and checkpoint/PART.parquet, which holds
+        their keys and is renamed from PART.pending.parquet when they are complete. A part is deleted if it was never
+        completed, if its files do not hold the expected keys, or if another part holds one of its keys, which happens
+        if an attempt that seemed dead has continued to write.
         """
         checkpoints = self.location / CHECKPOINT_DIR
         names = {stored.key for stored in checkpoints.list()}
         committed = {name.removesuffix(PARQUET) for name in names if not name.endswith(PENDING)}
         for name in names:
-            if name.endswith(PENDING):  # its part may be complete all the same: S3 renames by copying
+            if name.endswith(PENDING):  # its part may be complete nevertheless, because S3 renames by copying
                 checkpoints.delete(name)
         files: dict[str, list[str]] = {part: [] for part in committed}
         for stored in (self.location / SCORES_DIR).list():
@@ -121,13 +121,13 @@ class Run:
                 kept = pa.chunked_array([*kept.chunks, *keys.chunks], pa.string())
                 continue
             num_discarded += 1
-            checkpoints.delete(f"{part}{PARQUET}")  # first: a part without it is not counted as written
+            checkpoints.delete(f"{part}{PARQUET}")  # first, because a part without it does not count as written
             for name in written:
                 self.location.delete(f"{SCORES_DIR}/{name}")
         return num_discarded
 
     def _whole_part(self, part: str, written: Sequence[str]) -> pa.ChunkedArray | None:
-        """The keys of a part; None if its files are damaged or do not hold those of its checkpoint."""
+        """Read the keys of a part; None if its files are damaged or do not hold those of its checkpoint."""
         try:
             keys = self._keys(SCORES_DIR, written)
             expected = self._keys(CHECKPOINT_DIR, [f"{part}{PARQUET}"])
@@ -136,7 +136,7 @@ class Run:
         return keys if keys.combine_chunks().sort().equals(expected.combine_chunks().sort()) else None
 
     def remaining(self, manifest: pa.Table) -> pa.Table:
-        """The manifest's rows that are not safely written yet. Call `settle` first."""
+        """Return the manifest's rows that are not safely written yet. Call `settle` first."""
         names = [stored.key for stored in (self.location / CHECKPOINT_DIR).list()]
         done = self._keys(CHECKPOINT_DIR, names).combine_chunks()
         return manifest.filter(pc.invert(pc.is_in(manifest.column("image_key"), value_set=done)))
@@ -146,17 +146,17 @@ class Run:
         return self._read(folder, names, schema, None).column("image_key")
 
     def scores(self, columns: list[str] | None = None) -> pa.Table:
-        """The score table (or some of its columns), sorted by key."""
+        """Read the score table, or some of its columns, sorted by key."""
         names = [stored.key for stored in (self.location / SCORES_DIR).list()]
         return self._read(SCORES_DIR, names, SCORES, columns).sort_by("image_key")
 
     def write_table(self, path: Path) -> None:
-        """The whole score table as one local parquet file."""
+        """Write the whole score table as one local Parquet file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(self.scores(), path)
 
     def _read(self, folder: str, names: Sequence[str], schema: pa.Schema, columns: list[str] | None) -> pa.Table:
-        """Parquet files as one table. Their checksums are verified, which Arrow's own S3 reader would not do."""
+        """Read Parquet files as one table and verify their checksums, which Arrow's own S3 reader does not do."""
         location = self.location / folder
         columns = columns or schema.names
 
@@ -164,7 +164,7 @@ class Run:
             body = pa.BufferReader(location.read(name))
             try:
                 return pq.read_table(body, schema=schema, columns=columns, page_checksum_verification=True)
-            except OSError as error:  # what Arrow says of damaged pages
+            except OSError as error:  # Arrow's error for damaged pages
                 raise pa.ArrowInvalid(f"{folder}/{name}: {error}") from None
 
         with ThreadPoolExecutor(READERS) as pool:
@@ -172,13 +172,13 @@ class Run:
         return pa.concat_tables([pa.schema([schema.field(name) for name in columns]).empty_table(), *tables])
 
     def reconcile(self, manifest: pa.Table) -> dict[str, int]:
-        """Checks that there is exactly one row per manifest entry.
+        """Check that there is exactly one row per manifest entry.
 
         Returns:
-            Counts: listed, one per status that occurs, flagged.
+            Counts: `listed`, one per status that occurs, and `flagged`.
 
         Raises:
-            IncompleteRun: rows are missing, double, or of objects that were not listed.
+            IncompleteRun: rows are missing, duplicate, or of objects that were not listed.
         """
         table = self.scores(["image_key", "status", "is_anomalous"])
         listed, scored = manifest.column("image_key"), table.column("image_key")
@@ -197,7 +197,7 @@ class Run:
         return counts
 
     def finish(self, record: bytes) -> None:
-        """Marks the run as complete."""
+        """Mark the run as complete."""
         self.location.write(RECORD_FILE, record)
         (self.location / CHECKPOINT_DIR).delete_all()
 
@@ -249,10 +249,10 @@ def move_pointer(results_uri: str, before: Published, run_ids: Sequence[str], re
 
 
 def publish(run: Run) -> bool:
-    """Makes a complete run the one that counts; False if it is that already.
+    """Publish a complete run. Return False if it is the published one already.
 
     Raises:
-        ObjectChanged: another run is published at the same time.
+        ObjectChanged: another run is being published at the same time.
     """
     before = read_published(run.results_uri)
     if before.current == run.run_id:
@@ -263,7 +263,7 @@ def publish(run: Run) -> bool:
 
 
 def roll_back(results_uri: str) -> str:
-    """Makes the run before the present one count again; returns its id. Raises `ConfigError` if there is none."""
+    """Publish the previous run again and return its id. Raise `ConfigError` if there is none."""
     before = read_published(results_uri)
     if len(before.run_ids) < 2:
         raise ConfigError(f"{results_uri}: there is no earlier published run to go back to")
