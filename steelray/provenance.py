@@ -1,4 +1,4 @@
-"""run.json: what ran, on what, with which versions. Holds no environment variables, so no secrets."""
+"""run.json: settings, versions, hardware and times of a run. Holds no environment variables, so no secrets."""
 
 import json
 import platform
@@ -16,7 +16,7 @@ PACKAGES = ("ray", "torch", "torchvision", "timm", "faiss-gpu", "faiss-cpu", "op
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
+    """Return the versions of the packages that results depend on."""
     versions = {"steelray": steelray.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -27,9 +27,9 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, with `+` if it has changes; None outside a checkout of it."""
+    """Return the commit of the source tree, with `+` if it has changes; None outside its checkout."""
     source = Path(steelray.__file__)
-    # an installed package may lie inside somebody else's checkout
+    # an installed package may lie inside the checkout of another project
     if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
         return None
     return _git(source.parent, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
@@ -49,8 +49,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def hardware() -> dict[str, Any]:
-    """CPU model and cores of the driver's machine, and its GPU."""
+def hardware() -> dict[str, str | int | None]:
+    """Return CPU model, number of cores and GPU of the driver's machine."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -65,11 +65,11 @@ def hardware() -> dict[str, Any]:
 
 
 def run_record(config: Any, started_at: datetime, **facts: Any) -> bytes:
-    """The bytes of run.json.
+    """Build the bytes of run.json.
 
     Args:
-        config: the job's config dataclass, as resolved.
-        facts: digests, plan, counts and whatever else belongs to the run.
+        config: the job's resolved config dataclass.
+        facts: further entries, such as digests, plan and counts.
     """
     ended_at = datetime.now(UTC)
     record = {

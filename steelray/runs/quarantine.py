@@ -45,7 +45,7 @@ def _cell(text: str) -> str:
 
 
 def excess(counts: Mapping[str, int], max_share: float | None) -> str | None:
-    """Why a run has too many objects without a score; None if it has not, or if there is no limit.
+    """Explain why a run has too many objects without a score; None if it has not, or without a limit.
 
     Args:
         counts: as of `steelray.runs.run.Run.reconcile`.

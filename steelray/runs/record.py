@@ -110,5 +110,5 @@ class RunRecord:
         require(self.ended_at.tzinfo is not None, "ended_at has no time zone")
 
     def is_of(self, model: Model) -> bool:
-        """Whether the run's scores can be compared with those of a model."""
+        """Tell whether the run's scores are comparable with those of a model."""
         return (self.model.model_id, self.bank_id) == (model.model_id, model.bank_id)

@@ -71,11 +71,11 @@ class Run:
         return Location(f"{self.results_uri.rstrip('/')}/{RUNS}/{self.run_id}")
 
     def record(self) -> RunRecord | None:
-        """run.json, if the run is complete."""
+        """Read run.json; None if the run is not complete."""
         return self._record(RECORD_FILE)
 
     def retired_record(self) -> RunRecord | None:
-        """run.json of a run that has been retired."""
+        """Read run.json of a retired run; None if the run is not retired."""
         return self._record(RETIRED_FILE)
 
     def _record(self, name: str) -> RunRecord | None:
@@ -204,7 +204,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Pointer:
-    """published.json"""
+    """Contents of published.json."""
 
     run_id: str
     run_ids: tuple[str, ...]
@@ -218,13 +218,13 @@ class Pointer:
 
 @dataclass(frozen=True)
 class Published:
-    """The run that counts, and those before it, newest first."""
+    """State of published.json: the published run and those before it, newest first."""
 
     run_ids: tuple[str, ...]
     retired_ids: tuple[str, ...]
-    """Runs that counted once and have been retired since."""
+    """Runs that were published and have been retired since."""
     etag: str | None
-    """Of the pointer that was read; None where there is none yet."""
+    """ETag of published.json when it was read; None if there is none yet."""
 
     @property
     def current(self) -> str | None:
@@ -232,7 +232,7 @@ class Published:
 
 
 def read_published(results_uri: str) -> Published:
-    """Which run counts now."""
+    """Read the ids of the published run and of those before it."""
     location = Location(results_uri)
     etag = location.etag(POINTER)
     if etag is None:
@@ -242,7 +242,7 @@ def read_published(results_uri: str) -> Published:
 
 
 def move_pointer(results_uri: str, before: Published, run_ids: Sequence[str], retired_ids: Sequence[str]) -> None:
-    """Replaces the pointer that was read. Raises `ObjectChanged` if somebody else has done so."""
+    """Replace published.json as read before. Raise `ObjectChanged` if it has changed since."""
     retired = tuple(run_id for run_id in retired_ids if run_id not in run_ids)
     pointer = Pointer(run_ids[0], tuple(run_ids), retired, datetime.now(UTC).isoformat(timespec="seconds"))
     Location(results_uri).write_if(POINTER, dump(pointer), before.etag)
@@ -272,7 +272,7 @@ def roll_back(results_uri: str) -> str:
 
 
 def published_runs(results_uri: str) -> Iterator[tuple[Run, RunRecord]]:
-    """Published runs with their records, newest first; those that have been retired are left out."""
+    """Yield published runs with their records, newest first, without retired ones."""
     for run_id in read_published(results_uri).run_ids:
         run = Run(results_uri, run_id)
         record = run.record()

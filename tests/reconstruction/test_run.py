@@ -1,4 +1,4 @@
-"""A run's folder: what counts as a checkpoint, what retention keeps, and with which settings a run may go on."""
+"""A training run's folder: complete checkpoints, retention, and settings with which a run may continue."""
 
 import resource
 import signal
@@ -39,7 +39,7 @@ def state() -> dict[str, dict[str, torch.Tensor]]:
 
 @contextmanager
 def no_file_larger_than(size_bytes: int) -> Iterator[None]:
-    """What a full disk does to a writer."""
+    """Limit file sizes, which stops a writer as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
@@ -50,7 +50,7 @@ def no_file_larger_than(size_bytes: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_retention_keeps_the_newest_and_metrics_end_where_the_run_goes_on(
+def test_retention_keeps_the_newest_and_metrics_end_where_the_run_continues(
     run: TrainRun, state: dict[str, dict[str, torch.Tensor]]
 ) -> None:
     for step in (1, 2, 3):
@@ -94,7 +94,7 @@ def test_half_a_checkpoint_is_none(run: TrainRun, state: dict[str, dict[str, tor
         ({"batch_size": 4}, "batch_size is 4"),
     ],
 )
-def test_a_run_goes_on_with_its_own_settings_only(run: TrainRun, changes: dict[str, object], message: str) -> None:
+def test_a_run_continues_with_its_own_settings_only(run: TrainRun, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run.begin(replace(CONFIG, **changes))
 

@@ -13,8 +13,8 @@ from tests.plant import Plant, fill_archive, strip
 
 
 @pytest.fixture
-def plant_after_a_night(plant: Plant) -> Plant:
-    """12 strips and an empty file have been scored."""
+def scored_plant(plant: Plant) -> Plant:
+    """A plant of which 12 strips and an empty file are scored."""
     fill_archive(plant, 12)
     plant.place("archive").write("line0/dead.jpg", b"")
     plant.run(max_quarantine_share=None)
@@ -22,7 +22,7 @@ def plant_after_a_night(plant: Plant) -> Plant:
 
 
 def left(plant: Plant, model_changes: dict[str, Any] | None = None, **changes: Any) -> list[str]:
-    """Keys that an incremental run would score."""
+    """Return the keys that an incremental run would score."""
     config = plant.config(**changes)
     model = replace(open_model(plant.bank_uri), **model_changes or {})
     rest, num_scored = leave_out_scored(list_archive(config.archive), config, model)
@@ -31,12 +31,9 @@ def left(plant: Plant, model_changes: dict[str, Any] | None = None, **changes: A
     return rest["image_key"].to_pylist()
 
 
-def test_nothing_is_left_of_a_scored_archive(plant_after_a_night: Plant) -> None:
-    assert left(plant_after_a_night) == []
-
-
-def test_new_and_changed_objects_are_left(plant_after_a_night: Plant) -> None:
-    plant = plant_after_a_night
+def test_only_new_and_changed_objects_are_left(scored_plant: Plant) -> None:
+    plant = scored_plant
+    assert left(plant) == []
     plant.place("archive").write("line1/new.jpg", strip(99))
     plant.place("archive").write("line0/strip 000.jpg", strip(98))
     assert left(plant) == ["line0/strip 000.jpg", "line1/new.jpg"]
@@ -44,8 +41,8 @@ def test_new_and_changed_objects_are_left(plant_after_a_night: Plant) -> None:
     assert left(plant) == []
 
 
-def test_all_is_left_for_another_model_bank_decoding_or_archive(plant_after_a_night: Plant) -> None:
-    plant = plant_after_a_night
+def test_all_is_left_for_another_model_bank_decoding_or_archive(scored_plant: Plant) -> None:
+    plant = scored_plant
     assert len(left(plant, {"model_id": "another"})) == 13
     assert len(left(plant, decode=DecodeConfig(white_level=4095))) == 13
     bank = open_model(plant.bank_uri).bank
@@ -57,7 +54,7 @@ def test_all_is_left_for_another_model_bank_decoding_or_archive(plant_after_a_ni
     assert rest.num_rows == 7
 
 
-def test_what_was_gone_or_damaged_is_tried_again(plant: Plant) -> None:
+def test_missing_changed_and_denied_objects_are_tried_again(plant: Plant) -> None:
     fill_archive(plant, 5)
     run, _ = plant.written_run()
     rows = run.scores()
@@ -67,16 +64,16 @@ def test_what_was_gone_or_damaged_is_tried_again(plant: Plant) -> None:
     assert left(plant) == rows["image_key"].to_pylist()[:3]
 
 
-def test_runs_that_do_not_count_do_not_count_here(plant_after_a_night: Plant) -> None:
-    plant = plant_after_a_night
+def test_rolled_back_runs_are_forgotten(scored_plant: Plant) -> None:
+    plant = scored_plant
     plant.place("archive").write("line1/new.jpg", strip(99))
     plant.run(max_quarantine_share=None)
     roll_back(plant.results_uri)
     assert left(plant) == ["line1/new.jpg"]
 
 
-def test_retired_runs_are_remembered(plant_after_a_night: Plant) -> None:
-    plant = plant_after_a_night
+def test_retired_runs_are_remembered(scored_plant: Plant) -> None:
+    plant = scored_plant
     for key in [stored.key for stored in plant.place("archive").list()]:
         plant.place("archive").delete(key)
     plant.place("archive").write("line1/new.jpg", strip(99))

@@ -19,7 +19,7 @@ def test_the_stated_interval_holds_in_every_group() -> None:
     scale = {"line0": 1.0, "line1": 3.0}
     keys = [f"{line}/{index}" for line in scale for index in range(200)]
     inside = []
-    for _ in range(300):
+    for _ in range(150):
         scores_N = np.concatenate([factor * rng.gamma(4.0, size=200) for factor in scale.values()])
         config = CalibrationConfig(false_alarm_rate=0.05, group_pattern=r"^(line\d)/")
         calibration = calibrate(keys, scores_N, scores_N, scores_N, config)
@@ -30,7 +30,7 @@ def test_the_stated_interval_holds_in_every_group() -> None:
 
 
 def test_fresh_nominal_strips_are_flagged_as_often_as_stated(plant: Plant) -> None:
-    """From generated images to flags: 60 strips set the threshold, 240 others are scored."""
+    """Sixty generated strips set the threshold, 240 others are scored."""
     recalibrate(CalibrateConfig(plant.bank_uri, false_alarm_rate=0.1, reject_rate=0.05, group_pattern=""))
     calibration, _ = read_calibration(plant.bank_uri)
     for index in range(240):
@@ -62,20 +62,15 @@ def test_new_rates_and_groups_come_without_scoring(plant: Plant) -> None:
     assert summary["groups"][""]["review_before"] == before.groups[""].review.value
 
 
-def test_what_is_not_given_stays(plant: Plant) -> None:
+def test_missing_settings_stay_and_a_dry_run_stores_nothing(plant: Plant) -> None:
     before, _ = read_calibration(plant.bank_uri)
-    summary = recalibrate(CalibrateConfig(plant.bank_uri))
-    assert read_calibration(plant.bank_uri, summary["version"])[0] == before
+    assert recalibrate(CalibrateConfig(plant.bank_uri, false_alarm_rate=0.5, dry_run=True))["dry_run"] is True
+    assert recalibrate(CalibrateConfig(plant.bank_uri))["version"] == 2
+    assert read_calibration(plant.bank_uri, 2)[0] == before
     assert read_calibration_rows(plant.bank_uri, 2).equals(read_calibration_rows(plant.bank_uri, 1))
 
 
-def test_a_dry_run_stores_nothing(plant: Plant) -> None:
-    summary = recalibrate(CalibrateConfig(plant.bank_uri, false_alarm_rate=0.5, dry_run=True))
-    assert summary["dry_run"] is True
-    assert read_calibration(plant.bank_uri)[1] == 1
-
-
-class TestOnWhatHasBeenScored:
+class TestScoredRuns:
     def test_the_published_run_without_its_true_alarms(self, plant: Plant, tmp_path: Path) -> None:
         defects = fill_archive(plant, 60)
         plant.place("archive").write("line0/dead.jpg", b"")

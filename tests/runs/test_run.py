@@ -1,4 +1,4 @@
-"""The life of a run's folder, in a local folder and in a real S3 server."""
+"""A run's folder from its first part to publication, locally and on a real S3 server."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ def put(run: Run, name: str, table: pa.Table) -> None:
 
 
 def put_part(run: Run, part: str, keys: Sequence[str], *, committed: bool = True) -> None:
-    """What one writing task leaves."""
+    """Write the files of one writing task."""
     put(run, f"scores/{part}-0.parquet", rows_of(keys))
     put(run, f"checkpoint/{part}{'' if committed else '.pending'}.parquet", rows_of(keys).select(["image_key"]))
 
@@ -57,7 +57,7 @@ def remaining(run: Run) -> list[str]:
     return run.remaining(manifest_of(KEYS)).column("image_key").to_pylist()
 
 
-class TestClearingUpAfterAKilledAttempt:
+class TestSettlingAfterAKilledAttempt:
     def test_nothing_has_been_written(self, run: Run) -> None:
         assert run.settle() == 0
         assert remaining(run) == KEYS
@@ -127,24 +127,22 @@ class TestReconciliation:
             run.reconcile(manifest_of(KEYS))
 
 
-class TestIdentity:
-    def test_the_same_work_has_the_same_name(self) -> None:
-        assert run_id_of(manifest_of(KEYS), bank_id="b", x=[1]) == run_id_of(manifest_of(KEYS), x=[1], bank_id="b")
-
-    def test_other_work_has_another(self) -> None:
-        table = manifest_of(KEYS)
-        changed = [
-            run_id_of(manifest_of(KEYS[:-1]), bank_id="b"),
-            run_id_of(table.set_column(2, MANIFEST.field(2), pa.array(["f"] + ["e"] * 11)), bank_id="b"),
-            run_id_of(table.set_column(3, MANIFEST.field(3), pa.array([2] + [1] * 11)), bank_id="b"),
-            run_id_of(table, bank_id="c"),
-        ]
-        assert len({run_id_of(table, bank_id="b"), *changed}) == 5
-
-    def test_when_an_object_was_listed_does_not_matter(self) -> None:
-        table = manifest_of(KEYS)
-        later = pa.array([datetime(2027, 1, 1, tzinfo=UTC)] * 12, MANIFEST.field("last_modified").type)
-        assert run_id_of(table.set_column(4, MANIFEST.field(4), later)) == run_id_of(table)
+def test_equal_work_and_nothing_else_has_the_same_id() -> None:
+    table = manifest_of(KEYS)
+    later = pa.array([datetime(2027, 1, 1, tzinfo=UTC)] * 12, MANIFEST.field("last_modified").type)
+    same = [
+        run_id_of(table, bank_id="b", x=[1]),
+        run_id_of(manifest_of(KEYS), x=[1], bank_id="b"),
+        run_id_of(table.set_column(4, MANIFEST.field(4), later), bank_id="b", x=[1]),
+    ]
+    others = [
+        run_id_of(manifest_of(KEYS[:-1]), bank_id="b", x=[1]),
+        run_id_of(table.set_column(2, MANIFEST.field(2), pa.array(["f"] + ["e"] * 11)), bank_id="b", x=[1]),
+        run_id_of(table.set_column(3, MANIFEST.field(3), pa.array([2] + [1] * 11)), bank_id="b", x=[1]),
+        run_id_of(table, bank_id="c", x=[1]),
+    ]
+    assert len(set(same)) == 1
+    assert len({*same, *others}) == 5
 
 
 class TestPublishing:
