@@ -19,7 +19,7 @@ from steelray.patchcore.config import CoresetConfig, ScoringConfig
 from steelray.patchcore.fit import fit_memory_bank
 from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.scorer import Scorer
-from steelray.report.finish import Night, finish_night
+from steelray.report.finish import ScoringRun, finish_run
 from steelray.runs.batch import BatchScorer, RunStamp
 from steelray.runs.config import ScoreArchiveConfig
 from steelray.runs.record import (
@@ -133,9 +133,9 @@ class Plant:
         """Finish a run whose rows are written, and return its summary."""
         calibration, version = read_calibration(self.bank_uri)
         model = open_model(self.bank_uri)
-        night = Night(self.config(**changes), run, model, calibration, version, datetime.now(UTC))
+        scoring = ScoringRun(self.config(**changes), run, model, calibration, version, datetime.now(UTC))
         facts = {"run_id": run.run_id, "model": {"model_id": model.model_id}, "bank_id": model.bank_id}
-        return asdict(finish_night(night, manifest, facts, num_scored_now=manifest.num_rows, scoring_s=1.0))
+        return asdict(finish_run(scoring, manifest, facts, num_scored_now=manifest.num_rows, scoring_s=1.0))
 
     def run(self, **changes: Any) -> dict[str, Any]:
         """Score the archive as it is now, finish the run and return its summary."""

@@ -21,7 +21,7 @@ from steelray.job import num_cores, show_plan, tag_lines
 from steelray.models.calibration import Calibration, read_calibration
 from steelray.models.model import Model, open_model
 from steelray.patchcore.planner import BankPlan
-from steelray.report.finish import Night, finish_night, publish_night
+from steelray.report.finish import ScoringRun, finish_run, publish_run
 from steelray.runs.config import ScoreArchiveConfig
 from steelray.runs.incremental import leave_out_scored
 from steelray.runs.run import CHECKPOINT_DIR, SCORES_DIR, Run, read_published, run_id_of
@@ -78,12 +78,12 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
     if (record := run.record()) is not None:
         report(f"run {run.run_id} is complete already: nothing to do")
         summary = replace(record.summary, already_complete=True)
-        return asdict(publish_night(run, summary, config.max_quarantine_share))
-    night = Night(config, run, model, calibration, version, started_at, already_scored)
+        return asdict(publish_run(run, summary, config.max_quarantine_share))
+    scoring = ScoringRun(config, run, model, calibration, version, started_at, already_scored)
     with expected_stops(f"run {run.run_id}", "run the same command to continue"):
-        scored_now, scoring_s, planned = _score_rest(night, manifest, bank_plan, report)
+        scored_now, scoring_s, planned = _score_rest(scoring, manifest, bank_plan, report)
         facts |= planned
-        return asdict(finish_night(night, manifest, facts, num_scored_now=scored_now, scoring_s=scoring_s))
+        return asdict(finish_run(scoring, manifest, facts, num_scored_now=scored_now, scoring_s=scoring_s))
 
 
 def _identity(config: ScoreArchiveConfig, model: Model, calibration: Calibration) -> Facts:
@@ -109,14 +109,14 @@ def _list_work(config: ScoreArchiveConfig, model: Model) -> tuple[pa.Table, int]
 
 
 def _score_rest(
-    night: Night, manifest: pa.Table, bank_plan: BankPlan | None, report: Report
+    scoring: ScoringRun, manifest: pa.Table, bank_plan: BankPlan | None, report: Report
 ) -> tuple[int, float, Facts]:
     """Score the objects that have no row in the run yet.
 
     Returns:
         The number of objects scored, the seconds this took, and the plan for run.json.
     """
-    config, run, model = night.config, night.run, night.model
+    config, run, model = scoring.config, scoring.run, scoring.model
     discarded = run.settle()
     remaining = run.remaining(manifest)
     if remaining.num_rows < manifest.num_rows or discarded:
@@ -136,18 +136,18 @@ def _score_rest(
             report(f"memory bank {bank_plan.placement}: {bank_plan.reason}")
         start_s = time.perf_counter()
         announce_run(run.run_id, remaining.num_rows, num_shards)
-        _write_rows(night, ImageSet(config.archive.uri, remaining, config.decode), plan, bank_plan)
+        _write_rows(scoring, ImageSet(config.archive.uri, remaining, config.decode), plan, bank_plan)
         return remaining.num_rows, time.perf_counter() - start_s, {"compute_plan": asdict(plan)}
 
 
-def _write_rows(night: Night, images: ImageSet, plan: ComputePlan, bank_plan: BankPlan | None) -> None:
+def _write_rows(scoring: ScoringRun, images: ImageSet, plan: ComputePlan, bank_plan: BankPlan | None) -> None:
     """Score images and write their rows in two phases, so that a stopped run keeps what it has."""
-    config, run = night.config, night.run
+    config, run = scoring.config, scoring.run
     request = ScoringRequest(
-        night.model,
+        scoring.model,
         config.compute,
         run.run_id,
-        night.calibration,
+        scoring.calibration,
         threshold=config.threshold,
         pictures=run.location,
         save_anomaly_maps=config.save_anomaly_maps,

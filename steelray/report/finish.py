@@ -28,12 +28,12 @@ from steelray.storage.location import Location, ObjectChanged
 
 INDEX_FILE = "index.html"
 MAX_HISTORY = 60
-"""Earlier runs whose figures are read, for trends and the index page."""
+"""Earlier runs that are read for trends and the index page."""
 
 
 @dataclass(frozen=True)
-class Night:
-    """A run, and what it is judged by."""
+class ScoringRun:
+    """A scoring run with its settings, its model and the thresholds that judge it."""
 
     config: ScoreArchiveConfig
     run: Run
@@ -42,12 +42,12 @@ class Night:
     calibration_version: int
     started_at: datetime
     num_already_scored: int = 0
-    """Objects that earlier runs have scored and this one therefore left out."""
+    """Objects that this run leaves out because earlier runs have scored them."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The night compared with the calibration strips and with the nights before it."""
+    """A run compared with the calibration strips and with earlier runs."""
 
     summary: RunSummary
     history: tuple[RunSummary, ...]
@@ -57,58 +57,55 @@ class Findings:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line each."""
+        """Return one line per finding that an operator must know."""
         return drift.warnings(self.shifts, self.trends)
 
 
-def compare(night: Night, scores: pa.Table, finished_at: datetime) -> Findings:
-    """Looks for drift: against the strips the thresholds rest on, and over the last published runs of its model."""
-    summary = drift.summarize_run(night.run.run_id, finished_at.isoformat(timespec="seconds"), scores)
-    reference = drift.samples_by_group(read_calibration_rows(night.model.uri, night.calibration_version))
-    history = tuple(reversed(list(islice(_comparable(night), night.config.report.max_runs - 1))))
+def compare(scoring: ScoringRun, scores: pa.Table, finished_at: datetime) -> Findings:
+    """Look for drift from the calibration strips, and over the last published runs of the same model."""
+    summary = drift.summarize_run(scoring.run.run_id, finished_at.isoformat(timespec="seconds"), scores)
+    reference = drift.samples_by_group(read_calibration_rows(scoring.model.uri, scoring.calibration_version))
+    history = tuple(reversed(list(islice(_comparable(scoring), scoring.config.report.max_runs - 1))))
     shifts = drift.detect_shifts(reference, drift.samples_by_group(scores))
-    trends = drift.detect_trends([*history, summary], reference, max_runs=night.config.report.max_runs)
+    trends = drift.detect_trends([*history, summary], reference, max_runs=scoring.config.report.max_runs)
     return Findings(summary, history, reference, shifts, trends)
 
 
-def _comparable(night: Night) -> Iterator[RunSummary]:
-    """Published runs of the same model, newest first."""
-    for run, record in islice(published_runs(night.run.results_uri), MAX_HISTORY):
-        if record.is_of(night.model) and run.run_id != night.run.run_id:
+def _comparable(scoring: ScoringRun) -> Iterator[RunSummary]:
+    """Yield the summaries of published runs of the same model, newest first."""
+    for run, record in islice(published_runs(scoring.run.results_uri), MAX_HISTORY):
+        if record.is_of(scoring.model) and run.run_id != scoring.run.run_id:
             yield record.night
 
 
-def finish_night(
-    night: Night, manifest: pa.Table, facts: Facts, *, num_scored_now: int, scoring_s: float
+def finish_run(
+    scoring: ScoringRun, manifest: pa.Table, facts: Facts, *, num_scored_now: int, scoring_s: float
 ) -> JobSummary:
-    """Reconciles, judges, reports and publishes a run whose rows are written.
+    """Reconcile, judge, report and publish a run whose rows are written.
 
     Args:
-        facts: for run.json.
-        num_scored_now: objects that this attempt has scored, the others having been scored before it.
-        scoring_s: seconds that took.
-
-    Returns:
-        The summary.
+        facts: entries for run.json.
+        num_scored_now: objects that this attempt has scored; earlier attempts scored the others.
+        scoring_s: seconds that scoring them took.
 
     Raises:
         IncompleteRun: rows are missing; nothing is published.
         JobFailed: another run was published at the same time, or there are too many objects without a score.
     """
-    config, run = night.config, night.run
+    config, run = scoring.config, scoring.run
     counts = run.reconcile(manifest)
     scores = run.scores()
     quarantine = quarantine_of(scores)
     write_quarantine(run.location, quarantine)
     finished_at = datetime.now(UTC)
-    findings = compare(night, scores, finished_at)
-    page = _report(night, manifest, scores, findings, finished_at, num_scored_now, scoring_s)
+    findings = compare(scoring, scores, finished_at)
+    page = _report(scoring, manifest, scores, findings, finished_at, num_scored_now, scoring_s)
     run.location.write(REPORT_FILE, render_report(page).encode())
-    calibrated = night.calibration.groups[ALL_STRIPS].review.value
+    calibrated = scoring.calibration.groups[ALL_STRIPS].review.value
     summary = JobSummary(
         run_id=run.run_id,
         counts=counts,
-        already_scored=night.num_already_scored,
+        already_scored=scoring.num_already_scored,
         quarantined=quarantine.num_rows,
         scored_now=num_scored_now,
         scoring_s=round(scoring_s, 2),
@@ -125,12 +122,12 @@ def finish_night(
         "trends": [asdict(trend) for trend in findings.trends],
     }
     record = {**facts, "night": asdict(findings.summary), "drift": found, "summary": asdict(summary)}
-    run.finish(run_record(config, night.started_at, **record))
-    return publish_night(run, summary, config.max_quarantine_share)
+    run.finish(run_record(config, scoring.started_at, **record))
+    return publish_run(run, summary, config.max_quarantine_share)
 
 
-def publish_night(run: Run, summary: JobSummary, max_quarantine_share: float | None) -> JobSummary:
-    """Publishes a complete run, renews the index page, and only then complains of the quarantine: `JobFailed`."""
+def publish_run(run: Run, summary: JobSummary, max_quarantine_share: float | None) -> JobSummary:
+    """Publish a complete run, renew the index page, and only then raise `JobFailed` if the quarantine is too large."""
     try:
         if publish(run):
             write_index(run.results_uri)
@@ -145,7 +142,7 @@ def publish_night(run: Run, summary: JobSummary, max_quarantine_share: float | N
 
 
 def _report(
-    night: Night,
+    scoring: ScoringRun,
     manifest: pa.Table,
     scores: pa.Table,
     findings: Findings,
@@ -153,17 +150,17 @@ def _report(
     num_scored_now: int,
     scoring_s: float,
 ) -> ReportData:
-    config, model = night.config, night.model
+    config, model = scoring.config, scoring.model
     source = GallerySource(
         archive=Location(config.archive.uri),
         model=model,
-        calibration=night.calibration,
+        calibration=scoring.calibration,
         decode=config.decode,
         compute=config.compute,
         num_threads=num_cores(),
         object_url=config.report.object_url,
     )
-    if num_scored_now:  # of a run in several attempts, as if the last one had scored all of it
+    if num_scored_now:  # if there were several attempts, take this one's rate for the whole run
         scoring_s *= scores.num_rows / num_scored_now
     else:
         times = pc.min_max(scores["scored_at"]).as_py()
@@ -173,34 +170,34 @@ def _report(
         "Model": f"{model.method} {model.model_id} at {model.uri}",
         "Memory bank": f"{model.bank_id}, {model.bank.num_vectors} vectors" if model.bank is not None else "",
         "Members": "; ".join(f"{m.model_id} at {m.uri}" for m in model.ensemble.members) if model.ensemble else "",
-        "Calibration": f"version {night.calibration_version}",
+        "Calibration": f"version {scoring.calibration_version}",
         "Scored in this attempt": f"{num_scored_now} of {scores.num_rows}",
         "Software": f"steelray {versions['steelray']} {git_commit() or ''}, ray {versions['ray']}".strip(),
     }
     return ReportData(
-        run_id=night.run.run_id,
+        run_id=scoring.run.run_id,
         archive_uri=config.archive.uri,
-        started_at=night.started_at,
+        started_at=scoring.started_at,
         finished_at=finished_at,
         scoring_s=scoring_s,
         num_listed=manifest.num_rows,
         scores=scores,
-        thresholds=list(night.calibration.groups.values()),
+        thresholds=list(scoring.calibration.groups.values()),
         threshold_override=config.threshold,
-        num_already_scored=night.num_already_scored,
+        num_already_scored=scoring.num_already_scored,
         quarantine_limit=config.max_quarantine_share,
         shifts=findings.shifts,
         trends=findings.trends,
         reference=findings.reference,
         history=findings.history,
         gallery=make_gallery(source, scores, config.report.gallery),
-        table_uri=f"{night.run.location}/{SCORES_DIR}",
+        table_uri=f"{scoring.run.location}/{SCORES_DIR}",
         details={name: value for name, value in details.items() if value},
     )
 
 
 def write_index(results_uri: str) -> str:
-    """Renews the page over all runs; returns its URI."""
+    """Renew the page over all runs and return its URI."""
     published = read_published(results_uri).run_ids
     others = [name for name in (Location(results_uri) / RUNS).folders() if name not in published]
     entries = []

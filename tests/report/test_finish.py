@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from steelray.config import JobFailed, ReportConfig
-from steelray.report.finish import publish_night, write_index
+from steelray.report.finish import publish_run, write_index
 from steelray.runs import run as runs
 from steelray.runs.quarantine import read_quarantine
 from steelray.runs.record import JobSummary
@@ -16,7 +16,7 @@ from steelray.storage.location import Location, ObjectMissing
 from tests.plant import Plant, fill_archive
 
 
-def test_a_finished_night_is_published_with_its_page(plant: Plant) -> None:
+def test_a_finished_run_is_published_with_its_page(plant: Plant) -> None:
     defects = fill_archive(plant, 48)
     summary = plant.run(report=ReportConfig(gallery=6))
     results = Location(plant.results_uri)
@@ -61,7 +61,7 @@ def test_too_large_a_quarantine_ends_the_job_after_all_its_work(plant: Plant) ->
     assert read_published(plant.results_uri).current == run.run_id
     assert read_quarantine(run.location).column("reason").to_pylist() == ["0 bytes"]
     assert "Too many objects without a score" in run.location.read("report.html").decode()
-    assert asdict(publish_night(run, JobSummary(**summary), 0.2)) == summary, "a higher limit is enough for the rerun"
+    assert asdict(publish_run(run, JobSummary(**summary), 0.2)) == summary, "a higher limit is enough for the rerun"
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25])
@@ -88,26 +88,26 @@ def test_a_darker_line_is_said_in_summary_record_and_page(plant: Plant) -> None:
     assert "strips are darker than at calibration" in run.location.read("report.html").decode()
 
 
-def test_trends_run_over_the_nights_of_the_same_model(plant: Plant) -> None:
+def test_trends_run_over_the_runs_of_the_same_model(plant: Plant) -> None:
     fill_archive(plant, 44)
     rows = plant.written_run()[0].scores()
     brightness = rows.column("mean_brightness").to_numpy()
     column = rows.schema.get_field_index("mean_brightness")
 
-    def run_darker_night(night: int) -> Run:
-        darker = rows.set_column(column, SCORES.field("mean_brightness"), pa.array(brightness - np.float32(3 * night)))
+    def run_darker(step: int) -> Run:
+        darker = rows.set_column(column, SCORES.field("mean_brightness"), pa.array(brightness - np.float32(3 * step)))
         return Run(plant.results_uri, plant.finish(*plant.written_run(darker))["run_id"])
 
-    runs_so_far = [run_darker_night(night) for night in range(8)]
+    runs_so_far = [run_darker(step) for step in range(8)]
     record = json.loads(runs_so_far[-1].location.read("run.json"))
     assert any("strips are darker from run to run" in line for line in record["summary"]["drift_warnings"])
     assert {trend["num_runs"] for trend in record["drift"]["trends"]} == {8}
     assert "strips are darker from run to run" in runs_so_far[-1].location.read("report.html").decode()
 
-    # a night of another model belongs to another history
+    # a run of another model belongs to another history
     record["model"]["model_id"] = "another"
     runs_so_far[-1].location.write("run.json", json.dumps(record).encode())
-    last = json.loads(run_darker_night(9).location.read("run.json"))
+    last = json.loads(run_darker(9).location.read("run.json"))
     assert {trend["num_runs"] for trend in last["drift"]["trends"]} == {8}
 
 
@@ -143,5 +143,5 @@ def test_two_runs_that_publish_at_once_do_not_overwrite_each_other(
     assert read_published(plant.results_uri).current == "other"
     record = run.record()
     assert record is not None
-    assert publish_night(run, record.summary, None) == record.summary
+    assert publish_run(run, record.summary, None) == record.summary
     assert read_published(plant.results_uri).run_ids == (run.run_id, "other")
