@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from steelray.demo.object_store import ObjectStore, running_object_store
 from steelray.patchcore.config import EmbedderConfig
@@ -15,6 +16,12 @@ from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
 from tests.plant import Plant, build_plant
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_thread() -> None:
+    """Run torch on one thread: tensors as small as those of most tests spend their time waiting for a second one."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from steelray.config import ConfigError
-from steelray.demo.synthetic import make_strip
 from steelray.patchcore.config import EmbedderConfig
-from steelray.patchcore.embedder import PatchEmbedder, build_patch_embedder, compile_embedder, export_openvino
+from steelray.patchcore.embedder import (
+    PatchEmbedder,
+    build_patch_embedder,
+    compile_embedder,
+    export_openvino,
+    uses_openvino,
+)
 from steelray.patchcore.portable_embedder import EmbedFunction, PortableEmbedder
+from tests.patchcore.samples import strip
 
 SIZES = [(32, 32), (64, 64), (65, 97), (100, 130), (48, 300)]
 TWO_LEVELS = EmbedderConfig(levels=(2, 3))
-
-
-def strip(height_px: int, width_px: int, index: int = 0) -> NDArray[np.uint8]:
-    return make_strip(0, index, size_px=(height_px, width_px)).pixels_HW[:, :, None]
 
 
 def coloured(height_px: int, width_px: int) -> NDArray[np.uint8]:
@@ -53,20 +55,18 @@ def test_openvino_equals_eager_at_any_size(two_levels: PatchEmbedder, portable: 
             assert np.abs(embeddings - expected).max() <= 5e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("levels", [(1, 2, 3), (4,)])
-def test_openvino_equals_eager_at_any_levels(levels: tuple[int, ...]) -> None:
-    embedder = build_patch_embedder(EmbedderConfig(levels=levels))
+@pytest.mark.parametrize("config", [EmbedderConfig(levels=(1, 2, 3), border="inside"), EmbedderConfig(levels=(4,))])
+def test_openvino_equals_eager_at_any_levels_and_borders(config: EmbedderConfig) -> None:
+    embedder = build_patch_embedder(config)
     image = strip(70, 110)[None]
-    expected = compile_embedder(embedder, backend="eager")(image)
-    assert (
-        np.abs(compile_embedder(embedder, backend="openvino")(image) - expected).max() <= 5e-5 * np.abs(expected).max()
-    )
-    finest = 2 ** (levels[0] + 1)
+    expected, found = (compile_embedder(embedder, backend=backend)(image) for backend in ("eager", "openvino"))
+    assert np.abs(found - expected).max() <= 5e-5 * np.abs(expected).max()
+    finest = 2 ** (config.levels[0] + 1)
     assert expected.shape[1:3] == (-(-70 // finest), -(-110 // finest))
-    assert embedder.stride_px == 2 ** (levels[-1] + 1)
+    assert embedder.stride_px == 2 ** (config.levels[-1] + 1)
 
 
-@pytest.fixture(params=["eager", "openvino"])
+@pytest.fixture(scope="module", params=["eager", "openvino"])
 def embed_two_levels(
     request: pytest.FixtureRequest, two_levels: PatchEmbedder, portable: PortableEmbedder
 ) -> EmbedFunction:
@@ -74,29 +74,26 @@ def embed_two_levels(
 
 
 def test_an_embedding_depends_on_its_image_alone(embed_two_levels: EmbedFunction) -> None:
-    embed = embed_two_levels
     images = np.stack([strip(64, 96, index) for index in range(5)])
-    together = embed(images)
+    together = embed_two_levels(images)
     assert together.shape[0] == 5
     for index in range(5):
-        assert np.array_equal(embed(images[index : index + 1])[0], together[index])
-    assert np.array_equal(embed(images[::-1])[::-1], together)
+        assert np.array_equal(embed_two_levels(images[index : index + 1])[0], together[index])
+    assert np.array_equal(embed_two_levels(images[::-1])[::-1], together)
 
 
 def test_grey_is_rgb_of_three_equal_channels(embed_two_levels: EmbedFunction) -> None:
-    embed = embed_two_levels
     grey = strip(64, 96)[None]
-    assert np.array_equal(embed(grey), embed(np.repeat(grey, 3, axis=3)))
-    assert not np.array_equal(embed(grey), embed(coloured(64, 96)[None]))
+    assert np.array_equal(embed_two_levels(grey), embed_two_levels(np.repeat(grey, 3, axis=3)))
+    assert not np.array_equal(embed_two_levels(grey), embed_two_levels(coloured(64, 96)[None]))
 
 
 def test_read_only_and_strided_images_are_taken(embed_two_levels: EmbedFunction) -> None:
-    embed = embed_two_levels
     images = np.stack([strip(64, 96, index) for index in range(2)])
-    read_only = images.copy()
+    read_only, mirrored = images.copy(), images[:, :, ::-1]
     read_only.flags.writeable = False
-    assert np.array_equal(embed(read_only), embed(images))
-    assert np.array_equal(embed(images[:, :, ::-1]), embed(np.ascontiguousarray(images[:, :, ::-1])))
+    assert np.array_equal(embed_two_levels(read_only), embed_two_levels(images))
+    assert np.array_equal(embed_two_levels(mirrored), embed_two_levels(np.ascontiguousarray(mirrored)))
 
 
 def test_threads_change_no_score_that_matters(portable: PortableEmbedder) -> None:
@@ -182,15 +179,21 @@ class TestWeights:
         embedder = build_patch_embedder(config, read_weights=store.__getitem__)
         assert torch.equal(embedder.backbone.state_dict()["conv1.weight"], state["conv1.weight"])
 
-    def test_a_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"none\.pth cannot be read \(no such file\)"):
-            build_patch_embedder(self._config(str(tmp_path / "none.pth")))
-
-    @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-    @pytest.mark.parametrize("body", [b"", b"not weights at all" * 10])
-    def test_a_damaged_file(self, tmp_path: Path, name: str, body: bytes) -> None:
-        (tmp_path / name).write_bytes(body)
-        with pytest.raises(ConfigError, match=r"not a safetensors or .pth file"):
+    @pytest.mark.parametrize(
+        ("name", "body", "complaint"),
+        [
+            ("weights.pth", None, r"weights\.pth cannot be read \(no such file\)"),
+            *(
+                (name, body, r"not a safetensors or \.pth file")
+                for name in ("weights.pth", "weights.safetensors")
+                for body in (b"", b"not weights at all" * 10)
+            ),
+        ],
+    )
+    def test_a_missing_or_damaged_file(self, tmp_path: Path, name: str, body: bytes | None, complaint: str) -> None:
+        if body is not None:
+            (tmp_path / name).write_bytes(body)
+        with pytest.raises(ConfigError, match=complaint):
             build_patch_embedder(self._config(str(tmp_path / name)))
 
     def test_a_file_that_would_run_code(self, tmp_path: Path) -> None:
@@ -199,12 +202,10 @@ class TestWeights:
             build_patch_embedder(self._config(str(tmp_path / "trap.pth")))
         assert not (tmp_path / "sprung").exists()
 
-    def test_weights_of_another_backbone(self, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    def test_weights_of_another_backbone_or_width(self, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
         torch.save(state, tmp_path / "resnet.pth")
         with pytest.raises(ConfigError, match=r"do not fit tf_efficientnet_lite0: \d+ of \d+ tensors are missing"):
             build_patch_embedder(EmbedderConfig(weights=str(tmp_path / "resnet.pth")))
-
-    def test_weights_of_another_width(self, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
         torch.save({**state, "conv1.weight": torch.zeros(8, 3, 7, 7)}, tmp_path / "narrow.pth")
         with pytest.raises(ConfigError, match="do not fit resnet18") as caught:
             build_patch_embedder(self._config(str(tmp_path / "narrow.pth")))
@@ -255,38 +256,34 @@ class Trap:
         return open, (self.path, "w")
 
 
-def test_an_unknown_backbone_names_what_is_close() -> None:
-    with pytest.raises(ConfigError, match="'resnet_18' is not known to timm; close: "):
-        build_patch_embedder(EmbedderConfig(backbone="resnet_18"))
-    with pytest.raises(ConfigError, match="'zzz' is not known to timm"):
-        build_patch_embedder(EmbedderConfig(backbone="zzz"))
-
-
-def test_levels_that_the_backbone_does_not_have() -> None:
-    with pytest.raises(ConfigError, match=r"tf_efficientnet_lite0 has no feature levels \[2, 9\]") as caught:
-        build_patch_embedder(EmbedderConfig(levels=(2, 9)))
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        (EmbedderConfig("resnet_18"), "'resnet_18' is not known to timm; close: "),
+        (EmbedderConfig("zzz"), "'zzz' is not known to timm"),
+        (EmbedderConfig(levels=(2, 9)), r"tf_efficientnet_lite0 has no feature levels \[2, 9\]"),
+    ],
+)
+def test_an_unknown_backbone_or_level_is_one_clear_line(config: EmbedderConfig, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        build_patch_embedder(config)
     assert "\n" not in str(caught.value)
 
 
-def test_auto_takes_openvino_on_a_cpu(two_levels: PatchEmbedder, portable: PortableEmbedder) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("auto means torch on this machine's GPU")
-    image = strip(64, 96)[None]
-    assert np.array_equal(compile_embedder(two_levels)(image), portable.compile(1)(image))
+def test_auto_takes_openvino_on_a_cpu_and_torch_on_a_gpu_and_for_transformers() -> None:
+    assert uses_openvino("tf_efficientnet_lite0", "auto", on_gpu=False)
+    assert not uses_openvino("tf_efficientnet_lite0", "auto", on_gpu=True)
+    assert uses_openvino("tf_efficientnet_lite0", "openvino", on_gpu=True)
+    assert not uses_openvino("vit_tiny_patch16_224", "auto", on_gpu=False)
 
 
-@pytest.mark.parametrize("backend", ["eager", "openvino"])
-def test_at_the_border_the_average_is_filled_up_with_zeros_or_taken_of_what_there_is(backend: str) -> None:
-    picture = strip(64, 96)[None]
-    grids = {}
-    for border in ("zeros", "inside"):
-        config = EmbedderConfig(levels=(2,), border=border)  # type: ignore[arg-type]
-        grids[border] = compile_embedder(build_patch_embedder(config), backend=backend)(picture)[0]  # type: ignore[arg-type]
-    zeros, inside = grids["zeros"], grids["inside"]
-    tolerance = 5e-5 * np.abs(inside).max()
-    np.testing.assert_allclose(zeros[1:-1, 1:-1], inside[1:-1, 1:-1], atol=tolerance)
-    np.testing.assert_allclose(zeros[0, 1:-1], inside[0, 1:-1] * 6 / 9, atol=tolerance)
-    np.testing.assert_allclose(zeros[0, 0], inside[0, 0] * 4 / 9, atol=tolerance)
+def test_at_the_border_the_average_is_filled_up_with_zeros_or_taken_of_what_there_is() -> None:
+    configs = [EmbedderConfig(levels=(2,), border=border) for border in ("zeros", "inside")]  # type: ignore[arg-type]
+    zeros, inside = (
+        build_patch_embedder(c)(torch.from_numpy(strip(64, 96)).permute(2, 0, 1)[None])[0] for c in configs
+    )
+    for place, share in [((slice(1, -1), slice(1, -1)), 1), ((0, slice(1, -1)), 6 / 9), ((0, 0), 4 / 9)]:
+        torch.testing.assert_close(zeros[place], inside[place] * share, rtol=0, atol=5e-5 * float(inside.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
