@@ -16,9 +16,9 @@ from steelray.models.calibration import Calibration, CalibrationFile, calibrate,
 from steelray.models.ensemble import EnsembleInfo, EnsembleMember, NominalScale, make_ensemble
 from steelray.models.ensemble import read_info as read_ensemble
 from steelray.models.model import ModelRecord, nominal_uris
-from steelray.patchcore.bank import BankInfo, CoresetStatistics, bank_files, make_bank
+from steelray.patchcore.bank import BankInfo, bank_files
 from steelray.patchcore.bank import read_info as read_bank
-from steelray.patchcore.config import EmbedderConfig, ScoringConfig
+from steelray.patchcore.config import EmbedderConfig
 from steelray.provenance import run_record
 from steelray.reconstruction.build import build_model
 from steelray.reconstruction.checkpoint import CheckpointInfo, checkpoint_files
@@ -36,6 +36,7 @@ from steelray.runs.record import RunRecord
 from steelray.runs.run import Pointer, Run, read_published
 from steelray.schema import SCORES
 from steelray.storage.location import Location
+from tests.patchcore.samples import bank_of
 from tests.plant import some_record
 
 TRAINING = TrainConfig("conv_ae", TrainDataConfig(generated=4), "unused", "run")
@@ -68,16 +69,8 @@ def store(folder: str, files: Any) -> None:
 
 
 def write_bank(folder: str) -> None:
-    bank = make_bank(
-        np.eye(4, dtype=np.float32),
-        np.zeros((4, 3), np.int32),
-        ("a.jpg",),
-        embedder=EmbedderConfig(resize_px=(64, 128)),
-        weights_digest="abc",
-        scoring=ScoringConfig(),
-        input_size_px=(256, 1600),
-        coreset=CoresetStatistics(9, 1.0, 1, 0.0),
-    )
+    embedder = EmbedderConfig(resize_px=(64, 128))
+    bank = bank_of(np.eye(4, dtype=np.float32), embedder=embedder, input_size_px=(256, 1600))
     store(folder, bank_files(bank))
 
 

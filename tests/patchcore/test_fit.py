@@ -8,18 +8,18 @@ import pytest
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
-from steelray.demo.synthetic import make_strip
 from steelray.imaging.decode import resize
 from steelray.patchcore.bank import MemoryBank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.patchcore.fit import common_size, fit_memory_bank, patch_origins
 from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
+from tests.patchcore.samples import strip
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def strips(*sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    return [make_strip(0, index, size_px=size).pixels_HW[:, :, None] for index, size in enumerate(sizes)]
+    return [strip(*size, index) for index, size in enumerate(sizes)]
 
 
 @pytest.fixture

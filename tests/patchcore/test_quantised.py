@@ -10,21 +10,15 @@ from numpy.typing import NDArray
 
 from steelray.config import ConfigError
 from steelray.patchcore import index as shard_module
-from steelray.patchcore.bank import (
-    INDEX_FILE,
-    CoresetStatistics,
-    MemoryBank,
-    bank_files,
-    make_bank,
-    read_bank,
-    read_info,
-)
-from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.patchcore.bank import INDEX_FILE, MemoryBank, bank_files, read_bank, read_info
+from steelray.patchcore.config import CoresetConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.fit import fit_memory_bank
 from steelray.patchcore.index import IndexShard, LocalSearch, load_shard, shard_of
 from steelray.patchcore.planner import plan_bank, shard_bounds
 from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.quantised import index_bank, measure_recall, recall_queries
+from tests.patchcore import samples
+from tests.patchcore.samples import bank_of, strip
 
 DIM = 24
 FACTORIES = ["IVF16,Flat", "IVF8,Flat"]
@@ -32,7 +26,7 @@ REFUSED = ["", "nonsense", "Flat", "IVF0,Flat", "HNSW16", "PQ12", "SQ8", "IVF8,P
 
 
 def gaussian(count: int, seed: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
+    return samples.gaussian(count, DIM, seed)
 
 
 def clustered(count: int, seed: int) -> NDArray[np.float32]:
@@ -42,16 +36,7 @@ def clustered(count: int, seed: int) -> NDArray[np.float32]:
 
 
 def exact_bank(vectors_ND: NDArray[np.float32], **scoring: int) -> MemoryBank:
-    return make_bank(
-        vectors_ND,
-        np.zeros((len(vectors_ND), 3), np.int32),
-        ("a.jpg",),
-        embedder=EmbedderConfig(),
-        weights_digest="w",
-        scoring=ScoringConfig(**scoring),
-        input_size_px=None,
-        coreset=CoresetStatistics(9, 1.0, 1, 0.0),
-    )
+    return bank_of(vectors_ND, scoring=ScoringConfig(**scoring))
 
 
 def test_an_exact_bank_is_left_as_it_is() -> None:
@@ -225,18 +210,9 @@ def test_recall_is_measured_on_patches_outside_the_bank() -> None:
 
 
 def test_fitting_keeps_the_bank_as_asked(eager: Embedder) -> None:
-    from steelray.demo.synthetic import make_strip
-    from steelray.patchcore.config import CoresetConfig
-
-    images = [make_strip(0, index, size_px=(64, 256)).pixels_HW[..., None] for index in range(3)]
-    bank = fit_memory_bank(
-        ["a", "b", "c"],
-        images,
-        eager,
-        coreset=CoresetConfig(ratio=0.1),
-        scoring=ScoringConfig(),
-        index=IndexConfig("fp16"),
-    )
+    images, half = [strip(64, 256, index) for index in range(3)], IndexConfig("fp16")
+    settings = {"coreset": CoresetConfig(ratio=0.1), "scoring": ScoringConfig()}
+    bank = fit_memory_bank(["a", "b", "c"], images, eager, index=half, **settings)  # type: ignore[arg-type]
     assert bank.vectors_ND.dtype == np.float16
     assert bank.info.recall is not None
     assert bank.info.recall["recall_at_1"] > 0.98

@@ -1,5 +1,7 @@
 """Anomaly maps and scores of PatchCore against their definition, and the regions that a map flags."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,22 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
-from steelray.demo.synthetic import make_strip
+from steelray.config import ConfigError
 from steelray.imaging.decode import resize
 from steelray.patchcore import config
 from steelray.patchcore.config import EmbedderConfig, ScoringConfig
 from steelray.patchcore.index import IndexShard, LocalSearch
 from steelray.patchcore.portable_embedder import Embedder, EmbedFunction
-from steelray.patchcore.scorer import MAX_BOXES, MIN_BOX_AREA_PX, PatchCoreScorer, find_regions, upsample
+from steelray.patchcore.scorer import (
+    MAX_BOXES,
+    MIN_BOX_AREA_PX,
+    PatchCoreScorer,
+    find_regions,
+    image_score,
+    neighbor_weights,
+    upsample,
+)
+from tests.patchcore.samples import strip
 
 CELL_PX = 8
 
@@ -113,6 +124,41 @@ def test_a_reweighted_score_uses_the_vectors_around_the_nearest(monkeypatch: pyt
     assert mirrored.tolist() == pytest.approx(dense.tolist())
 
 
+def test_a_bank_must_hold_as_many_vectors_as_a_search_asks_for() -> None:
+    ScoringConfig(image_score="reweighted").check_bank(9)
+    with pytest.raises(ConfigError, match=r"scoring\.image_score reweighted compares 9 vectors but the bank has 8"):
+        ScoringConfig(image_score="reweighted").check_bank(8)
+    with pytest.raises(ConfigError, match=r"scoring\.num_neighbors is 9 but the bank has 8 vectors"):
+        ScoringConfig(num_neighbors=9).check_bank(8)
+
+
+def test_the_extreme_value_is_that_of_the_fitted_gumbel_distribution() -> None:
+    """Maxima of many blocks from a known Gumbel distribution give back its expected largest."""
+    rng = np.random.default_rng(0)
+    location, scale = 10.0, 2.0
+    scores = []
+    for _ in range(400):
+        maxima_n = rng.gumbel(location, scale, 16)
+        distances_hw = np.repeat(np.stack([maxima_n, np.zeros(16)]), 4, axis=1).astype(np.float32)
+        scores.append(image_score(distances_hw, None, ScoringConfig(image_score="extreme_value")))
+    expected = location + scale * (np.euler_gamma + math.log(16))
+    assert np.mean(scores) == pytest.approx(expected, rel=0.03)
+    for columns in (1, 40):
+        flat_hw = np.full((3, columns), 4.0, dtype=np.float32)
+        assert image_score(flat_hw, None, ScoringConfig(image_score="extreme_value")) == pytest.approx(4.0)
+
+
+def test_a_patch_in_a_dense_part_of_the_bank_weighs_less() -> None:
+    squared_QK = np.array([[4.0, 4.0, 4.0], [4.0, 25.0, 36.0], [4.0, 4.0, 1e10]], dtype=np.float32)
+    weights_Q = neighbor_weights(squared_QK)
+    shares = np.exp([2.0, 5.0, 6.0])
+    assert weights_Q.tolist() == pytest.approx([2 / 3, 1 - shares[0] / shares.sum(), 1.0])
+    assert weights_Q.dtype == np.float32
+    distances_hw = np.array([[2.0, 3.0]], dtype=np.float32)
+    weights_hw = np.array([[1.0, 0.5]], dtype=np.float32)
+    assert image_score(distances_hw, weights_hw, ScoringConfig(image_score="reweighted")) == 1.5
+
+
 def test_images_of_several_sizes_keep_their_order() -> None:
     images = [image([[n] * width]) for n, width in enumerate([2, 2, 3, 2, 3, 3])]
     maps, scores = scorer(0, sigma_px=0).score(images)
@@ -127,7 +173,7 @@ def test_no_images_give_no_scores() -> None:
 
 
 def test_a_score_depends_on_its_image_alone(eager: Embedder) -> None:
-    images = [make_strip(0, n, size_px=(64, 160)).pixels_HW[:, :, None] for n in range(4)]
+    images = [strip(64, 160, n) for n in range(4)]
     vectors_ND = eager.embed(images[0][None]).reshape(-1, 40)
     search = LocalSearch([IndexShard(vectors_ND)])
     one = PatchCoreScorer(eager, search, ScoringConfig())
@@ -140,7 +186,7 @@ def test_a_score_depends_on_its_image_alone(eager: Embedder) -> None:
 
 
 def test_images_are_resized_before_embedding() -> None:
-    pixels = make_strip(0, 0, size_px=(64, 160)).pixels_HW[:, :, None]
+    pixels = strip(64, 160)
     resized = scorer(100, embedder=EmbedderConfig(resize_px=(32, 64)), sigma_px=0)
     maps, scores = resized.score([pixels])
     expected_maps, expected_scores = scorer(100, sigma_px=0).score([resize(pixels, (32, 64))])

@@ -3,33 +3,19 @@ import pytest
 
 from steelray.config import ConfigError
 from steelray.patchcore import bank as bank_format
-from steelray.patchcore.bank import CoresetStatistics, MemoryBank, bank_files, make_bank, read_info
-from steelray.patchcore.config import EmbedderConfig, ScoringConfig
+from steelray.patchcore.bank import bank_files, read_info
 from steelray.patchcore.index import IndexShard, LocalSearch
 from steelray.patchcore.stored_search import StoredSearch
+from tests.patchcore.samples import bank_of, gaussian
 
-ROWS_PER_FILE = 40
+VECTORS = gaussian(100, 8, 0)
 
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """A bank of 100 vectors in three files."""
-    monkeypatch.setattr(bank_format, "SHARD_BYTES", 4 * 8 * ROWS_PER_FILE)
-    return dict(bank_files(a_bank()))
-
-
-def a_bank() -> MemoryBank:
-    vectors_ND = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
-    return make_bank(
-        vectors_ND,
-        np.zeros((100, 3), np.int32),
-        ("a",),
-        embedder=EmbedderConfig(),
-        weights_digest="w",
-        scoring=ScoringConfig(),
-        input_size_px=None,
-        coreset=CoresetStatistics(9, 1.0, 1, 0.0),
-    )
+    monkeypatch.setattr(bank_format, "SHARD_BYTES", 4 * 8 * 40)
+    return dict(bank_files(bank_of(VECTORS)))
 
 
 def test_answers_are_those_of_one_index_and_every_file_is_read_once(files: dict[str, bytes]) -> None:
@@ -42,10 +28,9 @@ def test_answers_are_those_of_one_index_and_every_file_is_read_once(files: dict[
     info = read_info(files.__getitem__, "here")
     assert len(info.shards) == 3
     search = StoredSearch(read, info)
-    rng = np.random.default_rng(1)
-    queries = [rng.standard_normal((count, 8)).astype(np.float32) for count in (5, 1, 9)]
+    queries = [gaussian(count, 8, count) for count in (5, 1, 9)]
     waiting = [search.submit(queries_QD, 1 + place) for place, queries_QD in enumerate(queries)]
-    flat = LocalSearch([IndexShard(a_bank().vectors_ND)])
+    flat = LocalSearch([IndexShard(VECTORS)])
     for place, (pending, queries_QD) in enumerate(zip(waiting, queries, strict=True)):
         distances_QK, ids_QK = pending.result()
         expected = flat.submit(queries_QD, 1 + place).result()
