@@ -104,18 +104,3 @@ def test_roles_not_keys() -> None:
     for name in ("head", "jobs"):
         for statement in json.loads((REPOSITORY / f"deploy/iam/{name}.json").read_text())["Statement"]:
             assert statement["Action"] != "*"
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_number_has_its_reason(name: str) -> None:
-    """A number stands below a comment of its block, or is one that the comment above `ray start` lists."""
-    lines = (REPOSITORY / name).read_text().splitlines()
-    for place, line in enumerate(lines):
-        if re.match(r"\s*(max_workers|upscaling_speed|idle_timeout_minutes|min_workers):", line):
-            before = [text.strip() for text in lines[max(0, place - 3) : place]]
-            assert any(text.startswith("#") for text in before), f"{name}: {line}"
-    explained = "\n".join(line for line in lines if line.startswith("#   "))
-    for command in ("head_start_ray_commands", "worker_start_ray_commands"):
-        for option, value in start_options(load(name)[command][-1]).items():
-            if value and option not in ("port", "address", "autoscaling-config", "num-gpus"):
-                assert f"--{option}" in explained or "as in cluster.yaml" in (REPOSITORY / name).read_text(), option

@@ -59,6 +59,14 @@ def pod_templates(spec: Manifest) -> Iterator[tuple[str, Manifest]]:
         yield group["groupName"], group["template"]
 
 
+def containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Manifest]]:
+    """Yield place, pod and container of every job's pods."""
+    for spec in job_specs(manifests).values():
+        for place, template in pod_templates(spec):
+            for container in template["spec"]["containers"]:
+                yield place, template["spec"], container
+
+
 def test_there_is_one_for_every_kind_of_job_and_a_nightly(overlay: list[Manifest]) -> None:
     jobs = {"build-memory-bank", "score-archive", "train", "tune"}
     assert set(job_specs(overlay)) == jobs | {"nightly"}
@@ -82,13 +90,8 @@ def test_an_unknown_field_is_found(overlay: list[Manifest]) -> None:
 def test_kubernetes_accepts_everything_of_its_own(overlay: list[Manifest]) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
     own = [manifest for manifest in overlay if not manifest["apiVersion"].startswith("ray.io/")]
-    assert {manifest["kind"] for manifest in own} == {
-        "Namespace",
-        "ServiceAccount",
-        "NetworkPolicy",
-        "ConfigMap",
-        "PersistentVolumeClaim",
-    }
+    kinds = {"Namespace", "ServiceAccount", "NetworkPolicy", "ConfigMap", "PersistentVolumeClaim"}
+    assert {manifest["kind"] for manifest in own} == kinds
     for name, spec in job_specs(overlay).items():
         for place, template in pod_templates(spec):
             metadata = {"name": f"{name}-{place}", **template.get("metadata", {})}
@@ -98,33 +101,28 @@ def test_kubernetes_accepts_everything_of_its_own(overlay: list[Manifest]) -> No
 
 
 def test_nothing_runs_as_root_or_writes_to_its_image(overlay: list[Manifest]) -> None:
-    for spec in job_specs(overlay).values():
-        for _, template in pod_templates(spec):
-            pod = template["spec"]
-            assert pod["securityContext"]["runAsNonRoot"] is True
-            assert pod["securityContext"]["runAsUser"] > 0
-            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-            for container in pod["containers"]:
-                context = container["securityContext"]
-                assert context["readOnlyRootFilesystem"] is True
-                assert context["allowPrivilegeEscalation"] is False
-                assert context["capabilities"] == {"drop": ["ALL"]}
-                writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
-                assert "/tmp" in writable  # noqa: S108 (a path in the pod)
+    for _, pod, container in containers(overlay):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+        assert "/tmp" in writable  # noqa: S108 (a path in the pod)
 
 
 def test_every_container_says_what_it_needs(overlay: list[Manifest]) -> None:
-    for spec in job_specs(overlay).values():
-        assert spec["activeDeadlineSeconds"] > 0
-        for place, template in pod_templates(spec):
-            [container] = template["spec"]["containers"]
-            resources = container["resources"]
-            assert {"cpu", "memory"} <= set(resources["requests"])
-            assert resources["limits"]["memory"] == resources["requests"]["memory"] or place == "submitter"
-            assert ("nvidia.com/gpu" in resources["limits"]) == (place == "gpu")
-            if place not in ("submitter",):
-                shm = next(volume for volume in template["spec"]["volumes"] if volume["name"] == "shm")
-                assert shm["emptyDir"]["medium"] == "Memory"
+    assert all(spec["activeDeadlineSeconds"] > 0 for spec in job_specs(overlay).values())
+    for place, pod, container in containers(overlay):
+        resources = container["resources"]
+        assert {"cpu", "memory"} <= set(resources["requests"])
+        assert resources["limits"]["memory"] == resources["requests"]["memory"] or place == "submitter"
+        assert ("nvidia.com/gpu" in resources["limits"]) == (place == "gpu")
+        if place != "submitter":
+            shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
+            assert shm["emptyDir"]["medium"] == "Memory"
 
 
 def test_the_object_store_fits_into_its_memory(overlay: list[Manifest]) -> None:
@@ -150,13 +148,11 @@ def test_the_head_does_no_work_and_ray_asks_for_a_token(overlay: list[Manifest])
 
 def test_secrets_are_named_never_written(overlay: list[Manifest]) -> None:
     assert not of_kind(overlay, "Secret")
-    for spec in job_specs(overlay).values():
-        for _, template in pod_templates(spec):
-            for container in template["spec"]["containers"]:
-                for variable in container.get("env", []):
-                    assert not re.search("KEY|SECRET|TOKEN|PASSWORD", variable["name"])
-        _, head = list(pod_templates(spec))[1]
-        assert head["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "steelray-s3", "optional": True}}]
+    for place, _, container in containers(overlay):
+        for variable in container.get("env", []):
+            assert not re.search("KEY|SECRET|TOKEN|PASSWORD", variable["name"])
+        if place == "head":
+            assert container["envFrom"] == [{"secretRef": {"name": "steelray-s3", "optional": True}}]
 
 
 @pytest.mark.parametrize("name", ["build-memory-bank", "score-archive", "train", "tune", "nightly"])
