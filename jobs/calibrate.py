@@ -19,7 +19,10 @@ def run(config: CalibrateConfig) -> dict[str, Any]:
         summary = recalibrate(config)
     except ObjectChanged:
         raise JobFailed("another calibration was stored at this moment: run the same command again") from None
-    for name, group in summary.get("plan", summary)["groups"].items():
+    plan = summary.get("plan", summary)
+    for warning in plan["warnings"]:
+        say(f"warning: {warning}")
+    for name, group in plan["groups"].items():
         review = group["review"]
         say(
             f"{name or 'all strips'}: review above {review['value']:.4g} (before {group['review_before']:.4g}), on "

@@ -14,6 +14,8 @@ def run(config: ReviewConfig) -> dict[str, Any]:
     from steelray.runs.review import review
 
     summary = review(config)
+    if summary.not_in_run:
+        say(f"warning: {summary.not_in_run} of {summary.verdicts} verdicts are on strips not in run {summary.run_id}")
     for name, levels in {"all strips": summary.levels, **summary.groups}.items():
         for threshold, level in levels.items():
             say(f"{name}, {threshold}: {level.in_words()}")

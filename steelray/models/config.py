@@ -56,7 +56,7 @@ class CalibrateConfig:
     run_ids: tuple[str, ...] = ()
     """Runs in results_uri whose strips are all taken as nominal; empty: the published run."""
     verdicts: str | None = None
-    """CSV file of an operator's verdicts (image_key, verdict). Strips that are true alarms are left out."""
+    """CSV file of an operator's verdicts (image_key, verdict), as for jobs/review.py. Defective strips are left out."""
     false_alarm_rate: float | None = None
     """Share of nominal strips that may be flagged for review, 0 to 1; null: as before."""
     reject_rate: float | None = None

@@ -50,8 +50,9 @@ class ReviewConfig:
     results_uri: str
     """Location of runs: results_uri of jobs/score_archive.py."""
     verdicts: str
-    """CSV file of an operator's verdicts with the columns image_key and verdict (true_alarm or false_alarm). Recall is
-    computed only if it also has verdicts on strips that were not flagged."""
+    """CSV file of an operator's verdicts with the columns image_key and verdict: true_alarm, false_alarm, or
+    missed_defect for a defective strip that was not flagged. Recall is computed only if it also has verdicts on strips
+    that were not flagged."""
     run_id: str | None = None
     """Run that was reviewed; null: the published one."""
 

@@ -19,7 +19,7 @@ from steelray.models.calibration import (
 )
 from steelray.models.config import CalibrateConfig
 from steelray.models.model import Model, open_model
-from steelray.runs.review import read_verdicts
+from steelray.runs.review import verdicts_on
 from steelray.runs.run import Run, read_published
 from steelray.schema import Status
 
@@ -31,7 +31,7 @@ def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
         The summary: version, source of the rows, and the thresholds of all groups.
 
     Raises:
-        ConfigError: there are no rows, or they are of another model.
+        ConfigError: there are no rows, they are of another model, or no verdict is on any of them.
     """
     model = open_model(config.model_uri)
     before, version = read_calibration(config.model_uri, config.version)
@@ -39,12 +39,17 @@ def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
         rows, source = read_calibration_rows(config.model_uri, version), f"rows of calibration {version}"
     else:
         rows, source = rows_of_runs(config.results_uri, config.run_ids, model)
+    warnings = []
+    known = rows["image_key"].to_pylist()
     rows = rows.filter(pc.equal(rows["status"], Status.OK.value))
     num_rows = rows.num_rows
     if config.verdicts is not None:
-        defective = [key for key, wrong in read_verdicts(config.verdicts).items() if wrong]
+        verdicts, num_others = verdicts_on(known, config.verdicts, source)
+        if num_others:
+            warnings.append(f"{num_others} of {len(verdicts) + num_others} verdicts are on strips not in {source}")
+        defective = [key for key, wrong in verdicts.items() if wrong]
         rows = rows.filter(pc.invert(pc.is_in(rows["image_key"], value_set=pa.array(defective, pa.string()))))
-        source += f" without {num_rows - rows.num_rows} true alarms"
+        source += f" without {num_rows - rows.num_rows} defective strips"
     settings = _settings(config, before)
     scores_N, peaks_N, means_N = (rows[name].to_numpy() for name in ("anomaly_score", "map_peak", "map_mean"))
     calibration = calibrate(rows["image_key"].to_pylist(), scores_N, peaks_N, means_N, settings)
@@ -53,6 +58,7 @@ def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
         "source": source,
         "num_strips": rows.num_rows,
         "true_alarms_left_out": num_rows - rows.num_rows,
+        "warnings": warnings,
         "groups": {
             name: {
                 "num_strips": group.num_strips,

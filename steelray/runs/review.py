@@ -1,8 +1,10 @@
 """Precision and recall of a run's alarms, from an operator's verdicts."""
 
+import codecs
 import csv
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from steelray.schema import Status, Verdict
 from steelray.storage.location import Location
 
 TRUE_ALARM = ("true_alarm", "true", "defect", "anomalous", "yes", "1")
+MISSED = ("missed_defect", "missed", "defect_not_flagged")
 FALSE_ALARM = ("false_alarm", "false", "ok", "nominal", "no", "0")
 KEY_COLUMNS = ("image_key", "key")
 
@@ -27,34 +30,70 @@ KEY_COLUMNS = ("image_key", "key")
 def read_verdicts(uri: str) -> dict[str, bool]:
     """Read a CSV file of verdicts: for each key, whether the strip is defective.
 
-    The file has the columns that the report page saves: `image_key` (or `key`) and `verdict` (`true_alarm` or
-    `false_alarm`). A spreadsheet's byte order mark and semicolons are accepted.
+    The file has the columns that the report page saves: `image_key` (or `key`) and `verdict` (`true_alarm`,
+    `false_alarm`, or `missed_defect` for a defective strip that was not flagged). It may be stored by a spreadsheet:
+    with commas, semicolons or tabs, in UTF-8, UTF-16 or Windows-1252, with any line ends.
 
     Raises:
-        ConfigError: the file cannot be read, lacks a column, or has an unknown or a contradictory verdict.
+        ConfigError: the file cannot be read, lacks a column, has an unknown or a contradictory verdict, or none.
     """
     folder, _, name = uri.rpartition("/")
     try:
-        text = Location(folder or ("/" if uri.startswith("/") else ".")).read(name).decode("utf-8-sig")
-    except (OSError, LookupError, UnicodeDecodeError) as error:
+        text = _decoded(Location(folder or ("/" if uri.startswith("/") else ".")).read(name))
+        header = next(iter(text.splitlines()), "")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+        reader.fieldnames = [column.strip().lower() for column in reader.fieldnames or ()]
+        rows = [(reader.line_num, row) for row in reader]
+    except (OSError, LookupError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"verdicts {uri} cannot be read ({type(error).__name__}): give a CSV file") from None
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in header else ",")
-    key_column = next((column for column in KEY_COLUMNS if column in (reader.fieldnames or ())), None)
-    if key_column is None or "verdict" not in (reader.fieldnames or ()):
-        raise ConfigError(f"verdicts {uri}: needs columns image_key and verdict, has {reader.fieldnames or 'none'}")
+    columns = list(reader.fieldnames or ())
+    key_column = next((column for column in KEY_COLUMNS if column in columns), None)
+    if key_column is None or "verdict" not in columns:
+        raise ConfigError(f"verdicts {uri}: needs columns image_key and verdict, has {columns or 'none'}")
     verdicts: dict[str, bool] = {}
-    for row in reader:
-        key, said = row[key_column] or "", (row["verdict"] or "").strip().lower()
+    for line, row in rows:
+        key, said = row[key_column] or "", "_".join(re.findall("[a-z0-9]+", (row["verdict"] or "").lower()))
         if not said:
             continue
-        if said not in TRUE_ALARM + FALSE_ALARM:
+        if said not in TRUE_ALARM + MISSED + FALSE_ALARM:
             raise ConfigError(
-                f"verdicts {uri}, line {reader.line_num}: verdict {said!r} is neither true_alarm nor false_alarm"
+                f"verdicts {uri}, line {line}: verdict {row['verdict']!r} is none of true_alarm, false_alarm and "
+                "missed_defect"
             )
-        if verdicts.setdefault(key, said in TRUE_ALARM) != (said in TRUE_ALARM):
-            raise ConfigError(f"verdicts {uri}, line {reader.line_num}: {key} is both a true and a false alarm")
+        if verdicts.setdefault(key, said not in FALSE_ALARM) != (said not in FALSE_ALARM):
+            raise ConfigError(f"verdicts {uri}, line {line}: {key} is called both defective and not")
+    if not verdicts:
+        raise ConfigError(f"verdicts {uri}: there is no verdict in the file")
     return verdicts
+
+
+def _decoded(body: bytes) -> str:
+    """Decode text in UTF-16 with a byte order mark, in UTF-8, or in the Windows-1252 of Excel's plain CSV."""
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return body.decode("utf-16")
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return body.decode("cp1252")
+
+
+def verdicts_on(keys: Sequence[str], uri: str, where: str) -> tuple[dict[str, bool], int]:
+    """Read the verdicts on strips with these keys, and count the verdicts on others.
+
+    Args:
+        where: name of the strips, for the message.
+
+    Raises:
+        ConfigError: the file is not as `read_verdicts` needs it, or it has no verdict on any of the strips.
+    """
+    verdicts = read_verdicts(uri)
+    found = {key: verdicts[key] for key in keys if key in verdicts}
+    if not found:
+        raise ConfigError(
+            f"verdicts {uri}: none of its {len(verdicts)} keys, such as {next(iter(verdicts))}, is in {where}: "
+            "give the run that was reviewed"
+        )
+    return found, len(verdicts) - len(found)
 
 
 LEVELS: dict[str, tuple[Verdict, ...]] = {"review": (Verdict.REVIEW, Verdict.REJECT), "reject": (Verdict.REJECT,)}
@@ -69,6 +108,8 @@ class AlarmFigures:
     judged: int
     true_alarms: int
     false_alarms: int
+    missed: int
+    """Strips judged defective that were not flagged."""
     precision: float | None
     """Share of true alarms among the judged ones; None if none was judged."""
     precision_low: float | None
@@ -81,6 +122,7 @@ class AlarmFigures:
     def in_words(self) -> str:
         """Describe the figures in one line."""
         counted = f"{self.judged} of {self.flagged} alarms judged"
+        counted += f", {self.missed} defective strips not flagged" if self.missed else ""
         if self.precision is None:
             return counted
         interval = f"{self.precision_low:.1%} to {self.precision_high:.1%}"
@@ -114,13 +156,9 @@ def review(config: ReviewConfig) -> Review:
     if run_id is None or run.record() is None:
         raise ConfigError(f"{config.results_uri}: there is no complete run {run_id or ''}: see jobs/runs.py")
     scores = run.scores(["image_key", "status", "verdict", "group"])
-    verdicts = read_verdicts(config.verdicts)
-    known = set(scores["image_key"].to_pylist())
-    unknown = [key for key in verdicts if key not in known]
-    if len(unknown) == len(verdicts):
-        raise ConfigError(f"verdicts {config.verdicts}: none of its {len(verdicts)} keys is in run {run_id}")
+    verdicts, num_others = verdicts_on(scores["image_key"].to_pylist(), config.verdicts, f"run {run_id}")
     levels, groups = judge(scores, verdicts)
-    return Review(run_id, len(verdicts), len(unknown), levels, groups)
+    return Review(run_id, len(verdicts) + num_others, num_others, levels, groups)
 
 
 def judge(scores: pa.Table, verdicts: Mapping[str, bool]) -> tuple[Levels, dict[str, Levels]]:
@@ -158,6 +196,7 @@ def _level(said_N: NDArray[Any], flagged_N: NDArray[np.bool_]) -> AlarmFigures:
         judged=judged,
         true_alarms=found,
         false_alarms=judged - found,
+        missed=defective - found,
         precision=found / judged if judged else None,
         precision_low=low,
         precision_high=high,

@@ -76,6 +76,7 @@ class TestScoredRuns:
         plant.place("archive").write("line0/dead.jpg", b"")
         run = Run(plant.results_uri, plant.run(max_quarantine_share=None)["run_id"])
         lines = ["image_key,verdict", *(f"{key},true_alarm" for key in defects), "line0/strip 000.jpg,false_alarm"]
+        lines += ["line0/dead.jpg,missed_defect", "elsewhere.jpg,true_alarm"]
         (tmp_path / "verdicts.csv").write_text("\n".join(lines))
         config = CalibrateConfig(
             plant.bank_uri, plant.results_uri, verdicts=str(tmp_path / "verdicts.csv"), false_alarm_rate=0.25
@@ -83,6 +84,8 @@ class TestScoredRuns:
         summary = recalibrate(config)
         assert summary["num_strips"] == 60 - len(defects)
         assert summary["true_alarms_left_out"] == len(defects)
+        (warning,) = summary["warnings"]
+        assert f"1 of {len(lines) - 1} verdicts are on strips not in runs {run.run_id}" in warning
         nominal_N = np.sort(
             [
                 row["anomaly_score"]
@@ -121,3 +124,10 @@ def test_no_strips_no_thresholds(plant: Plant, tmp_path: Path) -> None:
     (tmp_path / "verdicts.csv").write_text("\n".join(["key,verdict", *(f"{key},true" for key in keys)]))
     with pytest.raises(ConfigError, match="no threshold can be set on 0 held-out strips"):
         recalibrate(CalibrateConfig(plant.bank_uri, verdicts=str(tmp_path / "verdicts.csv")))
+
+
+def test_verdicts_on_other_strips_store_nothing(plant: Plant, tmp_path: Path) -> None:
+    (tmp_path / "verdicts.csv").write_text("key,verdict\nelsewhere.jpg,true_alarm\n")
+    with pytest.raises(ConfigError, match=r"none of its 1 keys, such as elsewhere\.jpg, is in rows of calibration 1"):
+        recalibrate(CalibrateConfig(plant.bank_uri, verdicts=str(tmp_path / "verdicts.csv")))
+    assert read_calibration(plant.bank_uri)[1] == 1
