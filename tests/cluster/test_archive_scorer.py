@@ -218,13 +218,6 @@ def test_mistakes_are_one_clear_line(world: World, s3_uri: str, changes: dict[st
     assert "\n" not in str(caught.value)
 
 
-def test_a_config_that_disagrees_with_the_bank_is_refused(world: World, s3_uri: str) -> None:
-    from steelray.patchcore.config import EmbedderConfig
-
-    with pytest.raises(ConfigError, match=r"embedder.levels is \(2, 3\) but the model"):
-        score_archive(score_config(world, s3_uri, embedder=EmbedderConfig()), silent)
-
-
 def test_a_dry_run_shows_the_plan_and_writes_nothing(world: World, s3_uri: str) -> None:
     answer = score_archive(score_config(world, s3_uri, dry_run=True), silent)
     assert answer["dry_run"] is True
