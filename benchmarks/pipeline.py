@@ -212,7 +212,5 @@ def _difference_from_anomalib(bank_uri: str, count: int) -> float:
     return max(abs(float(ours[path]) - theirs[path]) for path in theirs)
 
 
-CASES = {
-    "strips-1728": lambda: pipeline(1728, 320, 16),
-}
+CASES = {"strips-1728": lambda: pipeline(1728, 320, 16)}
 QUICK_CASES = {"strips-1728": lambda: pipeline(1728, 96, 8)}

@@ -116,7 +116,4 @@ CASES = {
     "placements-100k": lambda: placements(100_000, 4),
     "quantised-20k": lambda: quantised(20_000, 8),
 }
-QUICK_CASES = {
-    "placements-5k": lambda: placements(5_000, 8),
-    "quantised-5k": lambda: quantised(5_000, 4),
-}
+QUICK_CASES = {"placements-5k": lambda: placements(5_000, 8), "quantised-5k": lambda: quantised(5_000, 4)}

@@ -4,7 +4,7 @@ A field's docstring is its help text. Sizes are height before width, in pixels.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Literal
@@ -29,9 +29,27 @@ class JobFailed(Exception):
         self.summary = summary
 
 
+RANGES: dict[str, Callable[[float], bool]] = {
+    "be > 0": lambda value: value > 0,
+    "be >= 0": lambda value: value >= 0,
+    "be >= 1": lambda value: value >= 1,
+    "lie in (0, 1)": lambda value: 0 < value < 1,
+    "lie in (0, 1]": lambda value: 0 < value <= 1,
+    "lie in [0, 1)": lambda value: 0 <= value < 1,
+    "lie in [0, 1]": lambda value: 0 <= value <= 1,
+}
+
+
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def require_range(settings: object, must: str, *names: str) -> None:
+    """Raise `ConfigError` unless each of these settings is null or in a range of `RANGES`."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or RANGES[must](value), f"{name} must {must}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ class ArchiveConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.uri), "archive uri is empty: give s3://bucket/prefix or a local folder")
-        require(self.limit is None or self.limit > 0, f"limit must be positive, not {self.limit}")
+        require_range(self, "be > 0", "limit")
 
 
 @dataclass(frozen=True)
@@ -68,9 +86,7 @@ class DecodeConfig:
     """The value that means white in 16-bit images: 65535, or 4095 for a 12-bit camera."""
 
     def __post_init__(self) -> None:
-        require(self.max_bytes > 0, f"max_bytes must be positive, not {self.max_bytes}")
-        require(self.max_pixels > 0, f"max_pixels must be positive, not {self.max_pixels}")
-        require(self.max_seconds > 0, f"max_seconds must be positive, not {self.max_seconds}")
+        require_range(self, "be > 0", "max_bytes", "max_pixels", "max_seconds")
         require(0 < self.white_level <= 65535, f"white_level must lie in 1..65535, not {self.white_level}")
 
 
@@ -99,8 +115,7 @@ class CalibrationConfig:
     """Seed of the split: the same for all models, so that their held-out strips are the same."""
 
     def __post_init__(self) -> None:
-        require(0 < self.held_out_fraction < 1, f"held_out_fraction must lie in (0, 1), not {self.held_out_fraction}")
-        require(0 < self.false_alarm_rate < 1, f"false_alarm_rate must lie in (0, 1), not {self.false_alarm_rate}")
+        require_range(self, "lie in (0, 1)", "held_out_fraction", "false_alarm_rate")
         require(
             0 < self.reject_rate <= self.false_alarm_rate,
             f"reject_rate must lie in (0, false_alarm_rate], not {self.reject_rate}",
@@ -130,12 +145,8 @@ class ComputeConfig:
     """Runtime of the backbone; `auto`: OpenVINO on a CPU where it is installed, torch on a GPU."""
 
     def __post_init__(self) -> None:
-        require(self.num_scorers is None or self.num_scorers > 0, f"num_scorers must be > 0, not {self.num_scorers}")
-        require(self.cpus_per_scorer > 0, f"cpus_per_scorer must be > 0, not {self.cpus_per_scorer}")
-        require(self.gpus_per_scorer >= 0, f"gpus_per_scorer must be >= 0, not {self.gpus_per_scorer}")
-        require(self.batch_size > 0, f"batch_size must be > 0, not {self.batch_size}")
-        require(self.bank_shards is None or self.bank_shards > 0, f"bank_shards must be > 0, not {self.bank_shards}")
-        require(self.wait_for_nodes_s >= 0, f"wait_for_nodes_s must be >= 0, not {self.wait_for_nodes_s}")
+        require_range(self, "be > 0", "num_scorers", "cpus_per_scorer", "batch_size", "bank_shards")
+        require_range(self, "be >= 0", "gpus_per_scorer", "wait_for_nodes_s")
 
     @property
     def bank_placement(self) -> Literal["auto", "sharded"]:
@@ -156,11 +167,10 @@ class ReportConfig:
     own address; empty: nowhere."""
 
     def __post_init__(self) -> None:
-        require(self.gallery >= 0, f"gallery must be >= 0, not {self.gallery}")
-        require(self.max_runs >= 1, f"max_runs must be >= 1, not {self.max_runs}")
+        require_range(self, "be >= 0", "gallery")
+        require_range(self, "be >= 1", "max_runs")
         require(
-            not self.object_url or "{key}" in self.object_url,
-            f"object_url has no {{key}} in it: {self.object_url}",
+            not self.object_url or "{key}" in self.object_url, f"object_url has no {{key}} in it: {self.object_url}"
         )
 
 
@@ -180,7 +190,7 @@ class DatasetConfig:
     """Seed of the split, which is by strip and never by tile."""
 
     def __post_init__(self) -> None:
-        require(self.num_fit is None or self.num_fit > 0, f"num_fit must be > 0, not {self.num_fit}")
+        require_range(self, "be > 0", "num_fit")
         require(
             self.tiling == "none" or self.kind == "severstal", f"tiling is for severstal strips, not for {self.kind}"
         )

@@ -114,9 +114,6 @@ first is used for pixel thresholds, the second for drift.
 """
 
 QUARANTINE = pa.schema(
-    [
-        *(SCORES.field(name) for name in ("image_key", "etag", "size_bytes", "status")),
-        pa.field("reason", pa.string()),
-    ]
+    [*(SCORES.field(name) for name in ("image_key", "etag", "size_bytes", "status")), pa.field("reason", pa.string())]
 )
 """The objects of a run without a score, and the reasons."""

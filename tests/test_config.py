@@ -10,15 +10,7 @@ from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConf
 
 
 @pytest.mark.parametrize(
-    "section",
-    [
-        CalibrationConfig,
-        ComputeConfig,
-        CoresetConfig,
-        DecodeConfig,
-        EmbedderConfig,
-        ScoringConfig,
-    ],
+    "section", [CalibrationConfig, ComputeConfig, CoresetConfig, DecodeConfig, EmbedderConfig, ScoringConfig]
 )
 def test_defaults_are_valid_and_frozen(section: Callable[[], object]) -> None:
     config = section()

@@ -23,12 +23,7 @@ from steelray.provenance import run_record
 REPOSITORY = Path(__file__).parent.parent
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 FORMATS = REPOSITORY / "docs" / "formats.md"
-SCHEMAS = {
-    "MANIFEST": schema.MANIFEST,
-    "SCORES": schema.SCORES,
-    "BOX": schema.BOX,
-    "QUARANTINE": schema.QUARANTINE,
-}
+SCHEMAS = {"MANIFEST": schema.MANIFEST, "SCORES": schema.SCORES, "BOX": schema.BOX, "QUARANTINE": schema.QUARANTINE}
 DESCRIPTIONS: tuple[type, ...] = (BankInfo, EnsembleInfo, EnsembleMember, NominalScale)
 """Dataclasses whose fields are those of a JSON file."""
 Rows = list[tuple[str, ...]]

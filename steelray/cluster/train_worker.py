@@ -1,6 +1,5 @@
 """The loop of a training process: its share of each batch, the metrics of all workers, rank 0's checkpoints."""
 
-import importlib
 import resource
 import sys
 import tempfile
@@ -8,7 +7,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -179,13 +177,6 @@ class Journal:
         self._events = tempfile.TemporaryDirectory(prefix="steelray-tensorboard-")
         self._writer = SummaryWriter(self._events.name, purge_step=step + 1 if step else None)
         self._num_steps, self._said_s = num_steps, 0.0
-        self._mlflow: Any = None
-        if config.mlflow_uri is not None:
-            mlflow = importlib.import_module("mlflow")
-            mlflow.set_tracking_uri(config.mlflow_uri)
-            mlflow.set_experiment("steelray")
-            mlflow.start_run(run_name=config.run_name)
-            self._mlflow = mlflow
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
@@ -198,8 +189,6 @@ class Journal:
             # Ray forwards a worker's output to the driver; Ray Train shows the output of `print` twice
             sys.stdout.write(f"step {row['step']:.0f} of {self._num_steps}: loss {row['total']:.4g}, {cost}\n")
             sys.stdout.flush()
-        if self._mlflow is not None:
-            self._mlflow.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 
     def store(self) -> None:
         """Write the curves and TensorBoard's files to the run's folder."""

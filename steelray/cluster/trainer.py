@@ -1,6 +1,5 @@
 """Train a model on the cluster: decode nominal images, train on Ray Train, calibrate on held-out images."""
 
-import importlib.util
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,8 +44,6 @@ def train_model(config: TrainConfig, report: Report) -> dict[str, Any]:
     """
     started_at = datetime.now(UTC)
     config = with_absolute_places(config)
-    if config.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
-        raise ConfigError("mlflow_uri is set but mlflow is not installed: pip install mlflow, or leave mlflow_uri out")
     if not config.dry_run:
         Location(config.output_uri).check_access(create=True)
     folder = TrainRun(config.output_uri, config.run_name)

@@ -59,9 +59,7 @@ class NominalScale:
 
 
 def fuse(
-    answers: Sequence[tuple[AnomalyMaps, NDArray[np.float32]]],
-    scales: Sequence[NominalScale],
-    weights: Sequence[float],
+    answers: Sequence[tuple[AnomalyMaps, NDArray[np.float32]]], scales: Sequence[NominalScale], weights: Sequence[float]
 ) -> tuple[AnomalyMaps, NDArray[np.float32]]:
     """The weighted sum of the members' answers for the same images, at the size of the first member's maps."""
     maps: AnomalyMaps = []

@@ -7,7 +7,15 @@ import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, DecodeConfig, require
+from steelray.config import (
+    ArchiveConfig,
+    CalibrationConfig,
+    ComputeConfig,
+    ConfigError,
+    DecodeConfig,
+    require,
+    require_range,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -77,7 +85,9 @@ class CoresetConfig:
     limit."""
 
     def __post_init__(self) -> None:
-        _require_limits(self, "coreset")
+        require_range(self, "lie in (0, 1]", "ratio")
+        require_range(self, "be > 0", "max_centers")
+        require_range(self, "be >= 0", "cover_radius")
 
 
 @dataclass(frozen=True)
@@ -93,14 +103,9 @@ class GrowthConfig:
     """Number of new vectors, at most; null: no limit."""
 
     def __post_init__(self) -> None:
-        _require_limits(self, "growth")
-
-
-def _require_limits(limits: CoresetConfig | GrowthConfig, name: str) -> None:
-    ratio, most, radius = limits.ratio, limits.max_centers, limits.cover_radius
-    require(0 < ratio <= 1, f"{name} ratio must lie in (0, 1], not {ratio}")
-    require(most is None or most > 0, f"max_centers must be > 0, not {most}")
-    require(radius is None or radius >= 0, f"cover_radius must be >= 0, not {radius}")
+        require_range(self, "lie in (0, 1]", "ratio")
+        require_range(self, "be > 0", "max_centers")
+        require_range(self, "be >= 0", "cover_radius")
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class IndexConfig:
             self.factory is None or re.fullmatch(r"IVF[1-9]\d*,Flat", self.factory) is not None,
             f"index.factory must be like IVF256,Flat, or null for exact search: not {self.factory!r}",
         )
-        require(self.num_probes >= 1, f"num_probes must be >= 1, not {self.num_probes}")
+        require_range(self, "be >= 1", "num_probes")
 
     @property
     def is_exact(self) -> bool:
@@ -148,12 +153,10 @@ class ScoringConfig:
     """Directions in which images are also mirrored and scored, and the distances averaged. Each costs one more pass."""
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.own_strip_fraction < 1, f"own_strip_fraction must lie in [0, 1), not {self.own_strip_fraction}"
-        )
-        require(self.num_neighbors >= 1, f"num_neighbors must be >= 1, not {self.num_neighbors}")
-        require(self.sigma_px >= 0, f"sigma_px must be >= 0, not {self.sigma_px}")
-        require(0 < self.top_fraction <= 1, f"top_fraction must lie in (0, 1], not {self.top_fraction}")
+        require_range(self, "lie in [0, 1)", "own_strip_fraction")
+        require_range(self, "be >= 1", "num_neighbors")
+        require_range(self, "be >= 0", "sigma_px")
+        require_range(self, "lie in (0, 1]", "top_fraction")
 
     def check_bank(self, num_vectors: int) -> None:
         """Raise `ConfigError` if a search asks for more vectors than the bank has."""
@@ -176,7 +179,7 @@ class ScoringConfig:
 
 
 LATER_OPTIONS: dict[type, dict[str, tuple[Any, tuple[str, ...]]]] = {
-    EmbedderConfig: {"tile_px": (None, ("tile_overlap_px",))},
+    EmbedderConfig: {"tile_px": (None, ("tile_overlap_px",))}
 }
 """Options added after the first banks: the value when off, and the options that then have no effect. While off they
 stay out of the digest, so that old ids remain valid."""

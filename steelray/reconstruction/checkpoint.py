@@ -113,10 +113,7 @@ class _ConvAutoencoderCheckpoint(CheckpointInfo):
     network: ConvAutoencoderConfig
 
 
-CHECKPOINTS: dict[ModelKind, type[CheckpointInfo]] = {
-    "draem": _DraemCheckpoint,
-    "conv_ae": _ConvAutoencoderCheckpoint,
-}
+CHECKPOINTS: dict[ModelKind, type[CheckpointInfo]] = {"draem": _DraemCheckpoint, "conv_ae": _ConvAutoencoderCheckpoint}
 
 
 def read_info(read: Read, where: str) -> CheckpointInfo:

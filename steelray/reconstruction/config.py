@@ -8,7 +8,15 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from steelray.config import ArchiveConfig, CalibrationConfig, ConfigError, DatasetConfig, DecodeConfig, require
+from steelray.config import (
+    ArchiveConfig,
+    CalibrationConfig,
+    ConfigError,
+    DatasetConfig,
+    DecodeConfig,
+    require,
+    require_range,
+)
 
 ModelKind = Literal["draem", "conv_ae"]
 STRIDE_PX = {"draem": 32, "conv_ae": 16}
@@ -31,7 +39,7 @@ class InputConfig:
     the map is enlarged again. Needs tiling `crop`. 1: score at the resolution of training."""
 
     def __post_init__(self) -> None:
-        require(0 < self.scoring_scale <= 1, f"scoring_scale must lie in (0, 1], not {self.scoring_scale}")
+        require_range(self, "lie in (0, 1]", "scoring_scale")
         require(
             self.scoring_scale == 1 or self.tiling == "crop",
             "scoring_scale needs tiling: crop, because `squeeze` already resizes the whole image",
@@ -69,7 +77,7 @@ class DraemConfig:
             f"width must be a positive multiple of 1/16, not {self.width}",
         )
         require(1 <= self.halvings <= 4, f"halvings must lie in 1..4, not {self.halvings}")
-        require(self.map_sigma_px >= 0, f"map_sigma_px must be >= 0, not {self.map_sigma_px}")
+        require_range(self, "be >= 0", "map_sigma_px")
 
 
 @dataclass(frozen=True)
@@ -123,8 +131,9 @@ class SynthesisConfig:
     """`synthesis`: anomalies on the strip only, not on black. `all`: the reconstruction loss ignores black, too."""
 
     def __post_init__(self) -> None:
-        for name in ("anomaly_probability", "self_source_probability", "grey_source_probability"):
-            require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        require_range(
+            self, "lie in [0, 1]", "anomaly_probability", "self_source_probability", "grey_source_probability"
+        )
         low, high = self.perlin_exponents
         require(0 <= low <= high <= 8, f"perlin_exponents must rise within 0..8, not {list(self.perlin_exponents)}")
         require(
@@ -135,7 +144,7 @@ class SynthesisConfig:
             self.relabel_levels is None or 0 <= self.relabel_levels < 255,
             f"relabel_levels must lie in [0, 255), not {self.relabel_levels}",
         )
-        require(self.target_blur_px >= 0, f"target_blur_px must be >= 0, not {self.target_blur_px}")
+        require_range(self, "be >= 0", "target_blur_px")
         require(self.texture_uri != "", "texture_uri is empty: give a folder or s3:// prefix of textures, or null")
 
 
@@ -153,8 +162,7 @@ class LossConfig:
     """Keep the segmentation's gradient out of the reconstructive network."""
 
     def __post_init__(self) -> None:
-        for name in ("w_ssim", "w_focal"):
-            require(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")
+        require_range(self, "be >= 0", "w_ssim", "w_focal")
         require(self.gamma == 0 or self.gamma >= 1, f"gamma must be 0 or >= 1, not {self.gamma}")
 
 
@@ -180,15 +188,14 @@ class OptimizerConfig:
     in training, too. 1: never, as in the paper."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"lr must be > 0, not {self.lr}")
+        require_range(self, "be > 0", "lr")
         require(
             all(0 < share < 1 for share in self.milestones) and list(self.milestones) == sorted(self.milestones),
             f"milestones must rise within (0, 1), not {list(self.milestones)}",
         )
-        require(0 < self.decay <= 1, f"decay must lie in (0, 1], not {self.decay}")
-        require(self.clip >= 0, f"clip must be >= 0, not {self.clip}")
-        require(0 <= self.ema < 1, f"ema must lie in [0, 1), not {self.ema}")
-        require(0 < self.freeze_statistics <= 1, f"freeze_statistics must lie in (0, 1], not {self.freeze_statistics}")
+        require_range(self, "lie in (0, 1]", "decay", "freeze_statistics")
+        require_range(self, "be >= 0", "clip")
+        require_range(self, "lie in [0, 1)", "ema")
 
     def rate_at(self, step: int, num_steps: int) -> float:
         """Return the learning rate of a step, counted from 0, in a run of `num_steps`."""
@@ -217,9 +224,7 @@ class TrainDataConfig:
             [self.dataset, self.nominal, self.generated].count(None) == 2,
             "give exactly one of data.dataset (kind and root), data.nominal (uri) and data.generated",
         )
-        require(
-            0 <= self.max_black_fraction <= 1, f"max_black_fraction must lie in [0, 1], not {self.max_black_fraction}"
-        )
+        require_range(self, "lie in [0, 1]", "max_black_fraction")
 
 
 @dataclass(frozen=True)
@@ -264,8 +269,6 @@ class TrainConfig:
     """CPUs of each training process, and so its threads."""
     gpus_per_worker: float = 0.0
     """GPUs of each training process; 0: train on CPUs."""
-    mlflow_uri: str | None = None
-    """MLflow tracking server or folder that also gets the metrics; needs `pip install mlflow`."""
     overwrite: bool = False
     """Delete a run of this name and start afresh."""
     dry_run: bool = False
@@ -277,10 +280,9 @@ class TrainConfig:
             self.run_name.replace("-", "").replace("_", "").isalnum(),
             f"run_name may hold letters, digits, '-' and '_' only: {self.run_name!r}",
         )
-        for name in ("num_epochs", "batch_size", "checkpoint_every_steps", "num_workers", "cpus_per_worker"):
-            require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
-        require(self.num_steps is None or self.num_steps > 0, f"num_steps must be > 0, not {self.num_steps}")
-        require(self.gpus_per_worker >= 0, f"gpus_per_worker must be >= 0, not {self.gpus_per_worker}")
+        counts = ("num_epochs", "num_steps", "batch_size", "checkpoint_every_steps", "num_workers", "cpus_per_worker")
+        require_range(self, "be > 0", *counts)
+        require_range(self, "be >= 0", "gpus_per_worker")
         require(
             self.batch_size % self.num_workers == 0,
             f"batch_size {self.batch_size} does not divide among {self.num_workers} workers: "

@@ -3,7 +3,6 @@
 Shapes: B images, C channels, H height, W width. Images lie in [0, 1]; a reconstruction may leave that range.
 """
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -78,36 +77,6 @@ def focal_loss(logits_B2HW: torch.Tensor, masks_BHW: torch.Tensor, gamma: float 
         return -log_p.mean()
     other_p = log_probabilities_B2HW.gather(1, 1 - chosen_B1HW).exp()  # 1 - p without cancellation
     return -(other_p.pow(gamma) * log_p).mean()
-
-
-def best_constant_focal(anomalous_fraction: float, gamma: float = 2.0) -> float:
-    """Return the least focal loss of a segmentation that gives every pixel the same probability q.
-
-    A segmentation has learnt something only below it: min over q of π (1-q)^γ (-log q) + (1-π) q^γ (-log(1-q)).
-
-    Args:
-        anomalous_fraction: π, the share of anomalous pixels, in [0, 1].
-    """
-    if not 0 <= anomalous_fraction <= 1:
-        raise ValueError(f"anomalous_fraction must lie in [0, 1], not {anomalous_fraction}")
-    low, high = -40.0, 40.0
-    for _ in range(6):  # a grid over logit(q), refined around its best point
-        logits = np.linspace(low, high, 401)
-        log_q, log_not_q = -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
-        losses = -anomalous_fraction * np.exp(gamma * log_not_q) * log_q
-        losses -= (1 - anomalous_fraction) * np.exp(gamma * log_q) * log_not_q
-        best = int(np.argmin(losses))
-        low, high = logits[max(best - 1, 0)], logits[min(best + 1, 400)]
-    return float(losses[best])
-
-
-def grain_floor(grain_sd: float) -> float:
-    """Return the least 1 - SSIM that a smooth reconstruction of a grainy surface can reach: s² / (s² + C2).
-
-    Args:
-        grain_sd: s, the grain's standard deviation, for values in [0, 1]; not finite: 1 is returned.
-    """
-    return grain_sd**2 / (grain_sd**2 + SSIM_C2) if math.isfinite(grain_sd) else 1.0
 
 
 def _mean(values_BCHW: torch.Tensor, weights_BHW: torch.Tensor | None) -> torch.Tensor:

@@ -37,7 +37,7 @@ KEPT_CHECKPOINTS = 2
 
 FREE = {
     "num_workers", "cpus_per_worker", "gpus_per_worker", "checkpoint_every_steps", "overwrite", "dry_run",
-    "mlflow_uri", "output_uri",
+    "output_uri",
 }  # fmt: skip
 """Settings that may change when a run continues, because its result does not depend on them."""
 

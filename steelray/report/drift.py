@@ -188,11 +188,7 @@ def _shift_reason(measure: Measure, before: tuple[float, ...], now: tuple[float,
     return f"{_PLURAL[measure]} spread differently than at calibration ({numbers}): compare the two histograms"
 
 
-_PLURAL: dict[Measure, str] = {
-    "brightness": "brightness values",
-    "score": "scores",
-    "distance": "patch distances",
-}
+_PLURAL: dict[Measure, str] = {"brightness": "brightness values", "score": "scores", "distance": "patch distances"}
 
 
 def _advice(measure: Measure, rising: bool, compared: str, numbers: str) -> str:

@@ -22,26 +22,15 @@ FAILURES: dict[Status, tuple[str, str]] = {
         "raise decode.max_bytes, max_pixels or max_seconds if such images are intended",
     ),
     Status.UNREADABLE: ("Not a readable image", "truncated, or no image at all: check the camera's uploader"),
-    Status.WRONG_SHAPE: (
-        "Not the size of the nominal strips",
-        "another camera or crop needs its own model",
-    ),
+    Status.WRONG_SHAPE: ("Not the size of the nominal strips", "another camera or crop needs its own model"),
     Status.TOO_SMALL: ("Too small to score", "probably a cropped image or a thumbnail"),
     Status.BLANK: ("One grey level everywhere", "dead camera, closed shutter or no strip on the line"),
     Status.UNSCORED: ("The model gave no finite score", "keep the image and report it"),
 }
 """Every status in words, and what to do about it."""
 
-VERDICTS: dict[Verdict, str] = {
-    Verdict.NORMAL: "Normal",
-    Verdict.REVIEW: "Review",
-    Verdict.REJECT: "Reject",
-}
-MEASURES: dict[Measure, str] = {
-    "brightness": "Brightness",
-    "score": "Anomaly score",
-    "distance": "Patch distance",
-}
+VERDICTS: dict[Verdict, str] = {Verdict.NORMAL: "Normal", Verdict.REVIEW: "Review", Verdict.REJECT: "Reject"}
+MEASURES: dict[Measure, str] = {"brightness": "Brightness", "score": "Anomaly score", "distance": "Patch distance"}
 
 
 def number(value: float, digits: int = 0) -> str:

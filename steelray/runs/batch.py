@@ -124,12 +124,7 @@ class BatchScorer:
         return Status.OK, None
 
     def _judge(
-        self,
-        key: str,
-        size_px: tuple[int, int],
-        map_HW: NDArray[np.float32],
-        score: float,
-        pending: list[Future[None]],
+        self, key: str, size_px: tuple[int, int], map_HW: NDArray[np.float32], score: float, pending: list[Future[None]]
     ) -> dict[str, object]:
         """Return the columns that follow from an image's map and score, and start storing its pictures."""
         peak = float(map_HW.max())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from steelray.config import ArchiveConfig, ComputeConfig, DecodeConfig, ReportConfig, require
+from steelray.config import ArchiveConfig, ComputeConfig, DecodeConfig, ReportConfig, require, require_range
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class RunsConfig:
     """Print what would be done, and do nothing."""
 
     def __post_init__(self) -> None:
-        require(self.keep is None or self.keep >= 1, f"keep must be at least 1, not {self.keep}")
-        require(self.keep_days is None or self.keep_days >= 0, f"keep_days must be >= 0, not {self.keep_days}")
+        require_range(self, "be >= 1", "keep")
+        require_range(self, "be >= 0", "keep_days")
         limited = self.keep is not None or self.keep_days is not None
         require(self.action != "prune" or limited, "prune needs keep (runs) or keep_days")
         require(self.action == "prune" or not limited, f"keep and keep_days belong to prune, not to {self.action}")

@@ -1,6 +1,5 @@
 """Training on a cluster: workers agree, runs continue, mistakes are found at once, and the model scores archives."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -231,12 +230,6 @@ def test_what_cannot_be_is_said_at_once(
         changes = {**changes, "data": TrainDataConfig(nominal=ArchiveConfig(str(tmp_path / "empty")))}
     with pytest.raises(ConfigError, match=message):
         train_model(config_of(tmp_path / "out", **changes), silent)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="mlflow is installed")
-def test_mlflow_that_is_asked_for_and_not_installed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="pip install mlflow"):
-        train_model(config_of(tmp_path, mlflow_uri="file:///nowhere"), silent)
 
 
 def test_tensorboard_s_local_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,7 @@ def test_a_node_is_lost_for_good(plant_in_store: FaultyPlant, results_uri: str, 
     environment = {**plant_in_store.store.environment, "AWS_ENDPOINT_URL": plant_in_store.proxy.endpoint_url}
     with cluster_of(2, 2, home=tmp_path, environment=environment) as nodes:
         job = plant_in_store.start(
-            results_uri,
-            environment={"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)},
+            results_uri, environment={"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
         )
         job.wait_until_some_rows_are_safe()
         nodes.kill(1)

@@ -111,11 +111,7 @@ def disturbed(nodes: Nodes, world: World, results_uri: str, *more: str) -> Itera
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 4])
 def test_scores_do_not_depend_on_the_number_of_nodes(
-    num_nodes: int,
-    world: World,
-    local_scores: dict[str, tuple[object, ...]],
-    object_store: ObjectStore,
-    tmp_path: Path,
+    num_nodes: int, world: World, local_scores: dict[str, tuple[object, ...]], object_store: ObjectStore, tmp_path: Path
 ) -> None:
     results_uri = f"{world.root}/results-{num_nodes}-nodes"
     with cluster_of(

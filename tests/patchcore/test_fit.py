@@ -24,11 +24,7 @@ def strips(*sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
 
 @pytest.fixture
 def fit(eager: Embedder) -> Callable[..., MemoryBank]:
-    def call(
-        images: list[NDArray[np.uint8]],
-        config: EmbedderConfig | None = None,
-        **coreset: object,
-    ) -> MemoryBank:
+    def call(images: list[NDArray[np.uint8]], config: EmbedderConfig | None = None, **coreset: object) -> MemoryBank:
         return fit_memory_bank(
             KEYS[: len(images)],
             images,

@@ -167,7 +167,7 @@ def test_nothing_and_nan_are_refused(shown: list[NDArray[np.uint8]], complaint: 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"ratio": 0.0}, r"growth ratio must lie in \(0, 1\], not 0.0"),
+        ({"ratio": 0.0}, r"ratio must lie in \(0, 1\], not 0.0"),
         ({"max_centers": 0}, "max_centers must be > 0, not 0"),
         ({"cover_radius": -1.0}, "cover_radius must be >= 0, not -1.0"),
     ],

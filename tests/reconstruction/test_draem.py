@@ -29,8 +29,7 @@ def test_parameter_counts_at_full_width() -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
-    [SMALL, DraemConfig(width=1 / 16, norm="gn"), *(DraemConfig(width=1 / 16, halvings=n) for n in (1, 2, 3))],
+    "config", [SMALL, DraemConfig(width=1 / 16, norm="gn"), *(DraemConfig(width=1 / 16, halvings=n) for n in (1, 2, 3))]
 )
 @pytest.mark.parametrize("size", [(32, 32), (64, 96)])
 def test_shapes(config: DraemConfig, size: tuple[int, int]) -> None:

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from steelray.reconstruction.losses import best_constant_focal, focal_loss, grain_floor, l2_loss, ssim_loss, ssim_map
+from steelray.reconstruction.losses import focal_loss, l2_loss, ssim_loss, ssim_map
+from steelray.research.study.diagnostics import grain_floor
+from steelray.research.study.probe import best_constant_focal
 
 
 def images(*size: int, seed: int = 0) -> torch.Tensor:

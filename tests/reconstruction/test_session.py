@@ -21,9 +21,9 @@ from steelray.reconstruction.config import (
     TrainConfig,
     TrainDataConfig,
 )
-from steelray.reconstruction.losses import best_constant_focal
 from steelray.reconstruction.session import NonFiniteLoss, TrainingSession
 from steelray.reconstruction.synthesis import SampleMaker, samples_of_step
+from steelray.research.study.probe import best_constant_focal
 
 CONFIG = TrainConfig(
     model="draem",

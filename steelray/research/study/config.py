@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from steelray.config import DatasetConfig, require
+from steelray.config import DatasetConfig, require, require_range
 from steelray.reconstruction.config import TrainConfig
 from steelray.research.study.condition import parse_condition
 from steelray.research.study.space import Axis
@@ -122,10 +122,8 @@ class StudyConfig:
         require(len(self.seeds) > 0 and len(self.confirm_seeds) > 0, "seeds and confirm_seeds need at least one each")
         require(len(self.map_sigmas_px) > 0, "map_sigmas_px needs at least one; [0] leaves maps as they are")
         require(len(self.scoring_scales) > 0, "scoring_scales needs at least one; [1] leaves strips as they are")
-        require(0 < self.probe_share < 1, f"probe_share must lie in (0, 1), not {self.probe_share}")
-        require(
-            self.confirm_steps is None or self.confirm_steps > 0, f"confirm_steps must be > 0, not {self.confirm_steps}"
-        )
+        require_range(self, "lie in (0, 1)", "probe_share")
+        require_range(self, "be > 0", "confirm_steps")
         for name in ("max_trials", "steps_per_epoch", "num_probes"):
             require(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
 

@@ -15,12 +15,12 @@ from steelray.evaluation.datasets import load_dataset
 from steelray.imaging.decode import resize
 from steelray.imaging.tiling import tile_grid
 from steelray.provenance import git_commit, package_versions
-from steelray.reconstruction.losses import grain_floor
 from steelray.research.study.config import DiagnoseConfig
 from steelray.research.study.diagnostics import (
     FIGURE_TITLES,
     TileFigures,
     as_rows,
+    grain_floor,
     measure_tile,
     summarize,
     to_markdown,

@@ -4,6 +4,7 @@ Shapes: H height, W width, C channels (1 or 3) of a tile, pixels uint8; figures 
 otherwise.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from steelray.config import ConfigError
 from steelray.reconstruction.input import BLACK_LEVEL, black_fraction
-from steelray.reconstruction.losses import grain_floor, ssim_map
+from steelray.reconstruction.losses import SSIM_C2, ssim_map
 from steelray.reconstruction.perlin import gaussian_blur
 
 Pixels = NDArray[np.uint8]
@@ -133,3 +134,12 @@ def to_markdown(names: Sequence[str], summaries: Sequence[dict[str, Any]]) -> st
 def as_rows(tiles: Sequence[TileFigures]) -> dict[str, list[float]]:
     """Return every figure as a list over the tiles."""
     return {name: [asdict(tile)[name] for tile in tiles] for name in FIGURE_TITLES}
+
+
+def grain_floor(grain_sd: float) -> float:
+    """Return the least 1 - SSIM that a smooth reconstruction of a grainy surface can reach: s² / (s² + C2).
+
+    Args:
+        grain_sd: s, the grain's standard deviation, for values in [0, 1]; not finite: 1 is returned.
+    """
+    return grain_sd**2 / (grain_sd**2 + SSIM_C2) if math.isfinite(grain_sd) else 1.0

@@ -17,7 +17,7 @@ from steelray.reconstruction.batch import Batch, collate
 from steelray.reconstruction.config import InputConfig, SynthesisConfig, TrainConfig
 from steelray.reconstruction.draem import Draem
 from steelray.reconstruction.input import BLACK_LEVEL, black_fraction
-from steelray.reconstruction.losses import best_constant_focal, focal_loss, ssim_map
+from steelray.reconstruction.losses import focal_loss, ssim_map
 from steelray.reconstruction.perlin import gaussian_blur
 from steelray.reconstruction.sources import AnomalySource
 from steelray.reconstruction.synthesis import SampleMaker
@@ -227,3 +227,24 @@ def _outputs(model: Draem, images_NCHW: torch.Tensor, device: torch.device | Non
 
 def _levels(image_CHW: Floats) -> Pixels:
     return np.asarray(np.rint(image_CHW * 255), dtype=np.uint8).transpose(1, 2, 0)
+
+
+def best_constant_focal(anomalous_fraction: float, gamma: float = 2.0) -> float:
+    """Return the least focal loss of a segmentation that gives every pixel the same probability q.
+
+    A segmentation has learnt something only below it: min over q of π (1-q)^γ (-log q) + (1-π) q^γ (-log(1-q)).
+
+    Args:
+        anomalous_fraction: π, the share of anomalous pixels, in [0, 1].
+    """
+    if not 0 <= anomalous_fraction <= 1:
+        raise ValueError(f"anomalous_fraction must lie in [0, 1], not {anomalous_fraction}")
+    low, high = -40.0, 40.0
+    for _ in range(6):  # a grid over logit(q), refined around its best point
+        logits = np.linspace(low, high, 401)
+        log_q, log_not_q = -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
+        losses = -anomalous_fraction * np.exp(gamma * log_not_q) * log_q
+        losses -= (1 - anomalous_fraction) * np.exp(gamma * log_q) * log_not_q
+        best = int(np.argmin(losses))
+        low, high = logits[max(best - 1, 0)], logits[min(best + 1, 400)]
+    return float(losses[best])

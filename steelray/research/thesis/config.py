@@ -109,11 +109,7 @@ class ThesisConfig:
         if name == "bottle":
             return DatasetConfig(kind="mvtec", root=self.bottle_root)
         return DatasetConfig(
-            kind="severstal",
-            root=self.severstal_root,
-            tiling="400x256",
-            num_fit=self.severstal_num_fit,
-            seed=self.seed,
+            kind="severstal", root=self.severstal_root, tiling="400x256", num_fit=self.severstal_num_fit, seed=self.seed
         )
 
     def training(self, dataset: str, kind: ModelKind, run_name: str) -> TrainConfig:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from steelray.config import ConfigError
-from steelray.reconstruction.losses import grain_floor
-from steelray.research.study.diagnostics import FIGURE_TITLES, measure_tile, summarize, to_markdown
+from steelray.research.study.diagnostics import FIGURE_TITLES, grain_floor, measure_tile, summarize, to_markdown
 from steelray.research.study.transplant import apply_changes
 
 RNG = np.random.default_rng(0)
