@@ -171,7 +171,7 @@ def test_lists_need_no_brackets(argv: list[str], levels: Any, resize_px: Any, na
         (["--size", "many"], "size: Expected int. Got value: many"),
         (["--size", "0"], "size must be > 0, not 0"),
         (["--archive.limit", "x"], "archive.limit: Expected int. Given value: x"),
-        (["--archive.limit", "0"], "limit must be positive, not 0"),
+        (["--archive.limit", "0"], "limit must be > 0, not 0"),
         (["--archive.modified_before", "yesterday"], "archive.modified_before: Not of type datetime"),
         (["--mode", "medium"], "mode: Expected one of 'slow', 'fast'. Got value: medium"),
         (["--embedder.levels", "[3, 2]"], "levels must rise and be >= 0: [3, 2]"),
