@@ -6,11 +6,23 @@ from dataclasses import dataclass
 import pytest
 
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, DatasetConfig, DecodeConfig
-from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig, identity
+from steelray.patchcore.config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig, identity
+
+NO_INDEX = ["", "nonsense", "Flat", "IVF0,Flat", "HNSW16", "PQ12", "SQ8", "IVF8,PQ12x6", "IVF8,SQ8", "PCA12,Flat"]
 
 
 @pytest.mark.parametrize(
-    "section", [CalibrationConfig, ComputeConfig, CoresetConfig, DecodeConfig, EmbedderConfig, ScoringConfig]
+    "section",
+    [
+        CalibrationConfig,
+        ComputeConfig,
+        CoresetConfig,
+        DecodeConfig,
+        EmbedderConfig,
+        GrowthConfig,
+        IndexConfig,
+        ScoringConfig,
+    ],
 )
 def test_defaults_are_valid_and_frozen(section: Callable[[], object]) -> None:
     config = section()
@@ -44,6 +56,11 @@ def test_defaults_are_valid_and_frozen(section: Callable[[], object]) -> None:
         (CoresetConfig, {"ratio": float("nan")}, "ratio"),
         (CoresetConfig, {"max_centers": 0}, "max_centers"),
         (CoresetConfig, {"cover_radius": -0.1}, "cover_radius"),
+        (GrowthConfig, {"ratio": 0.0}, "ratio"),
+        (GrowthConfig, {"max_centers": 0}, "max_centers"),
+        (GrowthConfig, {"cover_radius": -1.0}, "cover_radius"),
+        *((IndexConfig, {"factory": factory}, "factory must be like IVF256,Flat") for factory in NO_INDEX),
+        (IndexConfig, {"num_probes": 0}, "num_probes"),
         (ScoringConfig, {"num_neighbors": 0}, "num_neighbors"),
         (ScoringConfig, {"sigma_px": -1.0}, "sigma_px"),
         (ScoringConfig, {"sigma_px": float("nan")}, "sigma_px"),

@@ -11,6 +11,7 @@ from steelray.config import ConfigError
 from steelray.patchcore import bank as bank_module
 from steelray.patchcore.bank import (
     IMAGES_FILE,
+    INDEX_FILE,
     INFO_FILE,
     MemoryBank,
     bank_files,
@@ -19,7 +20,8 @@ from steelray.patchcore.bank import (
     read_origins,
     read_vectors,
 )
-from steelray.patchcore.config import EmbedderConfig, ScoringConfig
+from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.patchcore.quantised import index_bank
 from steelray.storage.location import Location
 from tests.patchcore.samples import STATISTICS, bank_of, gaussian
 
@@ -152,10 +154,10 @@ def test_more_neighbours_than_vectors_are_refused() -> None:
         some_bank(2)
 
 
-@pytest.mark.parametrize("name", ["shard-00000.arrow", IMAGES_FILE])
+@pytest.mark.parametrize("name", ["shard-00000.arrow", IMAGES_FILE, INDEX_FILE])
 def test_a_missing_or_damaged_file_is_noticed(name: str, tmp_path: Path) -> None:
     location = Location(str(tmp_path))
-    files = dict(bank_files(some_bank()))
+    files = dict(bank_files(index_bank(some_bank(), IndexConfig(factory="IVF4,Flat"), gaussian(5, 7, 1))))
     damaged = bytearray(files.pop(name))
     damaged[len(damaged) // 2] ^= 1
     for other, body in files.items():

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from steelray.config import ConfigError
-from steelray.imaging.decode import resize
 from steelray.patchcore.bank import MemoryBank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.patchcore.fit import common_size, fit_memory_bank, patch_origins
@@ -81,33 +79,6 @@ def test_the_size_is_remembered_only_where_it_is_one(
     assert common_size([(1, 2), (1, 2)], embedder_config) == (1, 2)
 
 
-def test_images_are_resized_before_embedding(embed: EmbedFunction, eager: Embedder) -> None:
-    [image] = strips((64, 160))
-    embedded = replace(eager, config=replace(eager.config, resize_px=(32, 64))).embed_image(image)
-    assert np.array_equal(embedded, embed(resize(image, (32, 64))[None])[0])
-
-
 def test_origins_run_row_by_row_through_the_images() -> None:
     assert patch_origins([(1, 2), (2, 1)]).tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0]]
     assert patch_origins([(3, 4)]).dtype == np.int32
-
-
-def test_nothing_to_learn_from(fit: Callable[..., MemoryBank]) -> None:
-    with pytest.raises(ConfigError, match="no nominal images"):
-        fit([])
-
-
-def test_an_embedding_that_is_not_finite_is_named() -> None:
-    def broken(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        embeddings = np.zeros((len(images_BHWC), 2, 3, 4), np.float32)
-        embeddings[0, 1, 1, 0] = np.nan
-        return embeddings
-
-    with pytest.raises(ConfigError, match="coreset: embedding 4 is not finite"):
-        fit_memory_bank(
-            KEYS[:1],
-            strips((64, 160)),
-            Embedder(EmbedderConfig(), broken, 8, ""),
-            coreset=CoresetConfig(),
-            scoring=ScoringConfig(),
-        )

@@ -1,6 +1,6 @@
 """A grown bank against one that is rebuilt from everything at the same size."""
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -155,23 +155,9 @@ def test_a_quantised_bank_stays_one(index: IndexConfig) -> None:
     np.testing.assert_array_equal(grown.vectors_ND[: bank.info.num_vectors], bank.vectors_ND)
 
 
-@pytest.mark.parametrize(
-    ("shown", "complaint"),
-    [([], "no nominal images"), ([image(0, "steel"), image(0, "nan")], "embedding 600 is not finite")],
-)
-def test_nothing_and_nan_are_refused(shown: list[NDArray[np.uint8]], complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
-        grow(build(images(2, "steel")), shown)
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"ratio": 0.0}, r"ratio must lie in \(0, 1\], not 0.0"),
-        ({"max_centers": 0}, "max_centers must be > 0, not 0"),
-        ({"cover_radius": -1.0}, "cover_radius must be >= 0, not -1.0"),
-    ],
-)
-def test_settings_are_checked(changes: dict, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
-        replace(GrowthConfig(), **changes)
+@pytest.mark.parametrize("learn", [build, lambda shown: grow(build(images(2, "steel")), shown)], ids=["build", "grow"])
+def test_nothing_and_nan_are_refused(learn: Callable[[list[NDArray[np.uint8]]], MemoryBank]) -> None:
+    with pytest.raises(ConfigError, match="no nominal images"):
+        learn([])
+    with pytest.raises(ConfigError, match="coreset: embedding 600 is not finite"):
+        learn([image(0, "steel"), image(0, "nan")])

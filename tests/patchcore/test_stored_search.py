@@ -1,3 +1,5 @@
+"""Search of a stored bank against one index in memory."""
+
 import numpy as np
 import pytest
 

@@ -63,19 +63,15 @@ def tiled() -> EmbedFunction:
 
 
 @pytest.mark.parametrize("size_px", [(64, 128), (63, 127), (40, 50)])
-def test_an_image_no_larger_than_a_tile_is_embedded_as_without_tiles(
-    embed: EmbedFunction, tiled: EmbedFunction, size_px: tuple[int, int]
+@pytest.mark.parametrize("larger_px", [(0, 0), (0, 33), (37, 75), (86, 0)])
+def test_the_grid_is_that_of_the_whole_image_and_a_tile_alone_the_same(
+    embed: EmbedFunction, tiled: EmbedFunction, size_px: tuple[int, int], larger_px: tuple[int, int]
 ) -> None:
-    image = strip(*size_px)[None]
-    assert np.array_equal(tiled(image), embed(image))
-
-
-@pytest.mark.parametrize("size_px", [(64, 129), (65, 300), (101, 203), (40, 257), (150, 64)])
-def test_the_grid_is_that_of_the_whole_image(
-    embed: EmbedFunction, tiled: EmbedFunction, size_px: tuple[int, int]
-) -> None:
-    image = strip(*size_px)[None]
-    assert tiled(image).shape == embed(image).shape
+    image = strip(size_px[0] + larger_px[0], size_px[1] + larger_px[1])[None]
+    embeddings, whole = tiled(image), embed(image)
+    assert embeddings.shape == whole.shape
+    if larger_px == (0, 0):
+        assert np.array_equal(embeddings, whole)
 
 
 def test_tiles_come_near_the_whole_image_and_overlap_leaves_no_seam(

@@ -1,3 +1,5 @@
+"""Timing of stages: what is timed gives the same answers."""
+
 import time
 
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from steelray.patchcore.index import IndexShard, LocalSearch
 from steelray.patchcore.timing import TimedSearch, stage, timed_embed
+from tests.patchcore.samples import gaussian
 
 
 class Seen(dict[str, list[float]]):
@@ -22,10 +25,9 @@ def test_a_block_is_timed_and_one_that_fails_is_not_counted() -> None:
     assert len(seen["decode"]) == 1
 
 
-def test_a_timed_search_gives_the_same_answers(rng: np.random.Generator) -> None:
-    bank_ND = rng.standard_normal((50, 4), dtype=np.float32)
-    queries_QD = rng.standard_normal((7, 4), dtype=np.float32)
-    plain, seen = LocalSearch([IndexShard(bank_ND)]), Seen()
+def test_a_timed_search_gives_the_same_answers() -> None:
+    queries_QD = gaussian(7, 4, 1)
+    plain, seen = LocalSearch([IndexShard(gaussian(50, 4, 0))]), Seen()
     timed = TimedSearch(plain, seen)
     first, second = timed.submit(queries_QD, 2), timed.submit(queries_QD[:3], 1)
     assert seen == {}, "counted when the answer is there"
@@ -41,8 +43,3 @@ def test_a_timed_embedder_gives_the_same_embeddings() -> None:
     images_BHWC = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
     np.testing.assert_array_equal(embed(images_BHWC), images_BHWC.mean(axis=3, keepdims=True))
     assert len(seen["embed"]) == 1
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
