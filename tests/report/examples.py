@@ -91,13 +91,9 @@ def pictures_of(number, size_px):
     map_HW = 1.0 + 0.12 * noise_HW + 1.6 * ndimage.gaussian_filter(strip.mask_HW.astype(float), 6)
     center_px = pictures.worst_patch_center(map_HW, size_px)
     boxes = [
-        {
-            "left_px": columns.start - 12,
-            "top_px": rows.start - 12,
-            "width_px": columns.stop - columns.start + 24,
-            "height_px": rows.stop - rows.start + 24,
-            "peak_score": 2.0,
-        }
+        BOX
+        | {"left_px": columns.start - 12, "width_px": columns.stop - columns.start + 24, "peak_score": 2.0}
+        | {"top_px": rows.start - 12, "height_px": rows.stop - rows.start + 24}
         for rows, columns in ndimage.find_objects(ndimage.label(strip.mask_HW)[0])[:4]
     ]
     return {

@@ -15,6 +15,12 @@ def calm():
     return example_run(900, 0)
 
 
+def scored(data, num_rows=900, **changes):
+    """The same run with other strips."""
+    limits = {limits.group: limits for limits in data.thresholds}
+    return replace(data, scores=score_table(num_rows, limits=limits, **changes), num_listed=num_rows)
+
+
 def checks_of(data):
     checks = run_checks(data, Counts(data.scores))
     return {check.anchor: replace(check, detail=check.detail.replace("\u00a0", " ")) for check in checks}
@@ -29,6 +35,8 @@ def test_a_calm_run_is_sound(calm):
     checks = run_checks(calm, Counts(calm.scores))
     assert headline(checks) == (Level.OK, "The run is complete and sound")
     assert checks[0].detail == "900 listed, 900 rows: none lost, none twice"
+    later = checks_of(replace(calm, num_already_scored=12_000))["run"].detail
+    assert later == f"{checks[0].detail}; 12,000 more were scored by earlier runs"
 
 
 @pytest.mark.parametrize("change", ["lost", "twice"])
@@ -37,11 +45,6 @@ def test_lost_and_double_rows_are_a_problem(calm, change):
     broken = replace(calm, scores=scores)
     assert levels_of(broken)["run"] == Level.PROBLEM
     assert headline(run_checks(broken, Counts(scores))) == (Level.PROBLEM, "Do not rely on this run yet")
-
-
-def test_objects_of_earlier_runs_are_told(calm):
-    detail = checks_of(replace(calm, num_already_scored=12_000))["run"].detail
-    assert "12,000 more were scored by earlier runs" in detail
 
 
 def test_quarantine_above_its_limit_is_a_problem(calm):
@@ -54,24 +57,20 @@ def test_quarantine_above_its_limit_is_a_problem(calm):
     assert checks_of(none)["failures"].title == "Every object has a score"
 
 
-def limits_of(data):
-    return {limits.group: limits for limits in data.thresholds}
-
-
 def test_a_run_without_flags_may_have_missed_defects(calm):
-    scores = score_table(3000, limits=limits_of(calm), defect_rate=0)
-    field = scores.schema.get_field_index("verdict")
-    unflagged = scores.set_column(field, scores.schema.field(field), [["normal"] * 3000])
-    check = checks_of(replace(calm, scores=unflagged, num_listed=3000))["thresholds"]
+    many = scored(calm, 3000, defect_rate=0)
+    field = many.scores.schema.get_field_index("verdict")
+    unflagged = many.scores.set_column(field, many.scores.schema.field(field), [["normal"] * 3000])
+    check = checks_of(replace(many, scores=unflagged))["thresholds"]
     assert (check.level, check.title) == (Level.LOOK, "Fewer flags than expected")
 
 
 def test_flag_rates_are_compared_with_earlier_runs_where_there_are_some(calm):
-    many = replace(calm, scores=score_table(900, limits=limits_of(calm), defect_rate=0.15))
+    many = scored(calm, defect_rate=0.15)
     assert checks_of(many)["thresholds"].title == "Unusually many flags"
     assert "in the last 9 runs" in checks_of(many)["thresholds"].detail
     assert checks_of(replace(many, history=()))["thresholds"].title == "Flag rate is plausible"
-    most = replace(calm, history=(), scores=score_table(900, limits=limits_of(calm), defect_rate=0.4))
+    most = replace(scored(calm, defect_rate=0.4), history=())
     assert checks_of(most)["thresholds"].title == "Unusually many flags"
 
 
@@ -122,7 +121,7 @@ def test_expected_and_seen_by_group(calm):
 
 
 def test_readings_tell_defects_from_false_alarms(calm):
-    many = replace(calm, scores=score_table(900, limits=limits_of(calm), defect_rate=0.15))
+    many = scored(calm, defect_rate=0.15)
     readings = [flag.reading for flag in flags_by_group(many, Counts(many.scores))]
     assert all("more than false alarms explain" in reading for reading in readings)
     by_hand = flags_by_group(replace(calm, threshold_override=9.0), Counts(calm.scores))

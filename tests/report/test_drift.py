@@ -1,5 +1,3 @@
-from datetime import UTC, datetime
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,6 +7,7 @@ from steelray.models.calibration import ALL_STRIPS
 from steelray.report import drift
 from steelray.runs.record import GroupSummary, RunSummary
 from steelray.schema import SCORES, Status
+from tests.report.examples import FINISHED
 
 
 def sample(rng, count, score_shift=0.0, brightness_shift=0.0):
@@ -23,24 +22,16 @@ def made_of(scores, brightness):
 
 
 def table(scores, brightness, groups=None, statuses=None, flags=None):
-    count = len(scores)
-    statuses = statuses or [Status.OK] * count
-    ok = [status == Status.OK for status in statuses]
-    columns = {
-        "image_key": [f"strip_{n}.jpg" for n in range(count)],
-        "etag": ["0"] * count,
-        "size_bytes": [1] * count,
-        "status": [str(status) for status in statuses],
-        "anomaly_score": [s if good else None for s, good in zip(scores, ok, strict=True)],
-        "mean_brightness": [b if good else None for b, good in zip(brightness, ok, strict=True)],
-        "map_mean": [s / 2 if good else None for s, good in zip(scores, ok, strict=True)],
-        "group": groups or [""] * count,
-        "is_anomalous": [f if good else None for f, good in zip(flags or [False] * count, ok, strict=True)],
-        "model_id": ["m"] * count,
-        "run_id": ["r"] * count,
-        "scored_at": [datetime.now(UTC)] * count,
-    }
-    return pa.table({f.name: pa.array(columns.get(f.name, [None] * count), f.type) for f in SCORES}, schema=SCORES)
+    rows = []
+    for number, (score, level) in enumerate(zip(scores, brightness, strict=True)):
+        status = statuses[number] if statuses else Status.OK
+        row = {"image_key": f"strip_{number}.jpg", "etag": "0", "size_bytes": 1, "status": str(status)}
+        row |= {"group": groups[number] if groups else "", "model_id": "m", "run_id": "r", "scored_at": FINISHED}
+        if status == Status.OK:
+            row |= {"anomaly_score": score, "mean_brightness": level, "map_mean": score / 2}
+            row["is_anomalous"] = flags[number] if flags else False
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=SCORES)
 
 
 def warned(shifts):
