@@ -182,4 +182,4 @@ def test_the_nightly_is_the_scoring_job(overlay: list[Manifest]) -> None:
     for field in ("entrypoint", "rayClusterSpec", "submitterPodTemplate"):
         assert specs["nightly"][field] == specs["score-archive"][field]
     assert "suspend" not in specs["nightly"]
-    assert specs["nightly"]["activeDeadlineSeconds"] < 24 * 3600, "two nights must not overlap"
+    assert specs["nightly"]["activeDeadlineSeconds"] < 24 * 3600, "two nightly runs must not overlap"

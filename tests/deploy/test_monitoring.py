@@ -1,4 +1,4 @@
-"""Alert rules and dashboard: valid, about metrics that exist, and raised by the nights that they are for."""
+"""Alert rules and dashboard: valid, about metrics that exist, and raised by the runs that they are for."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ SUFFIXES = {"Counter": ["_total"], "Gauge": [""], "Histogram": ["_bucket", "_sum
 
 
 def exported_names() -> set[str]:
-    """What Ray makes of the metrics in steelray/cluster/metrics.py."""
+    """Return the names under which Ray exports the metrics of steelray/cluster/metrics.py."""
     names = set()
     tree = ast.parse((REPOSITORY / "steelray/cluster/metrics.py").read_text())
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
@@ -48,7 +48,7 @@ def test_prometheus_accepts_the_rules_and_the_configuration() -> None:
     promtool("check", "config", "--syntax-only", str(REPOSITORY / "deploy/prometheus/prometheus.yaml"))
 
 
-def test_every_alert_is_raised_by_its_night_and_by_no_other() -> None:
+def test_every_alert_is_raised_by_its_run_and_by_no_other() -> None:
     promtool("test", "rules", str(Path(__file__).parent / "alerts_test.yaml"))
     tested = (Path(__file__).parent / "alerts_test.yaml").read_text()
     for alert in alerts():

@@ -1,4 +1,4 @@
-"""What `ray job submit` would upload of this folder, by Ray's own packaging."""
+"""The package that `ray job submit` uploads of this folder, made by Ray's own packaging."""
 
 import zipfile
 from pathlib import Path

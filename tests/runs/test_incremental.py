@@ -1,3 +1,5 @@
+"""Incremental runs: objects that earlier runs have scored are left out."""
+
 from dataclasses import replace
 from typing import Any
 

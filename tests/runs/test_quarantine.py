@@ -1,3 +1,5 @@
+"""The list of objects without a score, and the limit of their share."""
+
 import csv
 import io
 from pathlib import Path

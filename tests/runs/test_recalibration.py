@@ -1,3 +1,5 @@
+"""New thresholds from stored rows, and how often strips are flagged at them."""
+
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Retention: runs that are kept, retired and deleted."""
+
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Figures of a run's alarms from an operator's verdicts."""
+
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +21,7 @@ def table(*rows: tuple[str, str, str]) -> pa.Table:
     return pa.Table.from_pylist([{**dict(zip(fields, row, strict=True)), "status": "ok"} for row in rows])
 
 
-NIGHT = table(
+ROWS = table(
     ("a", "line1", "reject"),
     ("b", "line1", "reject"),
     ("c", "line1", "review"),
@@ -30,7 +32,7 @@ NIGHT = table(
 
 
 def test_precision_counts_the_judged_alarms_of_each_threshold() -> None:
-    found, _ = judge(NIGHT, {"a": True, "c": False, "d": True})
+    found, _ = judge(ROWS, {"a": True, "c": False, "d": True})
     at_review, at_reject = found["review"], found["reject"]
     assert (at_review.flagged, at_review.judged, at_reject.precision) == (4, 3, 1.0)
     assert at_review.precision == pytest.approx(2 / 3)
@@ -40,15 +42,15 @@ def test_precision_counts_the_judged_alarms_of_each_threshold() -> None:
 
 
 def test_recall_is_known_only_where_strips_below_the_threshold_were_judged() -> None:
-    found, _ = judge(NIGHT, {"a": True, "c": True})
+    found, _ = judge(ROWS, {"a": True, "c": True})
     assert found["review"].recall is None
     assert found["reject"].recall == 0.5, "c was judged and lies below reject"
-    found, _ = judge(NIGHT, {"a": True, "c": True, "e": True, "f": False})
+    found, _ = judge(ROWS, {"a": True, "c": True, "e": True, "f": False})
     assert (found["review"].recall, found["review"].missed) == (pytest.approx(2 / 3), 1)
 
 
 def test_groups_are_judged_by_themselves() -> None:
-    _, groups = judge(NIGHT, {"a": True, "b": True, "c": False, "d": False})
+    _, groups = judge(ROWS, {"a": True, "b": True, "c": False, "d": False})
     assert groups["line1"]["review"].precision == pytest.approx(2 / 3)
     assert (groups["line2"]["review"].precision, groups["line2"]["reject"].precision) == (0.0, None)
 
@@ -91,11 +93,11 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path, text: str | None, messag
 class TestPublishedRun:
     @pytest.fixture
     def results_uri(self, tmp_path: Path) -> str:
-        run = Run(str(tmp_path / "results"), "night")
+        run = Run(str(tmp_path / "results"), "first")
         sink = pa.BufferOutputStream()
         pq.write_table(score_table(50), sink)
         run.location.write("scores/part.parquet", sink.getvalue().to_pybytes())
-        run.finish(dump(some_record("night")))
+        run.finish(dump(some_record("first")))
         publish(run)
         return run.results_uri
 
@@ -103,11 +105,11 @@ class TestPublishedRun:
         lines = ["image_key,verdict"] + [f'"{key.replace(chr(34), 2 * chr(34))}",true_alarm' for key in NASTY_KEYS]
         (tmp_path / "v.csv").write_text("\n".join([*lines, "elsewhere.jpg,false_alarm"]), encoding="utf-8")
         found = review(ReviewConfig(results_uri, str(tmp_path / "v.csv")))
-        assert (found.run_id, found.verdicts, found.not_in_run) == ("night", len(NASTY_KEYS) + 1, 1)
+        assert (found.run_id, found.verdicts, found.not_in_run) == ("first", len(NASTY_KEYS) + 1, 1)
 
     def test_verdicts_of_another_run_are_refused(self, results_uri: str, tmp_path: Path) -> None:
         (tmp_path / "v.csv").write_text("key,verdict\nelsewhere.jpg,false_alarm\n")
-        with pytest.raises(ConfigError, match=r"none of its 1 keys, such as elsewhere\.jpg, is in run night"):
+        with pytest.raises(ConfigError, match=r"none of its 1 keys, such as elsewhere\.jpg, is in run first"):
             review(ReviewConfig(results_uri, str(tmp_path / "v.csv")))
         with pytest.raises(ConfigError, match="no complete run other"):
             review(ReviewConfig(results_uri, str(tmp_path / "v.csv"), "other"))
