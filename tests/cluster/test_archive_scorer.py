@@ -1,10 +1,13 @@
 from dataclasses import asdict
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import ray
 
+from steelray.cluster import archive_scorer
 from steelray.cluster.archive_scorer import score_archive
 from steelray.cluster.image_source import images_per_task
 from steelray.cluster.search_actors import ActorSearch, start_search_servers
@@ -13,6 +16,8 @@ from steelray.demo.synthetic import encode
 from steelray.imaging.decode import decode
 from steelray.models.calibration import read_calibration
 from steelray.models.model import load_scorer, open_model
+from steelray.patchcore.bank import read_vectors
+from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.index import BankUnavailable, IndexShard, LocalSearch
 from steelray.runs.quarantine import read_quarantine
 from steelray.runs.run import Run, read_published
@@ -52,11 +57,10 @@ def test_the_job_gives_every_image_the_score_of_a_single_process(world: World, c
     assert f"runs/{clean_run.run_id}/report.html" in Location(clean_run.results_uri).read("index.html").decode()
 
 
-@pytest.mark.parametrize("num_shards", [2, 3])
-def test_a_sharded_bank_gives_the_same_scores(world: World, clean_run: Run, s3_uri: str, num_shards: int) -> None:
-    compute = ComputeConfig(bank_shards=num_shards)
+def test_a_sharded_bank_gives_the_same_scores(world: World, clean_run: Run, s3_uri: str) -> None:
+    compute = ComputeConfig(bank_shards=3)
     summary = score_archive(score_config(world, s3_uri, compute=compute), silent)
-    assert summary["run_id"] == clean_run.run_id, "how the work is spread is not what it is"
+    assert summary["run_id"] == clean_run.run_id, "the placement of the bank is not part of a run's identity"
     tables = [clean_run.scores(), Run(s3_uri, summary["run_id"]).scores()]
     for name in ("anomaly_score", "map_peak", "verdict", "defect_area_fraction"):
         assert tables[0].column(name).to_pylist() == tables[1].column(name).to_pylist(), name
@@ -77,15 +81,16 @@ def test_every_bad_input_gets_its_row_and_its_status(world: World, s3_uri: str) 
         "other size.png", encode(np.arange(96 * 256, dtype=np.uint16).reshape(96, 256).astype(np.uint8), "PNG")
     )
     archive.write("sixteen bit.png", encode((np.arange(64 * 256).reshape(64, 256) * 4).astype(np.uint16), "PNG"))
-    archive.write("large.bin", bytes(3000))
+    archive.write("large.bin", bytes(500_000))
     expected |= {"dot.png": "too_small", "tiny.png": "too_small", "other size.png": "wrong_shape"}
-    expected |= {"sixteen bit.png": "ok", "large.bin": "unreadable"}
+    expected |= {"sixteen bit.png": "ok", "large.bin": "too_large"}
     with pytest.raises(JobFailed, match=r"11 of 20 objects \(55.0%\) have no score, 5.0% are allowed") as failed:
-        score_archive(score_config(world, f"{s3_uri}/results", archive=ArchiveConfig(archive.uri)), silent)
+        settings = {"archive": ArchiveConfig(archive.uri), "decode": DecodeConfig(max_bytes=400_000)}
+        score_archive(score_config(world, f"{s3_uri}/results", **settings), silent)
     summary = failed.value.summary
     assert summary is not None
     run = Run(f"{s3_uri}/results", summary["run_id"])
-    assert read_published(run.results_uri).current == run.run_id, "the complaint comes after the work"
+    assert read_published(run.results_uri).current == run.run_id, "the run is published before the failure is reported"
     table = run.scores()
     assert dict(zip(table.column("image_key").to_pylist(), table.column("status").to_pylist(), strict=True)) == expected
     assert summary["counts"]["listed"] == table.num_rows == len(expected)
@@ -102,8 +107,6 @@ def test_every_bad_input_gets_its_row_and_its_status(world: World, s3_uri: str) 
 def test_objects_deleted_or_replaced_after_the_listing_get_a_row(
     world: World, s3_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from steelray.cluster import archive_scorer
-
     archive = Location(f"{s3_uri}/archive")
     for index in range(4):
         archive.write(f"{index}.jpg", strip_jpeg(index, seed=4))
@@ -119,13 +122,7 @@ def test_objects_deleted_or_replaced_after_the_listing_get_a_row(
     settings = {"archive": ArchiveConfig(archive.uri), "max_quarantine_share": None, "incremental": True}
     config = score_config(world, f"{s3_uri}/results", **settings)
     summary = score_archive(config, silent)
-    assert summary["counts"] == {
-        "listed": 4,
-        "ok": 2,
-        "changed": 1,
-        "missing": 1,
-        "flagged": summary["counts"]["flagged"],
-    }
+    assert summary["counts"] | {"flagged": 0} == {"listed": 4, "ok": 2, "changed": 1, "missing": 1, "flagged": 0}
 
     monkeypatch.undo()
     again = score_archive(config, silent)
@@ -149,12 +146,9 @@ def test_a_finished_run_is_not_run_again(world: World, clean_run: Run) -> None:
     assert before == {stored.key: stored.etag for stored in results.list()}
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(world: World, clean_run: Run, s3_uri: str) -> None:
+def test_an_interrupted_run_continues_where_it_stopped(world: World, clean_run: Run, s3_uri: str) -> None:
     run = Run(s3_uri, clean_run.run_id)
-    # as a killed driver leaves it: some rows committed, some written but not committed, no run.json
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    # a killed driver leaves some rows committed, some written but not committed, and no run.json
     table = clean_run.scores()
 
     def put(key: str, part: pa.Table) -> None:
@@ -177,8 +171,6 @@ def test_an_interrupted_run_goes_on_where_it_stopped(world: World, clean_run: Ru
 def test_a_killed_shard_actor_comes_back_with_the_same_answers(world: World) -> None:
     info = open_model(world.bank_uri).bank
     assert info is not None
-    from steelray.patchcore.bank import read_vectors
-
     vectors_ND = read_vectors(Location(world.bank_uri).read, info)
     queries_QD = np.random.default_rng(0).standard_normal((50, info.dim)).astype(np.float32)
     expected = LocalSearch([IndexShard(vectors_ND)]).submit(queries_QD, 3).result()
@@ -225,12 +217,6 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(world: World, s3_uri: str) 
     assert answer["plan"]["bank_plan"]["placement"] == "replicated"
     assert answer["plan"]["compute"]["num_scorers"] >= 1
     assert not list(Location(s3_uri).list())
-
-
-def test_limits_on_bytes_are_kept(world: World, s3_uri: str) -> None:
-    decode_config = DecodeConfig(max_bytes=1000)
-    summary = score_archive(score_config(world, s3_uri, decode=decode_config, max_quarantine_share=1.0), silent)
-    assert summary["counts"] == {"listed": 20, "too_large": 20, "flagged": 0}
 
 
 def test_tasks_are_whole_batches_and_keep_every_scorer_busy() -> None:

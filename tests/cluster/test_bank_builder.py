@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
+import torch
 
 from steelray.cluster.bank_builder import build_memory_bank
 from steelray.cluster.embedding_actors import RemoteShards, start_embedding_servers
@@ -38,16 +39,21 @@ def test_the_distributed_bank_is_the_one_of_a_single_process(world: World) -> No
     assert bank.info.input_size_px == (64, 256)
 
 
-def test_a_bank_of_images_in_tiles_is_the_one_of_a_single_process(world: World, s3_uri: str) -> None:
+def test_a_sharded_selection_from_tiles_is_that_of_a_single_process(world: World, s3_uri: str) -> None:
+    """Two files are left out because they are not images."""
+    nominal = Location(f"{s3_uri}/nominal")
+    for stored in Location(world.nominal_uri).list():
+        nominal.write(stored.key, Location(world.nominal_uri).read(stored.key))
+    nominal.write("00-empty.jpg", b"")
+    nominal.write("00-text.jpg", b"not an image")
     config = build_config(
-        world.nominal_uri,
+        nominal.uri,
         f"{s3_uri}/bank",
         embedder=replace(EMBEDDER, tile_px=(64, 128), tile_overlap_px=32),
         compute=ComputeConfig(bank_shards=2),
     )
-    build_memory_bank(config, silent)
+    summary = build_memory_bank(config, silent)
     bank = read_bank(Location(config.bank_uri).read, config.bank_uri)
-    nominal = Location(world.nominal_uri)
     expected = fit_memory_bank(
         bank.image_keys,
         [decode(nominal.read(key)) for key in bank.image_keys],
@@ -58,16 +64,9 @@ def test_a_bank_of_images_in_tiles_is_the_one_of_a_single_process(world: World, 
     assert bank.info.bank_id == expected.info.bank_id
     np.testing.assert_array_equal(bank.origins_N3, expected.origins_N3)
     assert bank.info.coreset.num_candidates == len(bank.image_keys) * 8 * 32
-    assert read_calibration_rows(config.bank_uri, 1).num_rows == 10, "held-out strips are scored as they are"
-
-
-def test_the_bank_does_not_depend_on_the_number_of_embedding_shards(world: World, s3_uri: str) -> None:
-    compute = ComputeConfig(bank_shards=3)
-    build_memory_bank(build_config(world.nominal_uri, f"{s3_uri}/bank", compute=compute), silent)
-    one, several = (read_bank(Location(uri).read, uri) for uri in (world.bank_uri, f"{s3_uri}/bank"))
-    np.testing.assert_array_equal(one.vectors_ND, several.vectors_ND)
-    assert one.info.bank_id == several.info.bank_id
-    assert all(stored.key.startswith("bank/") for stored in Location(s3_uri).list()), "the scratch space is gone"
+    assert summary["skipped"] == {"empty": 1, "unreadable": 1}
+    assert (len(bank.image_keys), summary["held_out"]) == (14, 10)
+    assert all(stored.key.startswith(("bank/", "nominal/")) for stored in Location(s3_uri).list()), "no scratch files"
 
 
 def test_thresholds_rest_on_strips_that_the_bank_never_saw(world: World) -> None:
@@ -84,19 +83,6 @@ def test_a_bank_is_not_replaced_unasked(world: World) -> None:
         build_memory_bank(build_config(world.nominal_uri, world.bank_uri), silent)
 
 
-def test_nominal_images_that_cannot_be_used_are_left_out(world: World, s3_uri: str) -> None:
-    nominal = Location(f"{s3_uri}/nominal")
-    source = Location(world.nominal_uri)
-    for index in range(6):
-        nominal.write(f"{index:02d}.jpg", source.read(f"{index:02d}.jpg"))
-    nominal.write("07.jpg", b"")
-    nominal.write("08.jpg", b"not an image")
-    summary = build_memory_bank(build_config(nominal.uri, f"{s3_uri}/bank"), silent)
-    bank = read_bank(Location(f"{s3_uri}/bank").read, "")
-    assert set(bank.image_keys) <= {f"{index:02d}.jpg" for index in range(6)}
-    assert len(bank.image_keys) + summary["held_out"] + sum(summary["skipped"].values()) <= 8
-
-
 def test_no_usable_nominal_image_is_an_error_with_the_reasons(cluster: dict[str, float], s3_uri: str) -> None:
     for index in range(4):
         Location(f"{s3_uri}/nominal").write(f"{index}.jpg", b"")
@@ -109,8 +95,6 @@ def test_a_lost_embedding_actor_is_restored_and_the_picks_stay_the_same(cluster:
     rng = np.random.default_rng(0)
     images = {index: rng.standard_normal((150, 8)).astype(np.float32) for index in range(6)}
     firsts = {index: 150 * index for index in images}
-    import torch
-
     everything = torch.from_numpy(np.concatenate([images[index] for index in sorted(images)]))
     servers = start_embedding_servers(f"{s3_uri}/scratch", 2, 1)
     ray.get([servers[index % 2].add.remote(index, images[index]) for index in images])
