@@ -1,4 +1,4 @@
-"""Typed, validated sections of the settings; `job_config` puts them together. Imports neither torch nor ray.
+"""Sections of settings that several jobs share, typed and validated. Imports neither torch nor ray.
 
 A field's docstring is its help text. Sizes are height before width, in pixels.
 """
@@ -14,14 +14,14 @@ Facts = Mapping[str, object]
 
 
 class ConfigError(ValueError):
-    """A setting, a path or an artefact that the user has to correct: one line that says what, where and what to do."""
+    """A setting, a path or a file that the user must correct: one line that says what, where, and what to do."""
 
 
 class JobFailed(Exception):
-    """The job did not do what it says: one line that tells why, and what to do.
+    """An expected stop of a job: one line that says why it stopped, and what to do.
 
     Args:
-        summary: of a job that has finished but whose result is not acceptable; printed all the same.
+        summary: printed before the error, if the job has finished but its result is not acceptable.
     """
 
     def __init__(self, message: str, summary: Facts | None = None) -> None:
@@ -41,6 +41,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError` with the message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -57,15 +58,15 @@ class ArchiveConfig:
     """A set of images in object storage or in a local folder."""
 
     uri: str
-    """s3://bucket/prefix or a local folder. Endpoint and credentials come from the AWS_* environment variables."""
+    """Location: s3://bucket/prefix or a local folder. The AWS_* environment variables give endpoint and credentials."""
     glob: str = "*"
-    """Only keys (relative to the URI) that match this pattern; `*` crosses slashes, as in `*.jpg` or `line1/*`."""
+    """Pattern of the keys to take, relative to the URI, such as `*.jpg` or `line1/*`; `*` matches slashes too."""
     modified_after: datetime | None = None
-    """Only objects modified at or after this time (ISO 8601; UTC where no zone is given)."""
+    """Take only objects modified at or after this time, in ISO 8601, UTC unless it names a zone; null: no limit."""
     modified_before: datetime | None = None
-    """Only objects modified before this time: a fixed cut-off makes a rerun see the same archive."""
+    """Take only objects modified before this time, so that a rerun finds the same archive; null: no limit."""
     limit: int | None = None
-    """At most this many objects, the first in key order."""
+    """Take at most this many objects, the first in the order of keys; null: all."""
 
     def __post_init__(self) -> None:
         require(bool(self.uri), "archive uri is empty: give s3://bucket/prefix or a local folder")
@@ -77,13 +78,13 @@ class DecodeConfig:
     """Limits and conventions for turning bytes into pixels."""
 
     max_bytes: int = 64 * 2**20
-    """Objects with more bytes become `too_large` without being read."""
+    """Give larger objects the status `too_large` without reading them; in bytes."""
     max_pixels: int = 64_000_000
-    """Images whose header announces more pixels become `too_large` without being decoded."""
+    """Give images with more pixels in their header the status `too_large` without decoding them."""
     max_seconds: float = 60.0
-    """Images that take longer to decode become `too_large`: few bytes can ask for hours of work."""
+    """Give images that take longer to decode the status `too_large`, as a small file may take hours; in seconds."""
     white_level: int = 65535
-    """The value that means white in 16-bit images: 65535, or 4095 for a 12-bit camera."""
+    """Value of white in 16-bit images; default: 65535. A 12-bit camera has 4095."""
 
     def __post_init__(self) -> None:
         require_range(self, "be > 0", "max_bytes", "max_pixels", "max_seconds")
@@ -100,19 +101,19 @@ def check_pattern(group_pattern: str | None) -> None:
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """Where the threshold is set: on held-out nominal strips, for a stated false-alarm rate."""
+    """Thresholds, set on held-out nominal strips for a stated false-alarm rate."""
 
     held_out_fraction: float = 0.3
-    """Share of the nominal strips that the bank never sees and the threshold is set on."""
+    """Share of the nominal strips, 0 to 1, that the model is not fitted on and its thresholds are set on."""
     false_alarm_rate: float = 0.02
-    """Share of nominal strips that may be flagged for review."""
+    """Share of nominal strips, 0 to 1, that may be flagged for review."""
     reject_rate: float = 0.005
-    """Share of nominal strips that may lie above the second, higher level: reject."""
+    """Share of nominal strips, 0 to 1, that may score above the second, higher threshold: reject."""
     group_pattern: str | None = None
     """Regular expression over keys whose captures name a strip's group, such as `^(line\\d+)/`; null: one group.
-    Groups have thresholds of their own where they have enough held-out strips."""
+    A group with enough held-out strips has thresholds of its own."""
     seed: ClassVar[int] = 0
-    """Seed of the split: the same for all models, so that their held-out strips are the same."""
+    """Seed of the split, the same for all models so that they hold out the same strips."""
 
     def __post_init__(self) -> None:
         require_range(self, "lie in (0, 1)", "held_out_fraction", "false_alarm_rate")
@@ -125,46 +126,41 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the work is spread over the cluster. Changes the speed, never a score."""
+    """Distribution of the work over the cluster: changes the speed, never a score."""
 
     num_scorers: int | None = None
-    """Actors that embed and score; null: as many as the cluster's CPUs (or GPUs) carry."""
+    """Number of actors that embed and score; null: as many as the cluster's CPUs or GPUs allow."""
     cpus_per_scorer: float = 1.0
-    """CPU share, and so the threads, of one of them."""
+    """CPUs of each scorer, and so its threads; default: 1."""
     gpus_per_scorer: float = 0.0
-    """GPU share of one of them."""
+    """GPUs of each scorer, a share such as 0.5 too; default: 0, which scores on the CPU."""
     batch_size: int = 8
-    """Images per call of a scorer."""
+    """Images per call of a scorer; default: 8."""
     bank_shards: int | None = None
-    """Actors that hold the bank together, also while it is built; null: by its size. 1: every scorer holds a copy."""
+    """Number of actors that share the bank, also while it is built; null: by its size; 1: every scorer has a copy."""
     wait_for_nodes_s: float = 0
-    """How long to wait for an autoscaler to bring the nodes that the scorers need; 0: they must be there already."""
+    """Seconds to wait for an autoscaler to add the nodes that the scorers need; default: 0, they must exist."""
     memory_per_actor_bytes: ClassVar[int] = 2 * 2**30
-    """A larger bank is sharded where bank_shards is null."""
+    """Largest bank that every scorer holds a copy of if bank_shards is null."""
     backend: Literal["auto", "openvino", "eager", "compile"] = "auto"
-    """Runtime of the backbone; `auto`: OpenVINO on a CPU where it is installed, torch on a GPU."""
+    """Runtime of the backbone; `auto`: OpenVINO on a CPU if it is installed, torch on a GPU."""
 
     def __post_init__(self) -> None:
         require_range(self, "be > 0", "num_scorers", "cpus_per_scorer", "batch_size", "bank_shards")
         require_range(self, "be >= 0", "gpus_per_scorer", "wait_for_nodes_s")
 
-    @property
-    def bank_placement(self) -> Literal["auto", "sharded"]:
-        """Return whether a bank is sharded whatever its size."""
-        return "sharded" if (self.bank_shards or 1) > 1 else "auto"
-
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """The page that a person reads in the morning: report.html in the run's folder."""
+    """The report of a run: report.html in its folder."""
 
     gallery: int = 40
-    """Worst strips shown with heatmap and nearest nominal patch; 0: none."""
+    """Number of strips with the highest scores to show with heatmap and nearest nominal patch; 0: none."""
     max_runs: int = 14
-    """Runs over which a trend is looked for, this one included."""
+    """Number of runs in which to look for a trend, this one included; default: 14."""
     object_url: str | None = None
-    """Where a person opens an object, with {key} in it, such as https://viewer.example/strips/{key}; null: the store's
-    own address; empty: nowhere."""
+    """Address that opens an object in a browser, such as https://viewer.example/strips/{key}; null: the store's own;
+    empty: no links."""
 
     def __post_init__(self) -> None:
         require_range(self, "be >= 0", "gallery")
@@ -176,18 +172,18 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A labelled dataset in the layout in which it is downloaded."""
+    """A labelled dataset, in the layout of its download."""
 
     kind: Literal["severstal", "mvtec", "folder"]
-    """`severstal`: train_images, train.csv. `mvtec`: train/good, test, ground_truth. `folder`: nominal, anomalous."""
+    """Its layout. severstal: train_images, train.csv; mvtec: train/good, test, ground_truth; folder: nominal, anomalous."""
     root: str
-    """Its folder."""
+    """Folder of the dataset."""
     tiling: Literal["none", "400x256", "256x256"] = "none"
-    """Severstal: cut each 1600x256 strip into tiles of this width x height, or keep it whole."""
+    """Severstal: cut each 1600x256 strip into tiles of this width x height; default: none, keep it whole."""
     num_fit: int | None = None
-    """Severstal, folder: clean strips to learn from; null: three quarters. The other clean strips are test images."""
+    """Severstal, folder: number of clean strips to fit on; null: three quarters. The others are test images."""
     seed: int = 0
-    """Seed of the split, which is by strip and never by tile."""
+    """Seed of the split, which keeps the tiles of a strip together."""
 
     def __post_init__(self) -> None:
         require_range(self, "be > 0", "num_fit")

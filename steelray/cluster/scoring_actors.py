@@ -123,9 +123,9 @@ def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: 
     Raises:
         ConfigError: it fits nowhere, or an ensemble is to be sharded.
     """
-    if model.ensemble is not None and compute.bank_placement == "sharded":
+    if model.ensemble is not None and (compute.bank_shards or 1) > 1:
         raise ConfigError(
-            f"{model.uri} is an ensemble, and every scorer holds all of its banks: leave compute.bank_placement at auto"
+            f"{model.uri} is an ensemble, and every scorer holds all of its banks: leave compute.bank_shards at null"
         )
     if model.bank is None:
         return None
@@ -134,7 +134,6 @@ def plan_model_bank(model: Model, compute: ComputeConfig, cluster_memory_bytes: 
         model.bank.dim,
         bytes_per_vector=model.bank.bytes_per_vector,
         memory_per_actor_bytes=compute.memory_per_actor_bytes,
-        placement=compute.bank_placement,
         num_shards=compute.bank_shards,
         cluster_memory_bytes=cluster_memory_bytes,
     )

@@ -34,7 +34,6 @@ def plan_bank(
     *,
     memory_per_actor_bytes: int,
     bytes_per_vector: int | None = None,
-    placement: Literal["auto", "replicated", "sharded"] = "auto",
     num_shards: int | None = None,
     cluster_memory_bytes: int | None = None,
 ) -> BankPlan:
@@ -44,7 +43,7 @@ def plan_bank(
         bytes_per_vector: of a vector in the index; None: float32 values.
 
     Raises:
-        ConfigError: the bank does not fit the cluster, or the placement or shards that were asked for.
+        ConfigError: the bank does not fit into the cluster, or not into this number of shards.
     """
     vector_bytes = (bytes_per_vector or BYTES_PER_VALUE * dim) * OVERHEAD
     kind = "float32" if bytes_per_vector in (None, BYTES_PER_VALUE * dim) else f"in {bytes_per_vector} bytes each"
@@ -54,15 +53,9 @@ def plan_bank(
     if cluster_memory_bytes is not None and total_bytes > cluster_memory_bytes:
         raise ConfigError(f"{size} but the cluster has {_mib(cluster_memory_bytes)}: lower coreset.ratio or add nodes")
     fits = total_bytes <= memory_per_actor_bytes
-    if placement == "auto":
-        placement = "replicated" if fits and num_shards in (None, 1) else "sharded"
-        why = "fits" if fits and placement == "replicated" else "as asked for" if fits else "does not fit"
-    else:
-        why = "as asked for"
-    if placement == "replicated":
-        if not fits:
-            raise ConfigError(f"{size}, more than {limit}: leave compute.bank_shards at null")
-        return BankPlan("replicated", 1, total_bytes, f"{size}; {limit}: {why}, every scorer holds a copy")
+    if fits and num_shards in (None, 1):
+        return BankPlan("replicated", 1, total_bytes, f"{size}; {limit}: fits, every scorer holds a copy")
+    why = "as asked for" if fits else "does not fit"
     vectors_per_actor = memory_per_actor_bytes // vector_bytes
     if vectors_per_actor == 0:
         raise ConfigError(f"a vector of {dim} values needs {vector_bytes} bytes, more than {memory_per_actor_bytes}")

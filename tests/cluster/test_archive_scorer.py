@@ -84,8 +84,8 @@ def test_every_bad_input_gets_its_row_and_its_status(world: World, s3_uri: str) 
     archive.write("large.bin", bytes(500_000))
     expected |= {"dot.png": "too_small", "tiny.png": "too_small", "other size.png": "wrong_shape"}
     expected |= {"sixteen bit.png": "ok", "large.bin": "too_large"}
+    settings = {"archive": ArchiveConfig(archive.uri), "decode": DecodeConfig(max_bytes=400_000)}
     with pytest.raises(JobFailed, match=r"11 of 20 objects \(55.0%\) have no score, 5.0% are allowed") as failed:
-        settings = {"archive": ArchiveConfig(archive.uri), "decode": DecodeConfig(max_bytes=400_000)}
         score_archive(score_config(world, f"{s3_uri}/results", **settings), silent)
     summary = failed.value.summary
     assert summary is not None

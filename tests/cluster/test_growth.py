@@ -12,7 +12,7 @@ from steelray.models.calibration import read_calibration, read_calibration_rows
 from steelray.models.model import nominal_uris
 from steelray.patchcore.bank import MemoryBank, read_bank
 from steelray.patchcore.config import GrowMemoryBankConfig, GrowthConfig
-from steelray.patchcore.embedder import Embedder, load_embedder
+from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import grow_memory_bank as grow_here
 from steelray.runs.run import Run
 from steelray.storage.location import Location
@@ -20,12 +20,7 @@ from tests.cluster.conftest import EMBEDDER, World, build_config, score_config, 
 
 CALIBRATION = CalibrationConfig(held_out_fraction=0.4, false_alarm_rate=0.1, reject_rate=0.1)
 COVER = GrowthConfig(cover_radius=1.0)
-"""Less than the bank's own, so that something is added."""
-
-
-@pytest.fixture(scope="module")
-def embedder() -> Embedder:
-    return load_embedder(EMBEDDER, backend="openvino")
+"""Smaller than the bank's own, so that vectors are added."""
 
 
 def new_strips(uri: str, count: int = 10) -> str:
@@ -43,42 +38,60 @@ def stored(uri: str) -> MemoryBank:
     return read_bank(Location(uri).read, uri)
 
 
-@pytest.mark.parametrize("num_shards", [1, 3])
-def test_the_grown_bank_is_the_one_of_a_single_process(
-    world: World, s3_uri: str, embedder: Embedder, num_shards: int
+@pytest.fixture(scope="module")
+def grown(world: World) -> tuple[str, dict[str, object]]:
+    """Grow the world's bank by ten strips over three shards; return the new bank's URI and the summary."""
+    root = "s3://archive/grown"
+    compute = ComputeConfig(bank_shards=3)
+    config = settings(world, new_strips(f"{root}/nominal"), f"{root}/bank", compute=compute, calibration=None)
+    return config.grown_uri, grow_memory_bank(config, silent)
+
+
+def test_the_grown_bank_is_the_one_of_a_single_process(world: World, grown: tuple[str, dict[str, object]]) -> None:
+    uri, summary = grown
+    nominal = Location("s3://archive/grown/nominal")
+    before, bank = stored(world.bank_uri), stored(uri)
+    keys = bank.image_keys[len(before.image_keys) :]
+    assert len(keys) == 7
+    images = [decode(nominal.read(key)) for key in keys]
+    expected = grow_here(before, keys, images, load_embedder(EMBEDDER, backend="openvino"), COVER)
+    assert bank.info.bank_id == expected.info.bank_id == summary["bank_id"] != before.info.bank_id
+    np.testing.assert_array_equal(bank.vectors_ND, expected.vectors_ND)
+    np.testing.assert_array_equal(bank.origins_N3, expected.origins_N3)
+    added = bank.info.num_vectors - before.info.num_vectors
+    assert added > 0
+    assert (summary["added"], summary["grown_from"]) == (added, before.info.bank_id)
+    assert nominal_uris(uri) == [world.nominal_uri, nominal.uri]
+    files = [stored.key for stored in Location("s3://archive/grown").list()]
+    assert all(key.startswith(("bank/", "nominal/")) for key in files), "no scratch files"
+
+
+def test_thresholds_rest_on_the_old_rows_and_on_new_strips_that_the_bank_never_saw(
+    world: World, grown: tuple[str, dict[str, object]]
 ) -> None:
-    nominal_uri = new_strips(f"{s3_uri}/nominal")
-    compute = ComputeConfig(bank_shards=num_shards)
-    summary = grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank", compute=compute), silent)
-    before, grown = stored(world.bank_uri), stored(f"{s3_uri}/bank")
-    keys = grown.image_keys[len(before.image_keys) :]
-    assert len(keys) == 6
-    images = [decode(Location(nominal_uri).read(key)) for key in keys]
-    expected = grow_here(before, keys, images, embedder, COVER)
-    assert grown.info.bank_id == expected.info.bank_id == summary["bank_id"] != before.info.bank_id
-    np.testing.assert_array_equal(grown.vectors_ND, expected.vectors_ND)
-    np.testing.assert_array_equal(grown.origins_N3, expected.origins_N3)
-    assert summary["added"] == grown.info.num_vectors - before.info.num_vectors > 0
-    assert summary["grown_from"] == before.info.bank_id
-    assert all(key.startswith(("bank/", "nominal/")) for key in (o.key for o in Location(s3_uri).list()))
-
-
-def test_thresholds_rest_on_the_old_rows_and_on_new_strips_that_the_bank_never_saw(world: World, s3_uri: str) -> None:
-    nominal_uri = new_strips(f"{s3_uri}/nominal")
-    grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank", calibration=None), silent)
-    calibration, version = read_calibration(f"{s3_uri}/bank")
-    rows = read_calibration_rows(f"{s3_uri}/bank", version).to_pylist()
+    calibration, version = read_calibration(grown[0])
+    rows = read_calibration_rows(grown[0], version).to_pylist()
     old_calibration, old_version = read_calibration(world.bank_uri)
     old_rows = read_calibration_rows(world.bank_uri, old_version).to_pylist()
+    bank = stored(grown[0])
     assert rows[: len(old_rows)] == old_rows
     new_rows = rows[len(old_rows) :]
     assert len(new_rows) == 3
-    assert {row["bank_id"] for row in new_rows} == {stored(f"{s3_uri}/bank").info.bank_id}
-    assert not {row["image_key"] for row in new_rows} & set(stored(f"{s3_uri}/bank").image_keys)
+    assert {row["bank_id"] for row in new_rows} == {bank.info.bank_id}
+    assert not {row["image_key"] for row in new_rows} & set(bank.image_keys)
     levels, old_levels = calibration.groups[""], old_calibration.groups[""]
     assert levels.num_strips == len(rows)
     assert levels.review.asked_rate == old_levels.review.asked_rate, "rates stay as they were"
-    assert nominal_uris(f"{s3_uri}/bank") == [world.nominal_uri, nominal_uri]
+
+
+def test_no_score_rises_when_a_bank_grows(
+    world: World, clean_run: Run, grown: tuple[str, dict[str, object]], s3_uri: str
+) -> None:
+    run = score_archive(score_config(world, s3_uri, model_uri=grown[0]), silent)
+    after = Run(s3_uri, run["run_id"]).scores().column("anomaly_score").to_numpy()
+    before = clean_run.scores().column("anomaly_score").to_numpy()
+    assert (after <= before * (1 + 1e-5)).all()
+    assert (after < before * 0.999).any()
 
 
 def test_old_images_are_not_needed_and_known_keys_are_left_out(world: World, s3_uri: str) -> None:
@@ -98,42 +111,24 @@ def test_old_images_are_not_needed_and_known_keys_are_left_out(world: World, s3_
     grown = stored(f"{s3_uri}/bank")
     assert grown.info.bank_id == summary["bank_id"] != before.info.bank_id
     assert grown.image_keys[:-3] == before.image_keys
-    results = score_archive(score_config(world, f"{s3_uri}/results", model_uri=f"{s3_uri}/bank"), silent)
-    assert results["counts"]["ok"] == 20
     again = GrowMemoryBankConfig(ArchiveConfig(nominal_uri, glob="0*"), f"{s3_uri}/bank", f"{s3_uri}/other")
     with pytest.raises(ConfigError, match="knows the keys of all 8 objects: nothing to learn"):
         grow_memory_bank(again, silent)
 
 
-def test_no_score_rises_when_a_bank_grows(world: World, clean_run: Run, s3_uri: str) -> None:
-    nominal_uri = new_strips(f"{s3_uri}/nominal")
-    grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank"), silent)
-    run = score_archive(score_config(world, f"{s3_uri}/results", model_uri=f"{s3_uri}/bank"), silent)
-    after = Run(f"{s3_uri}/results", run["run_id"]).scores().column("anomaly_score").to_numpy()
-    before = clean_run.scores().column("anomaly_score").to_numpy()
-    assert (after <= before * (1 + 1e-5)).all()
-    assert (after < before * 0.999).any()
-
-
-def test_strips_of_another_size_or_none_at_all_are_left_out(world: World, s3_uri: str) -> None:
+def test_unusable_strips_are_left_out_and_a_limit_that_is_too_low_is_reported(world: World, s3_uri: str) -> None:
     nominal_uri = new_strips(f"{s3_uri}/nominal", 5)
     for index in range(3):
         Location(nominal_uri).write(f"odd/{index}.jpg", make_strip(0, index, size_px=(64, 128)).jpeg())
     Location(nominal_uri).write("empty.jpg", b"")
     lines: list[str] = []
-    summary = grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank"), lines.append)
-    assert set(summary["skipped"]) <= {"wrong_shape", "empty"}
-    assert all(key.startswith(("new/", "0", "1", "2")) for key in stored(f"{s3_uri}/bank").image_keys)
-    assert stored(f"{s3_uri}/bank").info.input_size_px == (64, 256)
-
-
-def test_a_limit_that_is_too_low_is_said(world: World, s3_uri: str) -> None:
-    nominal_uri = new_strips(f"{s3_uri}/nominal")
-    lines: list[str] = []
     growth = GrowthConfig(max_centers=2, cover_radius=0.5)
     summary = grow_memory_bank(settings(world, nominal_uri, f"{s3_uri}/bank", growth=growth), lines.append)
-    assert summary["added"] == 2
+    assert (summary["skipped"], summary["added"]) == ({"wrong_shape": 2, "empty": 1}, 2)
     assert any("2 new vectors were the most allowed" in line for line in lines)
+    grown = stored(f"{s3_uri}/bank")
+    assert all(key.startswith(("new/", "0", "1", "2")) for key in grown.image_keys)
+    assert grown.info.input_size_px == (64, 256)
 
 
 def test_a_dry_run_writes_nothing(world: World, s3_uri: str) -> None:

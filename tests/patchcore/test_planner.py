@@ -40,14 +40,12 @@ def test_more_memory_never_means_more_shards_and_more_vectors_never_fewer() -> N
         assert counts == sorted(counts)
 
 
-def test_what_is_asked_for_is_done() -> None:
-    small = {"memory_per_actor_bytes": 2**31}
-    assert plan_bank(1000, 176, **small).placement == "replicated"
-    assert plan_bank(1000, 176, **small, placement="sharded").num_shards == 1
-    three = plan_bank(1000, 176, **small, placement="sharded", num_shards=3)
-    assert (three.placement, three.num_shards) == ("sharded", 3)
-    assert plan_bank(1000, 176, **small, num_shards=2).placement == "sharded"
-    assert plan_bank(1000, 176, **small, num_shards=1).placement == "replicated"
+@pytest.mark.parametrize(
+    ("num_shards", "placed"), [(None, ("replicated", 1)), (1, ("replicated", 1)), (3, ("sharded", 3))]
+)
+def test_a_number_of_shards_is_kept(num_shards: int | None, placed: tuple[str, int]) -> None:
+    plan = plan_bank(1000, 176, memory_per_actor_bytes=2**31, num_shards=num_shards)
+    assert (plan.placement, plan.num_shards) == placed
 
 
 def test_the_reason_says_what_decided() -> None:
@@ -55,13 +53,12 @@ def test_the_reason_says_what_decided() -> None:
     assert "1.3 MiB (1000 x 176 float32" in fits.reason
     assert "2048.0 MiB per actor: fits, every scorer holds a copy" in fits.reason
     assert "does not fit, 2 shard actors" in plan_bank(1000, 176, memory_per_actor_bytes=MIB).reason
-    assert "as asked for" in plan_bank(1000, 176, memory_per_actor_bytes=2**31, placement="sharded").reason
+    assert "as asked for" in plan_bank(1000, 176, memory_per_actor_bytes=2**31, num_shards=2).reason
 
 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"placement": "replicated", "memory_per_actor_bytes": MIB}, r"1\.3 MiB .* more than 1\.0 MiB per actor"),
         ({"num_shards": 1001, "memory_per_actor_bytes": 2**31}, "bank_shards is 1001 but the bank has 1000 vectors"),
         ({"num_shards": 3, "memory_per_actor_bytes": MIB // 4}, "3 shards of 0.4 MiB exceed .* use at least 6 shards"),
         ({"cluster_memory_bytes": MIB, "memory_per_actor_bytes": MIB}, r"1\.3 MiB .* but the cluster has 1\.0 MiB"),
