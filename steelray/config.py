@@ -84,7 +84,7 @@ class DecodeConfig:
     max_seconds: float = 60.0
     """Give images that take longer to decode the status `too_large`, as a small file may take hours; in seconds."""
     white_level: int = 65535
-    """Value of white in 16-bit images; default: 65535. A 12-bit camera has 4095."""
+    """Value of white in 16-bit images, such as 4095 for a 12-bit camera."""
 
     def __post_init__(self) -> None:
         require_range(self, "be > 0", "max_bytes", "max_pixels", "max_seconds")
@@ -131,15 +131,15 @@ class ComputeConfig:
     num_scorers: int | None = None
     """Number of actors that embed and score; null: as many as the cluster's CPUs or GPUs allow."""
     cpus_per_scorer: float = 1.0
-    """CPUs of each scorer, and so its threads; default: 1."""
+    """CPUs of each scorer, and so its threads."""
     gpus_per_scorer: float = 0.0
-    """GPUs of each scorer, a share such as 0.5 too; default: 0, which scores on the CPU."""
+    """GPUs of each scorer, also a share such as 0.5; 0: scoring on the CPU."""
     batch_size: int = 8
-    """Images per call of a scorer; default: 8."""
+    """Images per call of a scorer."""
     bank_shards: int | None = None
     """Number of actors that share the bank, also while it is built; null: by its size; 1: every scorer has a copy."""
     wait_for_nodes_s: float = 0
-    """Seconds to wait for an autoscaler to add the nodes that the scorers need; default: 0, they must exist."""
+    """Seconds to wait for an autoscaler to add the nodes that the scorers need; 0: they must be there already."""
     memory_per_actor_bytes: ClassVar[int] = 2 * 2**30
     """Largest bank that every scorer holds a copy of if bank_shards is null."""
     backend: Literal["auto", "openvino", "eager", "compile"] = "auto"
@@ -157,7 +157,7 @@ class ReportConfig:
     gallery: int = 40
     """Number of strips with the highest scores to show with heatmap and nearest nominal patch; 0: none."""
     max_runs: int = 14
-    """Number of runs in which to look for a trend, this one included; default: 14."""
+    """Number of runs in which to look for a trend, this one included."""
     object_url: str | None = None
     """Address that opens an object in a browser, such as https://viewer.example/strips/{key}; null: the store's own;
     empty: no links."""
@@ -175,11 +175,11 @@ class DatasetConfig:
     """A labelled dataset, in the layout of its download."""
 
     kind: Literal["severstal", "mvtec", "folder"]
-    """Its layout. severstal: train_images, train.csv; mvtec: train/good, test, ground_truth; folder: nominal, anomalous."""
+    """Layout: severstal: train_images, train.csv; mvtec: train/good, test, ground_truth; folder: nominal, anomalous."""
     root: str
     """Folder of the dataset."""
     tiling: Literal["none", "400x256", "256x256"] = "none"
-    """Severstal: cut each 1600x256 strip into tiles of this width x height; default: none, keep it whole."""
+    """Severstal: cut each 1600x256 strip into tiles of this width x height; none: keep it whole."""
     num_fit: int | None = None
     """Severstal, folder: number of clean strips to fit on; null: three quarters. The others are test images."""
     seed: int = 0

@@ -30,7 +30,7 @@ class FuseModelsConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     overwrite: bool = False
-    """Replace an ensemble at output_uri; default: refuse to."""
+    """Replace an ensemble at output_uri; false: refuse to."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and write nothing."""
 

@@ -1,16 +1,20 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
 
+from steelray.cluster import driver, patch_selection
 from steelray.cluster.bank_builder import build_memory_bank
 from steelray.cluster.embedding_actors import RemoteShards, start_embedding_servers
-from steelray.config import ComputeConfig, ConfigError
+from steelray.cluster.patch_selection import EmbeddingActor
+from steelray.config import ArchiveConfig, ComputeConfig, ConfigError, JobFailed
 from steelray.imaging.decode import decode
 from steelray.models.calibration import read_calibration, read_calibration_rows, split_nominal
 from steelray.patchcore.bank import read_bank
+from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.coreset import greedy_coreset, select
 from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import fit_memory_bank
@@ -78,9 +82,43 @@ def test_thresholds_rest_on_strips_that_the_bank_never_saw(world: World) -> None
     assert calibration.groups[""].review.value == pytest.approx(max(rows.column("anomaly_score").to_pylist()))
 
 
-def test_a_bank_is_not_replaced_unasked(world: World) -> None:
-    with pytest.raises(ConfigError, match="holds a memory bank already"):
-        build_memory_bank(build_config(world.nominal_uri, world.bank_uri), silent)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "holds a memory bank already: set overwrite"),
+        (
+            {"bank_uri": "s3://archive/new", "nominal": ArchiveConfig("s3://archive/nothing-here")},
+            "the archive is empty",
+        ),
+        ({"bank_uri": "s3://archive/new", "embedder": EmbedderConfig("resnet_of_steel")}, "not known to timm"),
+        ({"bank_uri": "s3://archive/new", "embedder": EmbedderConfig(levels=(9,))}, "has no feature levels"),
+    ],
+)
+def test_mistakes_are_found_before_any_work_on_the_cluster(
+    world: World, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
+) -> None:
+    monkeypatch.delattr(driver, "connected")
+    config = replace(build_config(world.nominal_uri, world.bank_uri), **changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_memory_bank(config, silent)
+    assert "\n" not in str(caught.value)
+
+
+class FailingActor(EmbeddingActor):
+    """An actor whose node has a full disk."""
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        raise OSError(28, "No space left on device")
+
+
+def test_an_actor_that_raises_ends_the_build_with_one_line(
+    world: World, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patch_selection, "EmbeddingActor", FailingActor)
+    line = r"^the build stopped: OSError: \[Errno 28\] No space left on device; run the same command again$"
+    with pytest.raises(JobFailed, match=line):
+        build_memory_bank(build_config(world.nominal_uri, s3_uri), silent)
+    assert not list(Location(s3_uri).list())
 
 
 def test_no_usable_nominal_image_is_an_error_with_the_reasons(cluster: dict[str, float], s3_uri: str) -> None:

@@ -4,13 +4,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from steelray.demo.object_store import running_object_store
+from steelray.demo.object_store import ObjectStore
 from steelray.storage.location import Location
 from tests.plant import Plant, fill_archive, upload
 
@@ -42,25 +41,26 @@ def places_of(needle: str, folder: Path) -> list[str]:
     return found
 
 
-def test_the_secret_of_the_store_is_nowhere(plant: Plant, ray_folder: Path, tmp_path: Path) -> None:
+def test_the_secret_of_the_store_is_nowhere(
+    plant: Plant, ray_folder: Path, object_store: ObjectStore, s3_uri: str
+) -> None:
     fill_archive(plant, 12)
     plant.place("archive").write("line0/dead.jpg", b"")
-    with running_object_store(tmp_path / "store") as store:
-        secret, key_id = store.environment["AWS_SECRET_ACCESS_KEY"], store.environment["AWS_ACCESS_KEY_ID"]
-        root = f"s3://archive/{uuid.uuid4().hex}"
-        upload(plant, root, "bank", "archive")
-        done = score(root, store.environment, ray_folder)
-        assert done.returncode == 1, "one of 13 objects is more than may be unreadable"
-        assert "1 of 13 objects" in done.stderr
-        results = Location(f"{root}/results")
-        written = {stored.key: results.read(stored.key) for stored in results.list()}
-        assert any(key.endswith("report.html") for key in written)
-        wrong = score(root, {**store.environment, "AWS_SECRET_ACCESS_KEY": "canary" + secret}, ray_folder)
-        assert wrong.returncode == 2
+    secret, key_id = (object_store.environment[name] for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"))
+    upload(plant, s3_uri, "bank", "archive")
+    done = score(s3_uri, object_store.environment, ray_folder)
+    assert done.returncode == 1, "one of 13 objects is more than may be unreadable"
+    assert "1 of 13 objects" in done.stderr
+    wrong = score(s3_uri, {**object_store.environment, "AWS_SECRET_ACCESS_KEY": "canary" + secret}, ray_folder)
+    assert wrong.returncode == 2
     for text in (done.stdout, done.stderr, wrong.stdout, wrong.stderr):
         assert secret not in text
         assert key_id not in text
-    for key, body in written.items():
+    results = Location(f"{s3_uri}/results")
+    keys = [stored.key for stored in results.list()]
+    assert any(key.endswith("report.html") for key in keys)
+    for key in keys:
+        body = results.read(key)
         assert secret.encode() not in body, key
         assert key_id.encode() not in body, key
     assert list(ray_folder.rglob("*.log")), "Ray has logged there"
