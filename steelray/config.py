@@ -175,7 +175,7 @@ class DatasetConfig:
     """A labelled dataset, in the layout of its download."""
 
     kind: Literal["severstal", "mvtec", "folder"]
-    """Layout: severstal: train_images, train.csv; mvtec: train/good, test, ground_truth; folder: nominal, anomalous."""
+    """Layout; severstal: train_images, train.csv; mvtec: train/good, test, ground_truth; folder: nominal, anomalous."""
     root: str
     """Folder of the dataset."""
     tiling: Literal["none", "400x256", "256x256"] = "none"
