@@ -17,7 +17,6 @@ from steelray.imaging.decode import decode
 from steelray.models.calibration import read_calibration
 from steelray.models.model import load_scorer, open_model
 from steelray.patchcore.bank import read_vectors
-from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.index import BankUnavailable, IndexShard, LocalSearch
 from steelray.runs.quarantine import read_quarantine
 from steelray.runs.run import Run, read_published

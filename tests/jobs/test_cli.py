@@ -58,7 +58,7 @@ print(json.dumps([*shown.items()]))
 
 @pytest.fixture(scope="module")
 def helps() -> dict[tuple[str, str], str]:
-    """Print the help of every job in a fresh process, which loads neither torch nor ray; return it by job and option."""
+    """Return the help of every job, printed in a fresh process without torch or ray, by job and option."""
     done = subprocess.run([sys.executable, "-c", HELP, *JOBS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {(job, option): text for (job, option), text in json.loads(done.stdout)}
