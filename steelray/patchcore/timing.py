@@ -38,7 +38,7 @@ def timed_embed(embed: EmbedFunction, observe: Observe) -> EmbedFunction:
 
 
 class TimedSearch:
-    """The same search, with the time of asking and of waiting for the answer reported as `search`."""
+    """A `BankSearch` that reports the time of asking and of waiting for the answer as `search`."""
 
     def __init__(self, search: BankSearch, observe: Observe) -> None:
         self._search = search
