@@ -1,9 +1,12 @@
-"""Thresholds from held-out nominal strips, for stated false-alarm rates (split conformal prediction).
+"""Thresholds from held-out nominal strips, for stated false-alarm rates (split conformal prediction), and their files.
 
-With n held-out scores the k-th smallest, k = ceil((n + 1)(1 - rate)), is exceeded by a fresh nominal strip with
-probability at most `rate` (Vovk et al. 2005; exchangeable strips). Given these n strips, the rate that the threshold
-really has is distributed as Beta(n + 1 - k, k): that is its confidence interval. Where n is too small for the rate, the
-largest score is all that the data support, and the calibration says which rate that is.
+Of n held-out scores, a fresh nominal strip exceeds the k-th smallest, k = ceil((n + 1)(1 - rate)), with probability at
+most `rate` (Vovk et al. 2005; exchangeable strips). Given these n strips, the true rate of the threshold is distributed
+as Beta(n + 1 - k, k), which gives its confidence interval. If n is too small for the rate, the threshold is the largest
+score, and the calibration says which rate that supports.
+
+Calibrations are stored beside the model as calibrations/000001.json and so on, each with the score rows that it rests
+on in a Parquet file. A newer one replaces an older one without rescoring.
 """
 
 import math
@@ -26,20 +29,21 @@ from steelray.schema import SCORES
 from steelray.storage.location import Location, ObjectMissing
 
 ALL_STRIPS = ""
-"""The name of the group that holds every strip: the fallback of small groups and unknown keys."""
+"""Name of the group of all strips, which small groups and unknown keys fall back to."""
+CALIBRATIONS = "calibrations"
 CONFIDENCE = 0.95
 MIN_NOMINAL = 2
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A limit on a score, and what it promises.
+    """A limit on a score and its false-alarm rate.
 
     Attributes:
         value: a strip with a larger score is flagged.
-        asked_rate: the false-alarm rate that was asked for.
-        rate: the rate that is guaranteed: `asked_rate`, or 1 / (n + 1) where the strips are too few for it.
-        rate_low, rate_high: 95 % confidence interval of the rate that this very threshold has.
+        asked_rate: the requested false-alarm rate.
+        rate: the guaranteed rate: `asked_rate`, or 1 / (n + 1) if there are too few strips for it.
+        rate_low, rate_high: 95 % confidence interval of the true rate of this threshold.
     """
 
     value: float
@@ -55,10 +59,10 @@ class GroupThresholds:
 
     Attributes:
         group: its name; `ALL_STRIPS` for the one that holds every strip.
-        num_strips: held-out strips they rest on.
-        review: a strip above it is looked at.
-        reject: a strip above it is not shipped unseen.
-        pixel: a pixel with a larger anomaly_map value belongs to a defect; few nominal strips (`pixel.rate`) have one.
+        num_strips: number of held-out strips that they rest on.
+        review: a person looks at a strip that scores higher.
+        reject: a strip that scores higher is not shipped without a review.
+        pixel: a pixel with a larger anomaly_map value belongs to a defect; `pixel.rate` of nominal strips have one.
     """
 
     group: str
@@ -70,12 +74,12 @@ class GroupThresholds:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns scores into verdicts. Stored beside the model, versioned, replaceable without rescoring.
+    """The thresholds that turn scores into verdicts, by group of strips.
 
     Attributes:
         group_pattern: regular expression over keys; its captures, joined by `/`, name a strip's group. None: one group.
-        groups: by name; `ALL_STRIPS` is always there.
-        map_mean: median over nominal strips of their mean anomaly_map value: where heatmaps begin.
+        groups: thresholds by name of the group, `ALL_STRIPS` included.
+        map_mean: median over nominal strips of their mean anomaly_map value, which is where a heatmap begins.
     """
 
     group_pattern: str | None
@@ -87,15 +91,18 @@ class Calibration:
         check_pattern(self.group_pattern)
 
     def group_of(self, image_key: str) -> str:
-        """The group of a key."""
+        """Return the group of a key."""
         return group_of(image_key, self.group_pattern)
 
     def thresholds_of(self, group: str) -> GroupThresholds:
-        """Its own thresholds, or those of all strips where it was too small or was never seen."""
+        """Return a group's own thresholds, or those of all strips if the group is too small or unknown."""
         return self.groups.get(group) or self.groups[ALL_STRIPS]
 
     def heat_range(self, group: str) -> tuple[float, float]:
-        """Anomaly map values between which a heatmap's colours run: nominal, and as far above the pixel threshold."""
+        """Return the anomaly map values of a heatmap's lowest and highest colour.
+
+        The pixel threshold is in the middle between them.
+        """
         pixel = self.thresholds_of(group).pixel.value
         return self.map_mean, max(2 * pixel - self.map_mean, self.map_mean + 1e-6)
 
@@ -112,7 +119,7 @@ class CalibrationFile:
 
 
 def group_of(image_key: str, group_pattern: str | None) -> str:
-    """The captures of `group_pattern` in a key, joined by `/`; the whole match if it has none; else no group."""
+    """Return the captures of the pattern in a key, joined by `/`; the whole match if it has none; else `ALL_STRIPS`."""
     found = re.search(group_pattern, image_key) if group_pattern else None
     if found is None:
         return ALL_STRIPS
@@ -120,10 +127,10 @@ def group_of(image_key: str, group_pattern: str | None) -> str:
 
 
 def conformal_threshold(values_N: NDArray[np.floating[Any]], rate: float) -> Threshold:
-    """The threshold that a fresh exchangeable value exceeds with probability at most `rate`.
+    """Return the threshold that a fresh exchangeable value exceeds with probability at most `rate`.
 
     Raises:
-        ValueError: no values, or one that is not finite.
+        ValueError: there are no values, or one is not finite.
     """
     count = len(values_N)
     if count == 0 or not np.isfinite(values_N).all():
@@ -142,7 +149,7 @@ def calibrate(
     map_means_N: NDArray[np.floating[Any]],
     config: CalibrationConfig,
 ) -> Calibration:
-    """Sets all thresholds on held-out nominal strips.
+    """Set all thresholds on held-out nominal strips.
 
     Args:
         map_peaks_N, map_means_N: the largest and the mean anomaly_map value of each strip.
@@ -153,13 +160,11 @@ def calibrate(
     members: dict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(image_keys):
         members[group_of(key, config.group_pattern)].append(row)
-    groups = {}
+    groups: dict[str, GroupThresholds] = {}
     try:
         for name, rows in [(ALL_STRIPS, list(range(len(image_keys)))), *sorted(members.items())]:
-            # a group of its own needs as many strips as its rate takes
-            if name != ALL_STRIPS and len(rows) + 1 < 1 / config.false_alarm_rate:
-                continue
-            if name in groups:
+            # thresholds of its own need as many strips as the rate takes; ALL_STRIPS is also the group of other keys
+            if name in groups or (groups and len(rows) + 1 < 1 / config.false_alarm_rate):
                 continue
             groups[name] = GroupThresholds(
                 group=name,
@@ -174,13 +179,13 @@ def calibrate(
 
 
 def split_nominal(strips: Sequence[str], config: CalibrationConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split nominal images into those to fit on and those to set thresholds on, at least one strip for either.
+    """Split nominal images into those to fit on and those to calibrate on, at least one strip each.
 
     Args:
-        strips: the strip that each image shows, or is a part of; the parts of one strip stay together.
+        strips: the strip that each image shows or is a part of; the parts of a strip stay together.
 
     Returns:
-        Rows to fit on and rows held out, each rising.
+        Rows to fit on and rows held out, each in ascending order.
 
     Raises:
         ConfigError: fewer than two strips.
@@ -195,19 +200,11 @@ def split_nominal(strips: Sequence[str], config: CalibrationConfig) -> tuple[NDA
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-CALIBRATIONS = "calibrations"
-
-
-def _versions(location: Location) -> list[int]:
-    names = [stored.key for stored in (location / CALIBRATIONS).list()]
-    return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))
-
-
 def read_calibration(uri: str, version: int | None = None) -> tuple[Calibration, int]:
-    """A model's calibration (None: the newest) and its version.
+    """Return a model's calibration, the newest by default, and its version.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or its file is damaged.
     """
     location = Location(uri)
     versions = _versions(location)
@@ -221,7 +218,7 @@ def read_calibration(uri: str, version: int | None = None) -> tuple[Calibration,
 
 
 def read_calibration_rows(uri: str, version: int) -> pa.Table:
-    """The score rows that a calibration rests on; an empty table if they were not kept."""
+    """Return the score rows that a calibration rests on; an empty table if they were not kept."""
     try:
         body = Location(uri).read(f"{CALIBRATIONS}/{version:06d}.parquet")
     except ObjectMissing:
@@ -230,11 +227,14 @@ def read_calibration_rows(uri: str, version: int) -> pa.Table:
 
 
 def write_calibration(uri: str, calibration: Calibration, rows: pa.Table, source: str) -> int:
-    """Adds a calibration as the newest version; earlier ones stay. Raises `ObjectChanged` if two are added at once.
+    """Store a calibration as the newest version and return its number.
 
     Args:
         rows: score rows (schema `SCORES`) of the nominal strips that it rests on.
-        source: where these came from, in words.
+        source: origin of the rows, in words.
+
+    Raises:
+        ObjectChanged: another calibration was added at the same time.
     """
     location = Location(uri)
     version = (_versions(location) or [0])[-1] + 1
@@ -246,3 +246,8 @@ def write_calibration(uri: str, calibration: Calibration, rows: pa.Table, source
     location.write(f"{CALIBRATIONS}/{version:06d}.parquet", body.getvalue().to_pybytes())
     location.write_if(f"{CALIBRATIONS}/{version:06d}.json", dump(calibration, **asdict(head)), None)
     return version
+
+
+def _versions(location: Location) -> list[int]:
+    names = [stored.key for stored in (location / CALIBRATIONS).list()]
+    return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))

@@ -1,9 +1,7 @@
-"""Which models count as one, an ensemble, and how their answers are added up; its file format.
+"""Ensembles: their description, ensemble.json, the scales of their members, and the scorer that adds up their answers.
 
-    ensemble.json    members with their identity, weight and scale
-
-`model_id` is a digest of all that a score depends on: the members' identities, weights and scales, in their order.
-Calibrations lie beside it, as beside a memory bank.
+An ensemble's `model_id` is a digest of the members' identities, weights and scales in their order, and so of everything
+that a score depends on. Its calibrations are stored beside ensemble.json, as beside a memory bank.
 """
 
 import hashlib
@@ -22,19 +20,23 @@ from steelray.config import ConfigError
 from steelray.description import Read, dump, fetch, parse
 from steelray.patchcore.scorer import AnomalyMaps, Images, Scorer, upsample
 
+INFO_FILE = "ensemble.json"
+FORMAT_VERSION: Final = 1
+REMEDY = "rebuild it with jobs/fuse_models.py"
+
 
 @dataclass(frozen=True)
 class NominalScale:
-    """What a member gives nominal strips that it was not fitted on."""
+    """Statistics of a member's answers for nominal strips that it was not fitted on, which put members on one scale."""
 
     map_offset: float
-    """Mean of its anomaly maps: becomes 0."""
+    """Mean of its anomaly maps, which becomes 0."""
     map_scale: float
-    """How far above that offset the peak of such a strip's map lies on average: becomes 1."""
+    """Mean distance of a map's peak above the offset, which becomes 1."""
     score_offset: float
-    """Mean of its anomaly scores: becomes 0."""
+    """Mean of its anomaly scores, which becomes 0."""
     score_sd: float
-    """Standard deviation of its anomaly scores: becomes 1."""
+    """Standard deviation of its anomaly scores, which becomes 1."""
 
     @staticmethod
     def of(
@@ -42,7 +44,7 @@ class NominalScale:
         map_peaks_N: NDArray[np.floating[Any]],
         scores_N: NDArray[np.floating[Any]],
     ) -> "NominalScale":
-        """From what score rows keep of nominal strips. A constant member gets scale 1 and so says nothing.
+        """Return the scale of a model; one that answers the same for every strip gets scale 1 and so adds nothing.
 
         Args:
             map_means_N, map_peaks_N: mean and largest anomaly_map value of each strip.
@@ -58,10 +60,112 @@ class NominalScale:
         )
 
 
+@dataclass(frozen=True)
+class EnsembleMember:
+    """A model of an ensemble, described as it was when it was fused."""
+
+    uri: str
+    """Location of the model, which must stay there unchanged."""
+    model_id: str
+    """Identity of the model; another one at its URI is refused."""
+    bank_id: str | None
+    """Identity of its memory bank; null if it has none."""
+    weight: float
+    """Factor of its answers."""
+    scale: NominalScale
+    """Scale from nominal strips that no member was fitted on."""
+
+
+@dataclass(frozen=True)
+class EnsembleInfo:
+    """The content of ensemble.json."""
+
+    members: tuple[EnsembleMember, ...]
+    """At least two; the ensemble's anomaly maps have the size of the first one's."""
+    num_strips: int
+    """Number of held-out nominal strips that the scales rest on."""
+    created_at: str
+    """Time in UTC."""
+    format_version: Literal[1]
+    """Version of the format; others are refused."""
+
+    @property
+    def model_id(self) -> str:
+        """Return the digest of everything that a score depends on."""
+        parts = [
+            {name: value for name, value in asdict(member).items() if name != "uri"}  # a member may be moved
+            for member in self.members
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> bytes:
+        """Return the bytes of ensemble.json."""
+        return dump(self, model_id=self.model_id)
+
+
+def make_ensemble(members: Sequence[EnsembleMember], num_strips: int) -> EnsembleInfo:
+    """Return an ensemble created now."""
+    return EnsembleInfo(tuple(members), num_strips, datetime.now(UTC).isoformat(timespec="seconds"), FORMAT_VERSION)
+
+
+def read_info(read: Read, where: str) -> EnsembleInfo:
+    """Read ensemble.json.
+
+    Args:
+        where: the ensemble's URI, for messages.
+
+    Raises:
+        ConfigError: there is no ensemble, it has another format version, or it is damaged.
+    """
+    body, file = fetch(read, INFO_FILE, where, "ensemble"), f"{where}/{INFO_FILE}"
+    info = parse(EnsembleInfo, body, file, REMEDY)
+    stored = parse(_Stored, body, file, REMEDY)
+    if info.model_id != stored.model_id:
+        raise ConfigError(
+            f"{file}: its members are not those of ensemble {stored.model_id}: it was changed by hand; {REMEDY}"
+        )
+    return info
+
+
+def check_identity(member: EnsembleMember, model_id: str, bank_id: str | None, where: str) -> None:
+    """Raise `ConfigError` if the model at a member's URI is not the one that was fused.
+
+    Args:
+        model_id, bank_id: identity of the model there.
+        where: the ensemble's URI, for messages.
+    """
+    if (model_id, bank_id) != (member.model_id, member.bank_id):
+        raise ConfigError(
+            f"ensemble {where}: its member {member.uri} is no longer the one that was fused (model {model_id}, bank "
+            f"{bank_id}; not model {member.model_id}, bank {member.bank_id}): {REMEDY}"
+        )
+
+
+def common_strips(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Return each table's rows of the strips that are in all tables, in the order of key and ETag.
+
+    Args:
+        tables: have the columns `image_key` and `etag`, which identify a strip together.
+    """
+    names = [pc.binary_join_element_wise(table["image_key"], table["etag"], "\0").to_pylist() for table in tables]
+    places = [{name: row for row, name in enumerate(of_table)} for of_table in names]
+    shared = sorted(set.intersection(*(set(of_table) for of_table in names)))
+    return [
+        table.take(pa.array([rows[name] for name in shared], pa.int64()))  # typed: there may be none
+        for table, rows in zip(tables, places, strict=True)
+    ]
+
+
+def scale_of(rows: pa.Table) -> NominalScale:
+    """Return a model's scale from its score rows (schema `SCORES`) of nominal strips that it was not fitted on."""
+    means_N, peaks_N, scores_N = (rows.column(name).to_numpy() for name in ("map_mean", "map_peak", "anomaly_score"))
+    return NominalScale.of(means_N, peaks_N, scores_N)
+
+
 def fuse(
     answers: Sequence[tuple[AnomalyMaps, NDArray[np.float32]]], scales: Sequence[NominalScale], weights: Sequence[float]
 ) -> tuple[AnomalyMaps, NDArray[np.float32]]:
-    """The weighted sum of the members' answers for the same images, at the size of the first member's maps."""
+    """Return the weighted sum of the members' answers for the same images, with maps of the first member's size."""
     maps: AnomalyMaps = []
     for of_image in zip(*(answer[0] for answer in answers), strict=True):
         size = of_image[0].shape[:2]
@@ -77,7 +181,7 @@ def fuse(
 
 
 class FusedScorer:
-    """A weighted sum of scorers; itself a `Scorer`."""
+    """A `Scorer` that adds up the weighted answers of others."""
 
     def __init__(self, members: Sequence[Scorer], scales: Sequence[NominalScale], weights: Sequence[float]) -> None:
         self.min_size_px = max(member.min_size_px for member in members)
@@ -87,114 +191,6 @@ class FusedScorer:
         return fuse([member.score(images) for member in self._members], self._scales, self._weights)
 
 
-FORMAT_VERSION: Final = 1
-INFO_FILE = "ensemble.json"
-
-REMEDY = "rebuild it with jobs/fuse_models.py"
-
-
-@dataclass(frozen=True)
-class EnsembleMember:
-    """A model of an ensemble, as it was when it was fused."""
-
-    uri: str
-    """Where it lies; it must stay there, and stay the same."""
-    model_id: str
-    """Of the member: another one at its URI is refused."""
-    bank_id: str | None
-    """Of the member's memory bank; null where it has none."""
-    weight: float
-    """How much it counts."""
-    scale: NominalScale
-    """What it gives nominal strips that no member was fitted on."""
-
-
-@dataclass(frozen=True)
-class EnsembleInfo:
-    """ensemble.json"""
-
-    members: tuple[EnsembleMember, ...]
-    """At least two; the first one's anomaly maps give the ensemble's their size."""
-    num_strips: int
-    """Held-out nominal strips that the scales rest on."""
-    created_at: str
-    """UTC."""
-    format_version: Literal[1]
-    """An ensemble of another version is refused, with both numbers."""
-
-    @property
-    def model_id(self) -> str:
-        """Digest of everything that a score depends on."""
-        parts = [
-            {name: value for name, value in asdict(member).items() if name != "uri"}  # it may be moved
-            for member in self.members
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-    def to_json(self) -> bytes:
-        """ensemble.json's bytes."""
-        return dump(self, model_id=self.model_id)
-
-
-def make_ensemble(members: Sequence[EnsembleMember], num_strips: int) -> EnsembleInfo:
-    """An ensemble of today."""
-    return EnsembleInfo(tuple(members), num_strips, datetime.now(UTC).isoformat(timespec="seconds"), FORMAT_VERSION)
-
-
 @dataclass(frozen=True)
 class _Stored:
     model_id: str
-
-
-def read_info(read: Read, where: str) -> EnsembleInfo:
-    """Read ensemble.json.
-
-    Args:
-        where: the ensemble's URI, for messages.
-
-    Raises:
-        ConfigError: no ensemble, one of another format version, or a damaged one.
-    """
-    body, file = fetch(read, INFO_FILE, where, "ensemble"), f"{where}/{INFO_FILE}"
-    info = parse(EnsembleInfo, body, file, REMEDY)
-    stored = parse(_Stored, body, file, REMEDY)
-    if info.model_id != stored.model_id:
-        raise ConfigError(f"{file}: its members are not those of ensemble {stored.model_id}; it was changed by hand")
-    return info
-
-
-def check_identity(member: EnsembleMember, model_id: str, bank_id: str | None, where: str) -> None:
-    """Raises `ConfigError` if what lies at a member's URI is not what was fused.
-
-    Args:
-        model_id, bank_id: of what lies there.
-        where: the ensemble's URI, for messages.
-    """
-    if (model_id, bank_id) != (member.model_id, member.bank_id):
-        raise ConfigError(
-            f"ensemble {where}: its member {member.uri} is no longer the one that was fused (model {model_id}, bank "
-            f"{bank_id}; not model {member.model_id}, bank {member.bank_id}): {REMEDY}"
-        )
-
-
-def common_strips(tables: Sequence[pa.Table]) -> list[pa.Table]:
-    """The rows of each table whose strips are in all of them, in the order of key and ETag.
-
-    Args:
-        tables: with the columns `image_key` and `etag`; a strip is the same only if both are.
-    """
-    names = [pc.binary_join_element_wise(table["image_key"], table["etag"], "\0").to_pylist() for table in tables]
-    places = [{name: row for row, name in enumerate(of_table)} for of_table in names]
-    shared = sorted(set.intersection(*(set(of_table) for of_table in names)))
-    return [
-        table.take(pa.array([rows[name] for name in shared], pa.int64()))  # typed: there may be none
-        for table, rows in zip(tables, places, strict=True)
-    ]
-
-
-def scale_of(rows: pa.Table) -> NominalScale:
-    """The scale of a model from its score rows (schema `SCORES`) of nominal strips that it was not fitted on."""
-    means_N, peaks_N, scores_N = (
-        rows.column(name).to_numpy().astype(np.float64) for name in ("map_mean", "map_peak", "anomaly_score")
-    )
-    return NominalScale.of(means_N, peaks_N, scores_N)

@@ -107,6 +107,9 @@ def test_mistakes_are_found_before_any_work_on_the_cluster(
 class FailingActor(EmbeddingActor):
     """An actor whose node has a full disk."""
 
+    def __init__(self, *_: object) -> None:
+        """Load nothing."""
+
     def __call__(self, decoded: pa.Table) -> pa.Table:
         raise OSError(28, "No space left on device")
 

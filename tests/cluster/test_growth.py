@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from steelray.cluster.archive_scorer import score_archive
-from steelray.cluster.bank_builder import build_memory_bank, grow_memory_bank
+from steelray.cluster.bank_builder import grow_memory_bank
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError
 from steelray.demo.synthetic import make_strip
 from steelray.imaging.decode import decode
@@ -16,7 +16,7 @@ from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import grow_memory_bank as grow_here
 from steelray.runs.run import Run
 from steelray.storage.location import Location
-from tests.cluster.conftest import EMBEDDER, World, build_config, score_config, silent, strip_jpeg
+from tests.cluster.conftest import EMBEDDER, World, score_config, silent, strip_jpeg
 
 CALIBRATION = CalibrationConfig(held_out_fraction=0.4, false_alarm_rate=0.1, reject_rate=0.1)
 COVER = GrowthConfig(cover_radius=1.0)
@@ -95,24 +95,22 @@ def test_no_score_rises_when_a_bank_grows(
 
 
 def test_old_images_are_not_needed_and_known_keys_are_left_out(world: World, s3_uri: str) -> None:
-    source, nominal_uri = Location(world.nominal_uri), f"{s3_uri}/nominal"
-    for index in range(8):
-        Location(nominal_uri).write(f"{index:02d}.jpg", source.read(f"{index:02d}.jpg"))
-    build_memory_bank(build_config(nominal_uri, f"{s3_uri}/bank"), silent)
-    before = stored(f"{s3_uri}/bank")
-    for index in range(8):
+    """A copy of the world's bank grows in place; its own images are no longer there."""
+    nominal_uri, bank_uri = f"{s3_uri}/nominal", f"{s3_uri}/bank"
+    for file in Location(world.bank_uri).list():
+        Location(bank_uri).write(file.key, Location(world.bank_uri).read(file.key))
+    before = stored(bank_uri)
+    for index in range(24):
         Location(nominal_uri).write(f"{index:02d}.jpg", b"not an image any more")
     new_strips(nominal_uri, 4)
-    config = GrowMemoryBankConfig(
-        ArchiveConfig(nominal_uri), f"{s3_uri}/bank", f"{s3_uri}/bank", growth=COVER, overwrite=True
-    )
+    config = GrowMemoryBankConfig(ArchiveConfig(nominal_uri), bank_uri, bank_uri, growth=COVER, overwrite=True)
     summary = grow_memory_bank(config, silent)
-    assert (summary["known"], summary["skipped"]) == (8, {})
-    grown = stored(f"{s3_uri}/bank")
+    assert (summary["known"], summary["skipped"]) == (24, {})
+    grown = stored(bank_uri)
     assert grown.info.bank_id == summary["bank_id"] != before.info.bank_id
     assert grown.image_keys[:-3] == before.image_keys
-    again = GrowMemoryBankConfig(ArchiveConfig(nominal_uri, glob="0*"), f"{s3_uri}/bank", f"{s3_uri}/other")
-    with pytest.raises(ConfigError, match="knows the keys of all 8 objects: nothing to learn"):
+    again = GrowMemoryBankConfig(ArchiveConfig(nominal_uri, glob="0*"), bank_uri, f"{s3_uri}/other")
+    with pytest.raises(ConfigError, match="knows the keys of all 10 objects: nothing to learn"):
         grow_memory_bank(again, silent)
 
 

@@ -13,7 +13,7 @@ from steelray.evaluation.metrics import image_auroc
 from steelray.imaging.decode import decode
 from steelray.models.calibration import read_calibration, read_calibration_rows, write_calibration
 from steelray.models.config import CalibrateConfig, FuseModelsConfig
-from steelray.models.ensemble import FusedScorer, NominalScale
+from steelray.models.ensemble import FusedScorer, scale_of
 from steelray.models.model import load_scorer, open_model
 from steelray.patchcore.config import EmbedderConfig
 from steelray.runs.recalibration import recalibrate
@@ -48,12 +48,9 @@ def settings(world: World, level_3: str, output_uri: str, **changes: object) -> 
 
 def scorer_of(world: World, level_3: str) -> FusedScorer:
     """Return the ensemble, put together in this process from the members' own rows."""
-    scorers, scales = [], []
-    for uri in (world.bank_uri, level_3):
-        rows = read_calibration_rows(uri, 1)
-        scales.append(NominalScale.of(*(rows.column(n).to_numpy() for n in ("map_mean", "map_peak", "anomaly_score"))))
-        scorers.append(load_scorer(open_model(uri), ComputeConfig(), num_threads=1))
-    return FusedScorer(scorers, scales, WEIGHTS)
+    uris = world.bank_uri, level_3
+    scorers = [load_scorer(open_model(uri), ComputeConfig(), num_threads=1) for uri in uris]
+    return FusedScorer(scorers, [scale_of(read_calibration_rows(uri, 1)) for uri in uris], WEIGHTS)
 
 
 def test_thresholds_rest_on_the_strips_that_no_member_was_fitted_on(

@@ -1,10 +1,11 @@
 """Several scorers fused into one: their sum is on the scale of nominal strips."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from steelray.models.ensemble import FusedScorer, NominalScale, fuse
+from steelray.models.ensemble import FusedScorer, NominalScale, fuse, scale_of
 from steelray.patchcore.scorer import AnomalyMaps, Images
 
 
@@ -25,13 +26,8 @@ def images(count: int, seed: int) -> list[NDArray[np.uint8]]:
 
 
 def scale_from(maps: AnomalyMaps, scores_N: NDArray[np.float32]) -> NominalScale:
-    means, peaks = (np.array([function(map_HW) for map_HW in maps]) for function in (np.mean, np.max))
-    return NominalScale.of(means, peaks, scores_N)
-
-
-def test_a_scale_is_worked_out_from_what_score_rows_keep() -> None:
-    scale = NominalScale.of(*(np.array(values, np.float32) for values in ([1.0, 3.0], [5.0, 9.0], [10.0, 14.0])))
-    assert scale == NominalScale(map_offset=2.0, map_scale=5.0, score_offset=12.0, score_sd=2.0)
+    means, peaks = (np.array([function(map_HW) for map_HW in maps], np.float32) for function in (np.mean, np.max))
+    return scale_of(pa.table({"map_mean": means, "map_peak": peaks, "anomaly_score": scores_N}))
 
 
 def test_a_member_counts_by_its_weight_and_not_by_its_units() -> None:
@@ -49,7 +45,7 @@ def test_a_member_counts_by_its_weight_and_not_by_its_units() -> None:
     assert nominal_scores.mean() == pytest.approx(0, abs=1e-4)
 
 
-def test_maps_of_another_size_are_brought_to_the_first_ones() -> None:
+def test_maps_of_another_size_are_resized_to_the_first_ones() -> None:
     scale = NominalScale(0.0, 1.0, 0.0, 1.0)
     fused = FusedScorer([Brightness(1.0), Brightness(1.0, step=4)], [scale, scale], [1.0, 1.0])
     assert fused.min_size_px == 4
@@ -58,7 +54,7 @@ def test_maps_of_another_size_are_brought_to_the_first_ones() -> None:
     np.testing.assert_allclose(map_HW, np.full((16, 32), 20.0), rtol=1e-5)
 
 
-def test_a_member_that_says_the_same_of_every_strip_adds_nothing() -> None:
+def test_a_member_that_answers_the_same_for_every_strip_adds_nothing() -> None:
     constant = scale_from([np.full((4, 4), 7.0, np.float32)], np.array([7.0], np.float32))
     maps, scores = fuse([([np.full((4, 4), 7.0, np.float32)], np.array([7.0], np.float32))], [constant], [1.0])
     assert not maps[0].any()
