@@ -5,7 +5,7 @@ A field's docstring is its help text. Sizes are height before width, in pixels.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar, Literal
 
@@ -190,3 +190,15 @@ class DatasetConfig:
         require(
             self.tiling == "none" or self.kind == "severstal", f"tiling is for severstal strips, not for {self.kind}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelJobConfig:
+    """Settings of every job that makes a model on the cluster."""
+
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    overwrite: bool = False
+    """Replace a model of the same kind that is already at the new one's location; false: refuse to."""
+    dry_run: bool = False
+    """Print the resolved settings and the plan, and do nothing."""

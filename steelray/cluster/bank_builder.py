@@ -19,8 +19,15 @@ from steelray.models.model import nominal_uris, portable_embedder
 from steelray.patchcore.bank import INFO_FILE, MemoryBank, bank_files, read_bank
 from steelray.patchcore.config import BuildMemoryBankConfig, EmbedderConfig, GrowMemoryBankConfig
 from steelray.patchcore.embedder import build_patch_embedder
-from steelray.patchcore.fit import Limits, coreset_limits, grown_bank, new_bank
-from steelray.patchcore.growth import centers_of, growth_limits, growth_radius
+from steelray.patchcore.fit import (
+    Limits,
+    centers_of,
+    coreset_limits,
+    grown_bank,
+    growth_limits,
+    growth_radius,
+    new_bank,
+)
 from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
 

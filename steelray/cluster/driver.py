@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from steelray.cluster.connect import cause_in_one_line, connected
 from steelray.cluster.placement import plan_on_cluster
 from steelray.cluster.plan import ComputePlan, plan_compute
-from steelray.config import ComputeConfig, Facts, JobFailed
+from steelray.config import Facts, JobFailed, ModelJobConfig
 from steelray.job import num_cores, show_plan
 from steelray.patchcore.index import BankUnavailable
 from steelray.provenance import run_record
@@ -47,7 +47,7 @@ class ModelJob:
     """A job that makes one model on the cluster.
 
     Attributes:
-        config: the job's settings, with `compute` and `dry_run`.
+        config: the job's settings.
         target: location of the model; run.json is written there last.
         what: name of the work, for messages.
         uris: locations that every node must reach.
@@ -56,7 +56,7 @@ class ModelJob:
         started_at: start of the job.
     """
 
-    config: Any
+    config: ModelJobConfig
     target: Location
     what: str
     uris: Sequence[str]
@@ -77,7 +77,7 @@ class ModelJob:
             ConfigError: something the user must correct.
             JobFailed: the cluster or the store failed.
         """
-        compute: ComputeConfig = self.config.compute
+        compute = self.config.compute
         if self.config.dry_run:
             plan = plan_compute(num_cores(), 0, compute, self.num_shards)
             return show_plan(self.config, {**self.facts, "compute": asdict(plan)})

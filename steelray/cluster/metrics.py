@@ -12,41 +12,25 @@ STAGE_BOUNDARIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2
 RATIO_BOUNDARIES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 3, 5]
 
 
-@lru_cache
-def _strips() -> Counter:
-    return Counter("steelray_strips", "Strips that have a row, by status.", ("run_id", "status"))
-
-
-@lru_cache
-def _flagged() -> Counter:
-    return Counter("steelray_flagged", "Strips above the review threshold, by verdict.", ("run_id", "verdict"))
-
-
-@lru_cache
-def _score_ratio() -> Histogram:
-    return Histogram(
+_strips = lru_cache(lambda: Counter("steelray_strips", "Strips that have a row, by status.", ("run_id", "status")))
+_flagged = lru_cache(
+    lambda: Counter("steelray_flagged", "Strips above the review threshold, by verdict.", ("run_id", "verdict"))
+)
+_score_ratio = lru_cache(
+    lambda: Histogram(
         "steelray_score_ratio", "Anomaly score as a share of the threshold.", RATIO_BOUNDARIES, ("run_id",)
     )
-
-
-@lru_cache
-def _stage() -> Histogram:
-    return Histogram("steelray_stage_s", "Seconds in a stage of scoring.", STAGE_BOUNDARIES_S, ("stage",))
-
-
-@lru_cache
-def _listed() -> Gauge:
-    return Gauge("steelray_strips_listed", "Strips that a run has to score.", ("run_id",))
-
-
-@lru_cache
-def _shards_wanted() -> Gauge:
-    return Gauge("steelray_bank_shards_wanted", "Shards of the memory bank that a run searches.", ("run_id",))
-
-
-@lru_cache
-def _shard_alive() -> Gauge:
-    return Gauge("steelray_bank_shard_alive", "1 for every shard that is loaded.", ("bank_id", "start"))
+)
+_stage = lru_cache(
+    lambda: Histogram("steelray_stage_s", "Seconds in a stage of scoring.", STAGE_BOUNDARIES_S, ("stage",))
+)
+_listed = lru_cache(lambda: Gauge("steelray_strips_listed", "Strips that a run has to score.", ("run_id",)))
+_shards_wanted = lru_cache(
+    lambda: Gauge("steelray_bank_shards_wanted", "Shards of the memory bank that a run searches.", ("run_id",))
+)
+_shard_alive = lru_cache(
+    lambda: Gauge("steelray_bank_shard_alive", "1 for every shard that is loaded.", ("bank_id", "start"))
+)
 
 
 def observe_stage(stage: str, seconds: float) -> None:

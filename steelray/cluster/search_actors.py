@@ -15,8 +15,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 from steelray.cluster.metrics import announce_shard
 from steelray.cluster.plan import MAX_RESTARTS, SHARD_CPUS
 from steelray.patchcore.bank import read_info
-from steelray.patchcore.index import BankUnavailable, load_shard
-from steelray.patchcore.merge import Neighbors, merge_neighbors
+from steelray.patchcore.index import BankUnavailable, Neighbors, load_shard, merge_neighbors
 from steelray.patchcore.planner import shard_bounds
 from steelray.storage.location import Location
 

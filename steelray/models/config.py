@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from steelray.config import CalibrationConfig, ComputeConfig, DecodeConfig, require
+from steelray.config import CalibrationConfig, ModelJobConfig, require
 
 
 @dataclass(frozen=True)
-class FuseModelsConfig:
+class FuseModelsConfig(ModelJobConfig):
     """jobs/fuse_models.py"""
 
     FIRST: ClassVar[tuple[str, ...]] = (
@@ -27,12 +27,6 @@ class FuseModelsConfig:
     """Location of the strips that the models have held out; null: the nominal images of the first model."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     """Rates and groups. held_out_fraction has no effect: the models have held out the strips already."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    overwrite: bool = False
-    """Replace an ensemble at output_uri; false: refuse to."""
-    dry_run: bool = False
-    """Print the resolved settings and the plan, and write nothing."""
 
     def __post_init__(self) -> None:
         count = len(self.model_uris)

@@ -7,15 +7,7 @@ import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from steelray.config import (
-    ArchiveConfig,
-    CalibrationConfig,
-    ComputeConfig,
-    ConfigError,
-    DecodeConfig,
-    require,
-    require_range,
-)
+from steelray.config import ArchiveConfig, CalibrationConfig, ConfigError, ModelJobConfig, require, require_range
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -216,7 +208,7 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class BuildMemoryBankConfig:
+class BuildMemoryBankConfig(ModelJobConfig):
     """Settings of jobs/build_memory_bank.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
@@ -233,16 +225,10 @@ class BuildMemoryBankConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    overwrite: bool = False
-    """Replace a bank that is already at bank_uri."""
-    dry_run: bool = False
-    """Print the resolved settings and the plan, and do nothing."""
 
 
 @dataclass(frozen=True)
-class GrowMemoryBankConfig:
+class GrowMemoryBankConfig(ModelJobConfig):
     """Settings of jobs/grow_memory_bank.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
@@ -260,9 +246,3 @@ class GrowMemoryBankConfig:
     calibration: CalibrationConfig | None = None
     """Thresholds, set on new strips held out of the bank and on the strips behind the old thresholds; null: 0.3 of the
     new strips are held out, with rates and groups as before."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    overwrite: bool = False
-    """Replace a bank that is already at grown_uri."""
-    dry_run: bool = False
-    """Print the resolved settings and the plan, and do nothing."""

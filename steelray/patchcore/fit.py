@@ -1,6 +1,8 @@
 """Fit a memory bank in one process; `steelray.cluster.bank_builder` does the same over a cluster.
 
-Growing a bank is building one whose selection continues from the bank's vectors.
+Growing a bank is building one whose selection continues from the bank's vectors, over the new patches only. By default
+it stops as soon as these lie as close to the bank as the old ones: the cover radius then stays the same, and a bank of
+that size rebuilt from all strips covers little better.
 
 Shapes: N candidate patches, M picks, K existing vectors, D dimensions of an embedding; Q queries.
 """
@@ -14,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from steelray.config import ConfigError
-from steelray.patchcore.bank import CoresetStatistics, MemoryBank, make_bank
+from steelray.patchcore.bank import BankInfo, CoresetStatistics, MemoryBank, make_bank
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.coreset import Coreset, CoresetShard, Progress, num_centers_of, select
-from steelray.patchcore.growth import centers_of, growth_limits
 from steelray.patchcore.index import LocalSearch, shard_of
 from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.quantised import index_bank, recall_queries
@@ -25,6 +26,9 @@ from steelray.patchcore.scorer import PatchCoreScorer
 
 Limits = Callable[[int], tuple[int, float]]
 """Takes the number of candidates; returns the most picks and the cover radius that ends the selection (0: none)."""
+
+COVERED = 1e-12
+"""Least cover radius of growing. A bank of every patch has radius 0, with which it would take in duplicates."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,31 @@ def coreset_limits(config: CoresetConfig) -> Limits:
         return count, config.cover_radius or 0.0
 
     return limits
+
+
+def growth_radius(info: BankInfo, config: GrowthConfig) -> float:
+    """Return the cover radius at which a bank stops growing."""
+    radius = info.coreset.cover_radius if config.cover_radius is None else config.cover_radius
+    return max(radius, COVERED)
+
+
+def growth_limits(info: BankInfo, config: GrowthConfig) -> Limits:
+    """Return the limits of growing a bank. They raise `ValueError` if there are no new patches."""
+
+    def limits(num_candidates: int) -> tuple[int, float]:
+        if num_candidates == 0:
+            raise ValueError("there are 0 new embeddings: nothing to learn from")
+        most = [num_candidates, max(1, round(config.ratio * num_candidates))]
+        if config.max_centers is not None:
+            most.append(config.max_centers)
+        return min(most), growth_radius(info, config)
+
+    return limits
+
+
+def centers_of(bank: MemoryBank) -> torch.Tensor:
+    """Return centers_KD of a bank, from which `coreset.select` continues."""
+    return torch.from_numpy(bank.vectors_ND.astype(np.float32))
 
 
 def select_patches(

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from steelray.description import Read
 from steelray.patchcore.bank import BankInfo, MemoryBank, read_trained, read_vectors
-from steelray.patchcore.merge import Neighbors, merge_neighbors
 
 ID_BYTES = 8
 """Bytes of a vector's id in an inverted file."""
 BLOCK_ROWS = 16_384
 """Vectors that are widened to float32 at a time."""
+
+Neighbors = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""squared_distances_QK rising along K, and the ids_QK of the bank vectors."""
 
 
 class IndexShard:
@@ -115,6 +117,29 @@ def _to_gpu(index: Any, half: bool) -> Any:
     options = faiss.GpuClonerOptions()
     options.useFloat16 = half
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
+
+
+def merge_neighbors(answers: Sequence[Neighbors], num_neighbors: int) -> Neighbors:
+    """Return the `num_neighbors` nearest over all shards; equal distances are ordered by id, as in one flat index.
+
+    Args:
+        answers: of each shard, with global ids; a shard with fewer vectors than K pads with id -1.
+
+    Raises:
+        ValueError: the shards together hold fewer than `num_neighbors` vectors.
+    """
+    distances = np.concatenate([distances_QK for distances_QK, _ in answers], axis=1)
+    ids = np.concatenate([ids_QK for _, ids_QK in answers], axis=1)
+    distances = np.where(ids < 0, np.float32(np.inf), distances)
+    if num_neighbors == 1 and len(answers) > 1:
+        # the common case needs no sort: shards come by rising id, and argmin takes the first of equals
+        columns = distances.argmin(axis=1)[:, None]
+    else:
+        columns = np.lexsort((ids, distances), axis=1)[:, :num_neighbors]
+    merged = np.take_along_axis(distances, columns, axis=1), np.take_along_axis(ids, columns, axis=1)
+    if merged[0].shape[1] < num_neighbors or (merged[1] < 0).any():
+        raise ValueError(f"num_neighbors is {num_neighbors} but the memory bank holds fewer vectors")
+    return merged
 
 
 def train_index(vectors_ND: NDArray[np.float32], factory: str) -> tuple[bytes, int]:

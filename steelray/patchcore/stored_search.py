@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from steelray.description import Read
 from steelray.patchcore.bank import BankInfo
-from steelray.patchcore.index import IndexShard, load_shard
-from steelray.patchcore.merge import Neighbors, merge_neighbors
+from steelray.patchcore.index import IndexShard, Neighbors, load_shard, merge_neighbors
 
 
 class StoredSearch:

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from steelray.patchcore.index import BankSearch, PendingSearch
-from steelray.patchcore.merge import Neighbors
+from steelray.patchcore.index import BankSearch, Neighbors, PendingSearch
 from steelray.patchcore.portable_embedder import EmbedFunction
 
 Observe = Callable[[str, float], None]

@@ -24,13 +24,8 @@ from steelray.reconstruction.checkpoint import CheckpointInfo
 from steelray.reconstruction.config import TrainConfig
 from steelray.storage.location import Location, ObjectMissing
 
-SETTINGS_FILE, METRICS_FILE, CURVES_FILE, FAILURE_FILE, RECORD_FILE = (
-    "settings.json",
-    "metrics.parquet",
-    "loss_curves.png",
-    "failure.json",
-    "run.json",
-)
+SETTINGS_FILE, METRICS_FILE, CURVES_FILE = "settings.json", "metrics.parquet", "loss_curves.png"
+FAILURE_FILE, RECORD_FILE = "failure.json", "run.json"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 KEPT_CHECKPOINTS = 2
 """Older ones are deleted."""

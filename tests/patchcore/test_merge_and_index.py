@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from steelray.patchcore.index import IndexShard, LocalSearch
-from steelray.patchcore.merge import merge_neighbors
+from steelray.patchcore.index import IndexShard, LocalSearch, merge_neighbors
 from steelray.patchcore.planner import shard_bounds
 from tests.patchcore.samples import gaussian
 
