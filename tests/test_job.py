@@ -170,7 +170,7 @@ def test_lists_need_no_brackets(argv: list[str], levels: Any, resize_px: Any, na
         (["--size", "--dry-run"], "--size needs a value"),
         (["--size", "many"], "size: Expected int. Got value: many"),
         (["--size", "0"], "size must be > 0, not 0"),
-        (["--archive.limit", "x"], "archive.limit: Expected int. Given value: x"),
+        (["--archive.limit", "x"], "archive.limit: Expected int. Got value: x"),
         (["--archive.limit", "0"], "limit must be > 0, not 0"),
         (["--archive.modified_before", "yesterday"], "archive.modified_before: Not of type datetime"),
         (["--mode", "medium"], "mode: Expected one of 'slow', 'fast'. Got value: medium"),
@@ -212,7 +212,7 @@ def test_a_password_is_refused_and_not_repeated(tmp_path: Path, uri: str) -> Non
 
 def test_a_mistake_in_a_list_s_item_names_its_place(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("rows:\n- {uri: a}\n- {url: b}\n")
-    with pytest.raises(ConfigError, match=r"yaml: unknown setting rows\[1\]\.url: did you mean rows\[1\]\.uri\?$"):
+    with pytest.raises(ConfigError, match=r"yaml: rows\[1\]: unknown setting url: did you mean uri\?$"):
         parse(Rows, "A job.", ["--config", str(tmp_path / "recipe.yaml")])
     assert parse(Rows, "A job.", ["--rows", "{uri: a}, {uri: b}"]).rows == (ArchiveConfig("a"), ArchiveConfig("b"))
 
@@ -236,7 +236,7 @@ class TestRecipes:
     @pytest.mark.parametrize(
         ("argv", "expected"),
         [
-            ([], "base: the following arguments are required: archive.uri"),
+            ([], "required: base.archive.uri"),
             (["--base.size", "3"], "unknown option --base.size"),
             (["--base.archive.ur", "3"], "unknown option --base.archive.ur: did you mean --base.archive.uri?"),
             (["--base", "no.yaml"], "base: no.yaml: no such file"),
@@ -333,7 +333,7 @@ def test_the_help_shows_the_options_that_a_user_meets_first(capsys: pytest.Captu
     assert text.endswith("\n--help all shows every option\n")
     shown = help_of(Comparison, capsys, "--help")
     assert re.findall(r"^  --(\S+)", shown, re.M) == [
-        "config", "base", "name", "base.archive.uri", "base.compute.batch_size", "other"
+        "config", "base", "base.archive.uri", "base.compute.batch_size", "name", "other"
     ]  # fmt: skip
 
 
