@@ -11,7 +11,7 @@ import jinja2
 from steelray.config import ConfigError
 from steelray.research.study import criteria, figures
 from steelray.research.study.plan import BASELINE, FIX
-from steelray.research.study.results import read_comparison, read_study, read_trials
+from steelray.research.study.results import Row, read_comparison, read_study, read_trials
 from steelray.research.study.space import Axis
 from steelray.research.study.verdicts import (
     FIGURES,
@@ -26,7 +26,6 @@ from steelray.research.study.verdicts import (
 )
 from steelray.storage.location import Location
 
-Row = dict[str, Any]
 DETECTION = ("pixel_auroc", "pixel_ap", "image_auroc")
 UNTRAINED = ("smoothed_1", "smoothed_2", "smoothed_4", "chroma")
 RULES = (

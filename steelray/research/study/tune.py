@@ -25,7 +25,7 @@ from steelray.config import ConfigError, DatasetConfig, JobFailed
 from steelray.research.study.config import StudyConfig
 from steelray.research.study.data import StudyImages
 from steelray.research.study.plan import Trial
-from steelray.research.study.results import StudyResults, read_trials
+from steelray.research.study.results import Row, StudyResults, read_trials
 from steelray.research.study.runner import describe, execute, provenance
 from steelray.research.study.space import Axis, check_points
 from steelray.storage.location import Location
@@ -36,7 +36,6 @@ class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PR
 
 SCORE = "score"
 SEARCH_ARM = "search"
-Row = dict[str, Any]
 
 
 def run_study(study: StudyConfig, trials: Sequence[Trial], report: Callable[[str], None]) -> dict[str, Any]:
