@@ -95,7 +95,7 @@ def test_an_archive_is_scored_as_in_one_process(
     again = score_archive(score_config(world, f"{s3_uri}/results", model_uri=fused[0], incremental=True), silent)
     assert again["already_scored"] == len(keys)
     answer = recalibrate(CalibrateConfig(fused[0], f"{s3_uri}/results", dry_run=True))
-    assert answer["num_strips"] == len(keys)
+    assert answer["plan"]["num_strips"] == len(keys)
 
 
 def copied(source_uri: str, target_uri: str) -> str:
