@@ -88,7 +88,7 @@ def test_a_mistake_on_the_command_line_is_one_line() -> None:
         "score_archive", "--archive.uri", "a", "--archive.limit", "0", "--model_uri", "b", "--results_uri", "c"
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: limit must be positive, not 0\n"
+    assert done.stderr == "error: limit must be > 0, not 0\n"
 
 
 def score_arguments(root: str, **changes: str) -> list[str]:
