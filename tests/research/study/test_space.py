@@ -66,7 +66,7 @@ def test_a_search_starts_with_the_baseline_and_the_fix() -> None:
         {"loss.w_ssim": 1.0, "draem.norm": "bn"},
         {"loss.w_ssim": 1.0, "draem.norm": "gn"},
     ]
-    with pytest.raises(ConfigError, match="no axis of the search"):
+    with pytest.raises(ConfigError, match="not an axis of the search"):
         check_points(CONFIG, {"loss.detach": True}, axes)
     with pytest.raises(ConfigError, match=r"does not hold 0\.01"):
         check_points(CONFIG, {"loss.w_ssim": 0.01}, axes)
