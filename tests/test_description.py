@@ -292,7 +292,7 @@ def test_a_file_from_before_it_had_a_version_opens(name: str, tmp_path: Path) ->
         ("draem", ("network", "width"), 0.3, "network: width must be a positive multiple of 1/16, not 0.3"),
         ("draem", ("network", "norm"), "bn", "its settings do not match model_id"),
         ("conv_ae", ("input", "size_px"), [32], "input.size_px.1: Field required"),
-        ("ensemble", ("model_id",), "0123", "its members are not those of ensemble 0123; it was changed by hand"),
+        ("ensemble", ("model_id",), "0123", "its members are not those of ensemble 0123: it was changed by hand"),
         ("ensemble", ("members", 0, "weight"), "2", "members.0.weight: Input should be a valid number, not '2'"),
         ("calibration", ("group_pattern",), "(", "group_pattern '(' is no regular expression"),
         ("calibration", ("groups",), {}, "groups has no thresholds of all strips"),

@@ -158,7 +158,7 @@ def test_a_worker_that_raises_ends_the_job_with_one_line(
     cluster: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "train", raise_on_a_worker)
-    monkeypatch.setattr(TrainConfig, "max_failures", 0)
+    monkeypatch.setattr(trainer, "MAX_FAILURES", 0)
     line = r"^run run stopped: .*and cannot be reset; run the same command to continue from step 0$"
     with pytest.raises(JobFailed, match=line):
         train_model(config_of(tmp_path), silent)
@@ -227,7 +227,7 @@ def _training_workers() -> list[int]:
     [
         ({"num_workers": 4}, r"4 training workers of 1 CPUs do not fit on the nodes \(.*2 CPUs\), 2 would"),
         ({"gpus_per_worker": 1}, r"1 training workers of 1 CPUs and 1 GPUs do not fit .* 0 would"),
-        ({"model": "draem", "synthesis": SynthesisConfig(texture_uri="EMPTY")}, "no images in it to make anomalies"),
+        ({"model": "draem", "synthesis": SynthesisConfig(texture_uri="EMPTY")}, "no images found to make anomalies"),
         ({"data": TrainDataConfig(nominal=ArchiveConfig("EMPTY"))}, "the archive is empty"),
     ],
 )
