@@ -31,8 +31,17 @@ TOLERANCE = 1e-4
 def reference(name: str) -> tuple[dict[str, Any], float]:
     """Return stored figures and the relative tolerance to compare with."""
     stored = json.loads(Path(__file__).parent.joinpath("reference", f"{name}.json").read_text())
-    made = stored.pop("made")
-    return stored, 0.0 if (made["cpu"], made["cores"]) == (hardware()["cpu"], hardware()["cores"]) else TOLERANCE
+    made, here = stored.pop("made"), {**hardware(), "cpu_flags": cpu_flags()}
+    same = all(made[name] == here[name] for name in ("cpu", "cores", "cpu_flags"))
+    return stored, 0.0 if same else TOLERANCE
+
+
+def cpu_flags() -> str:
+    """Return a digest of the CPU's instruction sets: one model name covers several."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:16]
 
 
 def assert_rows(rows: list[dict[str, Any]], expected: dict[str, list[Any]], threshold: float, tolerance: float) -> None:
