@@ -77,7 +77,7 @@ class CoresetConfig:
     limit."""
 
     def __post_init__(self) -> None:
-        require_range(self, "lie in (0, 1]", "ratio")
+        require(0 < self.ratio <= 1, f"coreset.ratio must lie in (0, 1], not {self.ratio}")
         require_range(self, "be > 0", "max_centers")
         require_range(self, "be >= 0", "cover_radius")
 
@@ -95,7 +95,7 @@ class GrowthConfig:
     """Number of new vectors, at most; null: no limit."""
 
     def __post_init__(self) -> None:
-        require_range(self, "lie in (0, 1]", "ratio")
+        require(0 < self.ratio <= 1, f"growth.ratio must lie in (0, 1], not {self.ratio}")
         require_range(self, "be > 0", "max_centers")
         require_range(self, "be >= 0", "cover_radius")
 
