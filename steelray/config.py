@@ -101,10 +101,11 @@ def check_pattern(group_pattern: str | None) -> None:
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """Thresholds, set on held-out nominal strips for a stated false-alarm rate."""
+    """Thresholds, set on nominal strips for a stated false-alarm rate."""
 
-    held_out_fraction: float = 0.3
-    """Share of the nominal strips, 0 to 1, that the model is not fitted on and its thresholds are set on."""
+    held_out_fraction: float = 0.0
+    """Share of the nominal strips, 0 to 1, that the model is not fitted on and its thresholds are set on; 0: a memory
+    bank learns from all of them, and sets thresholds on all, each compared with the others. Networks need a share."""
     false_alarm_rate: float = 0.02
     """Share of nominal strips, 0 to 1, that may be flagged for review."""
     reject_rate: float = 0.005
@@ -116,7 +117,8 @@ class CalibrationConfig:
     """Seed of the split, the same for all models so that they hold out the same strips."""
 
     def __post_init__(self) -> None:
-        require_range(self, "lie in (0, 1)", "held_out_fraction", "false_alarm_rate")
+        require_range(self, "lie in (0, 1)", "false_alarm_rate")
+        require_range(self, "lie in [0, 1)", "held_out_fraction")
         require(
             0 < self.reject_rate <= self.false_alarm_rate,
             f"reject_rate must lie in (0, false_alarm_rate], not {self.reject_rate}",

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, DecodeConfig, ReportConfig
 from steelray.demo.synthetic import DEFECTS, make_strip
 from steelray.imaging.decode import Undecodable, decode
+from steelray.imaging.scorer import Scorer
 from steelray.models.calibration import Calibration, calibrate, read_calibration, write_calibration
 from steelray.models.model import load_scorer, open_model
 from steelray.patchcore.bank import bank_files
 from steelray.patchcore.config import CoresetConfig, ScoringConfig
 from steelray.patchcore.fit import fit_memory_bank
 from steelray.patchcore.portable_embedder import Embedder
-from steelray.patchcore.scorer import Scorer
 from steelray.report.finish import ScoringRun, finish_run
 from steelray.runs.batch import BatchScorer, RunStamp
 from steelray.runs.config import ScoreArchiveConfig

@@ -22,7 +22,9 @@ def calibrate_model(
     report: Report,
     earlier: pa.Table | None = None,
 ) -> Facts:
-    """Score nominal images that a model was not fitted on, set its thresholds on them and store both beside it.
+    """Score nominal images, set a model's thresholds on them and store both beside it.
+
+    Images that a memory bank was fitted on are scored without the vectors that they contributed.
 
     Args:
         earlier: score rows of further nominal strips to calibrate on.
@@ -34,7 +36,7 @@ def calibrate_model(
         ConfigError: no strip has a score.
     """
     rows = _score(model_uri, held_out, compute)
-    source = f"held out of {held_out.uri}"
+    source = f"nominal strips of {held_out.uri}"
     if earlier is not None and earlier.num_rows:
         rows = pa.concat_tables([earlier, rows])
         source += f", and {earlier.num_rows} strips of the bank that it grew from"
@@ -69,7 +71,7 @@ def _threshold_facts(calibration: Calibration, version: int) -> Facts:
 
 
 def _score(model_uri: str, images: ImageSet, compute: ComputeConfig) -> pa.Table:
-    request = ScoringRequest(open_model(model_uri), compute, run_id="calibration")
+    request = ScoringRequest(open_model(model_uri), compute, run_id="calibration", nominal=True)
     bank_plan = plan_model_bank(request.model, compute)
     plan = plan_compute(*cluster_resources(), compute, bank_plan.num_actors if bank_plan else 0)
     with scored_images(images, request, plan, bank_plan) as rows:

@@ -35,6 +35,7 @@ class ScoringRequest:
         threshold: flags strips above it, instead of the calibration's.
         pictures: location for the heatmaps of flagged images; None: none are written.
         save_anomaly_maps: whether to write every anomaly map there too.
+        nominal: whether the model may have learned from these very images, which are then compared with the others.
     """
 
     model: Model
@@ -44,6 +45,7 @@ class ScoringRequest:
     threshold: float | None = None
     pictures: Location | None = None
     save_anomaly_maps: bool = False
+    nominal: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class ScoringActor:
             portable=ray.get(place.portable),
             use_gpu=place.use_gpu,
             observe=observe_stage,
+            nominal=request.nominal,
         )
         self._score_batch = BatchScorer(
             scorer,
@@ -82,6 +85,7 @@ class ScoringActor:
             threshold=request.threshold,
             pictures=request.pictures,
             save_anomaly_maps=request.save_anomaly_maps,
+            nominal=request.nominal,
             observe=observe_stage,
         )
 

@@ -34,8 +34,10 @@ class SearchServer:
         self._shard = load_shard(location.read, info, start, stop, use_gpu=use_gpu)
         announce_shard(bank_id, start)
 
-    def search(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> Neighbors:
-        return self._shard.search(queries_QD, num_neighbors)
+    def search(
+        self, queries_QD: NDArray[np.float32], num_neighbors: int, without_M: NDArray[np.int64] | None
+    ) -> Neighbors:
+        return self._shard.search(queries_QD, num_neighbors, without_M)
 
 
 class ActorSearch:
@@ -44,19 +46,24 @@ class ActorSearch:
     def __init__(self, servers: Sequence[Any]) -> None:
         self._servers = list(servers)
 
-    def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> "_RemoteSearch":
-        return _RemoteSearch(self._servers, ray.put(queries_QD), num_neighbors)
+    def submit(
+        self, queries_QD: NDArray[np.float32], num_neighbors: int, without_M: NDArray[np.int64] | None = None
+    ) -> "_RemoteSearch":
+        return _RemoteSearch(self._servers, ray.put(queries_QD), num_neighbors, without_M)
 
 
 class _RemoteSearch:
-    def __init__(self, servers: Sequence[Any], queries: Any, num_neighbors: int) -> None:
+    def __init__(
+        self, servers: Sequence[Any], queries: Any, num_neighbors: int, without_M: NDArray[np.int64] | None
+    ) -> None:
         self._servers = servers
         self._queries = queries
         self._num_neighbors = num_neighbors
+        self._without_M = without_M
         self._refs = [self._ask(server) for server in servers]
 
     def _ask(self, server: Any) -> Any:
-        return server.search.remote(self._queries, self._num_neighbors)
+        return server.search.remote(self._queries, self._num_neighbors, self._without_M)
 
     def _answer(self, number: int, deadline_s: float) -> Neighbors:
         while True:

@@ -24,9 +24,9 @@ class EvaluateConfig:
     model_uri: str | None = None
     """Memory bank, checkpoint or ensemble to evaluate; null: a bank built in memory from the dataset's nominal
     images."""
-    calibration: CalibrationConfig | None = None
-    """Hold nominal fit images out of the bank, set a threshold on them and report its accuracy; null: fit on all. A
-    model given by model_uri has a threshold already."""
+    calibration: CalibrationConfig | None = field(default_factory=CalibrationConfig)
+    """Threshold from the nominal images, whose recall and false alarms are reported; null: none. A model given by
+    model_uri has a threshold already."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the split (severstal, folder); the metrics are averaged over them."""
     backend: Literal["auto", "openvino", "eager", "compile"] = "auto"

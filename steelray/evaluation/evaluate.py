@@ -15,12 +15,12 @@ from steelray.evaluation import metrics
 from steelray.evaluation.config import EvaluateConfig
 from steelray.evaluation.datasets import NOMINAL, Dataset, Sample, load_dataset
 from steelray.imaging.decode import Undecodable
+from steelray.imaging.scorer import Evidence, Floats, Images, Scorer
 from steelray.models.calibration import ALL_STRIPS, conformal_threshold, read_calibration, split_nominal
 from steelray.models.model import Model, load_scorer, open_model
 from steelray.patchcore.bank import BankInfo
 from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import bank_scorer, fit_memory_bank
-from steelray.patchcore.scorer import Scorer
 from steelray.reconstruction.scorer import resize_map
 
 QUARTERS = 4
@@ -39,7 +39,7 @@ class Predictions:
     has_masks: bool
 
 
-class LocalDeviation:
+class LocalDeviation(Scorer):
     """Scorer by the standard deviation of the grey level in a window: a baseline that learns nothing."""
 
     min_size_px = 1
@@ -47,14 +47,17 @@ class LocalDeviation:
     def __init__(self, window_px: int = 15, sigma_px: float = 4.0) -> None:
         self._window_px, self._sigma_px = window_px, sigma_px
 
-    def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
-        maps = []
+    def measure(self, images: Images, keys: Sequence[str] | None = None) -> list[Evidence]:
+        evidence: list[Evidence] = []
         for image in images:
             grey_HW = image.astype(np.float32).mean(axis=2)
             mean_HW = ndimage.uniform_filter(grey_HW, self._window_px)
             variance_HW = ndimage.uniform_filter(grey_HW**2, self._window_px) - mean_HW**2
-            maps.append(ndimage.gaussian_filter(np.sqrt(np.maximum(variance_HW, 0)), self._sigma_px))
-        return maps, np.array([top_mean(map_HW) for map_HW in maps], dtype=np.float32)
+            evidence.append([ndimage.gaussian_filter(np.sqrt(np.maximum(variance_HW, 0)), self._sigma_px)])
+        return evidence
+
+    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
+        return evidence[0], top_mean(evidence[0])
 
 
 def top_mean(map_HW: NDArray[np.float32], count: int = TOP_PIXELS) -> float:
@@ -63,19 +66,22 @@ def top_mean(map_HW: NDArray[np.float32], count: int = TOP_PIXELS) -> float:
     return float(np.partition(map_HW, -count, axis=None)[-count:].mean())
 
 
-def predict(scorer: Scorer, samples: Sequence[Sample], map_size_px: tuple[int, int] | None = None) -> Predictions:
+def predict(
+    scorer: Scorer, samples: Sequence[Sample], map_size_px: tuple[int, int] | None = None, *, nominal: bool = False
+) -> Predictions:
     """Score labelled samples and resize their masks to the anomaly maps.
 
     Args:
         map_size_px: height and width to which the maps are resized first, so that scorers whose maps differ in size are
             judged on the same pixels; None keeps their size.
+        nominal: compare each sample with what the scorer learned from other strips.
 
     Raises:
         ConfigError: an image cannot be read.
     """
     scores, maps, masks = [], [], []
     for sample in samples:
-        image_maps, image_scores = scorer.score([_pixels(sample)])
+        image_maps, image_scores = scorer.score([_pixels(sample)], [str(sample.path)] if nominal else None)
         maps.append(resize_map(image_maps[0], map_size_px) if map_size_px else image_maps[0])
         scores.append(image_scores[0])
         masks.append(sample.load_mask((maps[-1].shape[0], maps[-1].shape[1])))
@@ -204,10 +210,12 @@ class _Fitting:
             scoring=self._config.scoring,
             index=self._config.index,
         )
-        scorer = bank_scorer(bank, self._embedder, self._num_threads)
+        scorer = bank_scorer(bank, self._embedder, self._num_threads, [str(sample.path) for sample in fit])
         threshold = None
         if settings is not None:
-            threshold = conformal_threshold(predict(scorer, held_out).scores_N, settings.false_alarm_rate).value
+            threshold = conformal_threshold(
+                predict(scorer, held_out, nominal=True).scores_N, settings.false_alarm_rate
+            ).value
         return scorer, threshold, {**_bank_facts(bank.info), "held_out": len(held_out)}
 
 

@@ -179,7 +179,7 @@ def calibrate(
 
 
 def split_nominal(strips: Sequence[str], config: CalibrationConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split nominal images into those to fit on and those to calibrate on, at least one strip each.
+    """Split nominal images into those to fit on and those to calibrate on; with a fraction of 0 both are all of them.
 
     Args:
         strips: the strip that each image shows or is a part of; the parts of a strip stay together.
@@ -192,7 +192,9 @@ def split_nominal(strips: Sequence[str], config: CalibrationConfig) -> tuple[NDA
     """
     names = sorted(set(strips))
     if (count := len(names)) < MIN_NOMINAL:
-        raise ConfigError(f"{count} nominal image(s): at least {MIN_NOMINAL} are needed, one to fit and one held out")
+        raise ConfigError(f"{count} nominal image(s): at least {MIN_NOMINAL} are needed, to compare one with the other")
+    if config.held_out_fraction == 0:
+        return np.arange(len(strips)), np.arange(len(strips))
     num_held_out = min(count - 1, max(1, round(config.held_out_fraction * count)))
     order = np.random.default_rng(config.seed).permutation(count)
     held_out = {names[place] for place in order[:num_held_out]}

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from steelray.config import ConfigError
 from steelray.description import Read, dump, fetch, parse
-from steelray.patchcore.scorer import AnomalyMaps, Images, Scorer, upsample
+from steelray.imaging.scorer import Evidence, Floats, Images, Scorer
+from steelray.patchcore.scorer import upsample
 
 INFO_FILE = "ensemble.json"
 FORMAT_VERSION: Final = 1
@@ -163,32 +164,36 @@ def scale_of(rows: pa.Table) -> NominalScale:
 
 
 def fuse(
-    answers: Sequence[tuple[AnomalyMaps, NDArray[np.float32]]], scales: Sequence[NominalScale], weights: Sequence[float]
-) -> tuple[AnomalyMaps, NDArray[np.float32]]:
-    """Return the weighted sum of the members' answers for the same images, with maps of the first member's size."""
-    maps: AnomalyMaps = []
-    for of_image in zip(*(answer[0] for answer in answers), strict=True):
-        size = of_image[0].shape[:2]
-        total_HW = np.zeros(size, dtype=np.float32)
-        for map_HW, scale, weight in zip(of_image, scales, weights, strict=True):
-            resized_HW = map_HW if map_HW.shape == size else upsample(map_HW, size, 0.0)
-            total_HW += np.float32(weight) * ((resized_HW - scale.map_offset) / scale.map_scale)
-        maps.append(total_HW)
-    scores_N = np.zeros(len(maps), dtype=np.float32)
-    for (_, own_N), scale, weight in zip(answers, scales, weights, strict=True):
-        scores_N += np.float32(weight) * ((own_N - scale.score_offset) / scale.score_sd)
-    return maps, scores_N
+    answers: Sequence[tuple[Floats, float]], scales: Sequence[NominalScale], weights: Sequence[float]
+) -> tuple[Floats, float]:
+    """Return the weighted sum of the members' maps and scores of an image, with a map of the first member's size."""
+    size = answers[0][0].shape[:2]
+    total_HW, total = np.zeros(size, dtype=np.float32), np.float32(0)
+    for (map_HW, score), scale, weight in zip(answers, scales, weights, strict=True):
+        resized_HW = map_HW if map_HW.shape == size else upsample(map_HW, size, 0.0)
+        total_HW += np.float32(weight) * ((resized_HW - scale.map_offset) / scale.map_scale)
+        total += np.float32(weight) * np.float32((np.float32(score) - scale.score_offset) / scale.score_sd)
+    return total_HW, float(total)
 
 
-class FusedScorer:
-    """A `Scorer` that adds up the weighted answers of others."""
+class FusedScorer(Scorer):
+    """A scorer that adds up the weighted answers of others."""
 
     def __init__(self, members: Sequence[Scorer], scales: Sequence[NominalScale], weights: Sequence[float]) -> None:
         self.min_size_px = max(member.min_size_px for member in members)
         self._members, self._scales, self._weights = list(members), list(scales), list(weights)
 
-    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
-        return fuse([member.score(images) for member in self._members], self._scales, self._weights)
+    def measure(self, images: Images, keys: Sequence[str] | None = None) -> list[Evidence]:
+        """Return the evidence of all members one after the other."""
+        of_members = [member.measure(images, keys) for member in self._members]
+        return [[grid for evidence in of_image for grid in evidence] for of_image in zip(*of_members, strict=True)]
+
+    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
+        rest, answers = list(evidence), []
+        for member in self._members:
+            own, rest = rest[: member.num_grids], rest[member.num_grids :]
+            answers.append(member.judge(own, size_px))
+        return fuse(answers, self._scales, self._weights)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Literal
 
 from steelray.config import ComputeConfig, ConfigError
 from steelray.description import parse
+from steelray.imaging.scorer import Scorer
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.models.ensemble import EnsembleInfo, FusedScorer, check_identity
 from steelray.models.ensemble import read_info as read_ensemble
-from steelray.patchcore.bank import INFO_FILE, BankInfo, read_info
+from steelray.patchcore.bank import INFO_FILE, BankInfo, read_info, read_origins
 from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.index import BankSearch, LocalSearch, load_shard
+from steelray.patchcore.leave_out import own_vectors
 from steelray.patchcore.portable_embedder import Embedder, PortableEmbedder
-from steelray.patchcore.scorer import PatchCoreScorer, Scorer
+from steelray.patchcore.scorer import PatchCoreScorer
 from steelray.patchcore.tiles import tiled_embedding
 from steelray.patchcore.timing import Observe, TimedSearch, timed_embed, unobserved
 from steelray.storage.location import Location, ObjectMissing
@@ -216,6 +218,7 @@ def load_scorer(
     portable: PortableEmbedder | None = None,
     use_gpu: bool = False,
     observe: Observe = unobserved,
+    nominal: bool = False,
 ) -> Scorer:
     """Load a model to score with in this process. An ensemble loads all of its members whole.
 
@@ -223,13 +226,14 @@ def load_scorer(
         search: searches the memory bank; None: the whole bank is loaded here.
         portable: from `portable_embedder`; None: the embedder is built here.
         observe: called with the seconds of every call of the embedder and of the search.
+        nominal: also load which vectors came from which nominal strip, to score those strips without their own.
 
     Raises:
         ConfigError: weights are missing, a file is damaged, or an ensemble's member has changed.
     """
     if model.ensemble is not None:
         scorers = [
-            load_scorer(member, compute, num_threads=num_threads, use_gpu=use_gpu, observe=observe)
+            load_scorer(member, compute, num_threads=num_threads, use_gpu=use_gpu, observe=observe, nominal=nominal)
             for member in open_members(model.ensemble, model.uri)
         ]
         scales, weights = zip(*((member.scale, member.weight) for member in model.ensemble.members), strict=True)
@@ -244,7 +248,8 @@ def load_scorer(
     if observe is not unobserved:
         embedder = replace(embedder, embed=timed_embed(embedder.embed, observe))
         search = TimedSearch(search, observe)
-    return PatchCoreScorer(embedder, search, info.scoring)
+    own = own_vectors(*read_origins(location.read, info), info.scoring.num_searched) if nominal else None
+    return PatchCoreScorer(embedder, search, info.scoring, own)
 
 
 def _load_network(uri: str, info: "CheckpointInfo", num_threads: int, use_gpu: bool) -> Scorer:

@@ -20,6 +20,7 @@ from steelray.patchcore.bank import BankInfo, CoresetStatistics, MemoryBank, mak
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, GrowthConfig, IndexConfig, ScoringConfig
 from steelray.patchcore.coreset import Coreset, CoresetShard, Progress, num_centers_of, select
 from steelray.patchcore.index import LocalSearch, shard_of
+from steelray.patchcore.leave_out import own_vectors
 from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.quantised import index_bank, recall_queries
 from steelray.patchcore.scorer import PatchCoreScorer
@@ -238,7 +239,14 @@ def grow_memory_bank(
     return grown_bank(bank, selection)
 
 
-def bank_scorer(bank: MemoryBank, embedder: Embedder, num_threads: int = 1) -> PatchCoreScorer:
-    """Return the scorer of a bank that is held in this process."""
+def bank_scorer(
+    bank: MemoryBank, embedder: Embedder, num_threads: int = 1, strips: Sequence[str] | None = None
+) -> PatchCoreScorer:
+    """Return the scorer of a bank that is held in this process.
+
+    Args:
+        strips: the strip that each nominal image shows or is a part of, by which it is left out; None: its key.
+    """
     search = LocalSearch([shard_of(bank, num_threads=num_threads)])
-    return PatchCoreScorer(embedder, search, bank.info.scoring)
+    own = own_vectors(bank.origins_N3, strips or bank.image_keys, bank.info.scoring.num_searched)
+    return PatchCoreScorer(embedder, search, bank.info.scoring, own)

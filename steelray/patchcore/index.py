@@ -76,15 +76,46 @@ class IndexShard:
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    def search(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> Neighbors:
-        """Return the nearest vectors of this slice by global id; if it has fewer than K, pad with -1 and infinity."""
+    def search(
+        self, queries_QD: NDArray[np.float32], num_neighbors: int, without_M: NDArray[np.int64] | None = None
+    ) -> Neighbors:
+        """Return the nearest vectors of this slice by global id; if it has fewer than K, pad with -1 and infinity.
+
+        Args:
+            without_M: global ids of vectors to leave out, ascending.
+        """
         faiss.omp_set_num_threads(self._num_threads)
-        distances_QK, ids_QK = self._index.search(np.ascontiguousarray(queries_QD), num_neighbors)
+        queries_QD = np.ascontiguousarray(queries_QD)
+        out = np.empty(0, np.int64) if without_M is None else without_M - self.first_id
+        out = out[(out >= 0) & (out < len(self))]
+        if len(out) == 0:
+            distances_QK, ids_QK = self._index.search(queries_QD, num_neighbors)
+        else:
+            distances_QK, ids_QK = self._search_others(queries_QD, num_neighbors, out)
         missing_QK = ids_QK < 0
         if missing_QK.any():
             distances_QK[missing_QK] = np.inf
         # the expansion |x|² + |c|² − 2x·c can round to just below zero
         return np.maximum(distances_QK, 0.0), np.where(missing_QK, -1, ids_QK + self.first_id)
+
+    def _search_others(
+        self, queries_QD: NDArray[np.float32], num_neighbors: int, out: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Search without some vectors of this slice. Flat indexes: a selector would turn off their matrix products."""
+        cells: Any = faiss.try_extract_index_ivf(self._index) if isinstance(self._index, faiss.Index) else None
+        if cells is not None:
+            parameters: Any = faiss.SearchParametersIVF
+            options = parameters(sel=faiss.IDSelectorNot(faiss.IDSelectorBatch(out)), nprobe=cells.nprobe)
+            distances_QK, ids_QK = self._index.search(queries_QD, num_neighbors, params=options)
+            return distances_QK, ids_QK
+        kept = np.delete(np.arange(len(self)), out)
+        if len(kept) == 0:
+            shape = (len(queries_QD), num_neighbors)
+            return np.full(shape, np.inf, np.float32), np.full(shape, -1)
+        others_ND = np.delete(self._index.reconstruct_n(0, len(self)), out, axis=0)
+        distances_QK, ids_QK = faiss.knn(queries_QD, others_ND, min(num_neighbors, len(kept)))
+        distances_QK, ids_QK = _padded(distances_QK, kept[ids_QK], num_neighbors)
+        return distances_QK, ids_QK
 
     def fewest_seen(self) -> int:
         """Return how many vectors a query looks at in the worst case: all, or those of the smallest cells."""
@@ -111,6 +142,15 @@ class _HalfFlat:
             best = answer if best is None else merge_neighbors([best, answer], num_neighbors)
         assert best is not None
         return best
+
+    def reconstruct_n(self, start: int, count: int) -> NDArray[np.float32]:
+        return self._vectors_ND[start : start + count].astype(np.float32)
+
+
+def _padded(distances_QK: NDArray[np.float32], ids_QK: NDArray[np.int64], num_neighbors: int) -> Neighbors:
+    """Fill up columns with id -1 and infinity."""
+    missing = ((0, 0), (0, num_neighbors - ids_QK.shape[1]))
+    return (np.pad(distances_QK, missing, constant_values=np.inf), np.pad(ids_QK, missing, constant_values=-1))
 
 
 def _to_gpu(index: Any, half: bool) -> Any:
@@ -193,8 +233,14 @@ class PendingSearch(Protocol):
 class BankSearch(Protocol):
     """Search of the whole bank, wherever it lies."""
 
-    def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> PendingSearch:
-        """Start a search; several may be under way."""
+    def submit(
+        self, queries_QD: NDArray[np.float32], num_neighbors: int, without_M: NDArray[np.int64] | None = None
+    ) -> PendingSearch:
+        """Start a search; several may be under way.
+
+        Args:
+            without_M: ids of vectors to leave out, ascending.
+        """
 
 
 class BankUnavailable(Exception):
@@ -217,6 +263,8 @@ class LocalSearch:
     def __init__(self, shards: Sequence[IndexShard]) -> None:
         self.shards = list(shards)
 
-    def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> FinishedSearch:
-        answers = [shard.search(queries_QD, num_neighbors) for shard in self.shards]
+    def submit(
+        self, queries_QD: NDArray[np.float32], num_neighbors: int, without_M: NDArray[np.int64] | None = None
+    ) -> FinishedSearch:
+        answers = [shard.search(queries_QD, num_neighbors, without_M) for shard in self.shards]
         return FinishedSearch(merge_neighbors(answers, num_neighbors))

@@ -1,4 +1,4 @@
-"""Anomaly maps, scores and boxes of images: the `Scorer` protocol and PatchCore's scorer.
+"""PatchCore's scorer: anomaly maps and scores from distances to the memory bank, and the boxes of regions.
 
 Shapes: H height, W width, C channels of an image as the network sees it; h, w the patch grid; Q = h·w queries.
 """
@@ -8,23 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from steelray.imaging.scorer import Evidence, Floats, Images, Scorer
 from steelray.patchcore.config import OWN_STRIP_MARGIN_CELLS, ScoringConfig
 from steelray.patchcore.index import BankSearch, PendingSearch
+from steelray.patchcore.leave_out import OwnVectors
 from steelray.patchcore.own_strip import own_strip_distances
 from steelray.patchcore.portable_embedder import Embedder
 from steelray.schema import Row
-
-Images = Sequence[NDArray[np.uint8]]
-"""pixels_HWC uint8, C = 1 or 3; sizes may differ."""
-AnomalyMaps = list[NDArray[np.float32]]
-"""map_HW float32 of each image; larger is more anomalous. Its size is `resize_px`, or the image's own."""
-Floats = NDArray[np.float32]
 
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
@@ -40,56 +35,62 @@ MAX_BLOCKS = 16
 """Blocks along the strip for `extreme_value`: few enough that each holds many patches, enough to see their spread."""
 
 
-class Scorer(Protocol):
-    """A trained method. A score depends on its image alone, never on the batch."""
-
-    min_size_px: int
-    """Least height and width that it can score."""
-
-    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
-        """Return anomaly maps and raw anomaly scores, in the order of the images."""
-
-
-class PatchCoreScorer:
+class PatchCoreScorer(Scorer):
     """Scores images by the distances of patches to their nearest vectors in the memory bank (PatchCore, section 3.3).
 
     Differs from the paper: the image score is re-weighted only on request, and distances are Euclidean, not squared.
     The options of `ScoringConfig` beyond the paper's (the strip as its own reference, mirrored passes) change the
     distances from which map and score are made. An image whose embedding is not finite gets NaN for both.
+
+    Args:
+        own: vectors by nominal strip, which are left out when `measure` is given its key.
     """
 
-    def __init__(self, embedder: Embedder, search: BankSearch, scoring: ScoringConfig) -> None:
+    def __init__(
+        self, embedder: Embedder, search: BankSearch, scoring: ScoringConfig, own: OwnVectors | None = None
+    ) -> None:
         self.min_size_px = embedder.stride_px
+        self.num_grids = 2 if scoring.image_score == "reweighted" else 1
         self.embedder = embedder
         self._search = search
         self._scoring = scoring
+        self._own = own or {}
 
-    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
-        pending: list[tuple[NDArray[np.uint8], tuple[_View, ...]]] = []
+    def measure(self, images: Images, keys: Sequence[str] | None = None) -> list[Evidence]:
+        """Return distances_hw of each image and, if its score is `reweighted`, weights_hw."""
+        left_out = [None] * len(images) if keys is None else [self._own.get(key) for key in keys]
+        views: list[tuple[_View, ...]] = []
         # all searches of a batch start before the first answer is awaited
-        for _, group in groupby((self.embedder.resized(image) for image in images), key=lambda image: image.shape):
-            stack_BHWC = np.stack(list(group))
-            views = [self._submit(stack_BHWC, axes) for axes in FLIPS[self._scoring.test_flips]]
-            pending.extend(zip(stack_BHWC, zip(*views, strict=True), strict=True))
-        maps: AnomalyMaps = []
-        scores = []
-        for image, of_image in pending:
+        resized = zip((self.embedder.resized(image) for image in images), left_out, strict=True)
+        for _, group in groupby(resized, key=lambda pair: pair[0].shape):
+            stack, without = zip(*group, strict=True)
+            stack_BHWC = np.stack(stack)
+            passes = [self._submit(stack_BHWC, without, axes) for axes in FLIPS[self._scoring.test_flips]]
+            views.extend(zip(*passes, strict=True))
+        evidence = []
+        for of_image in views:
             answers = [self._distances(view) for view in of_image]
-            distances_hw: Floats = np.stack([own_hw for own_hw, _ in answers]).mean(axis=0)
-            weights = [weights_hw for _, weights_hw in answers if weights_hw is not None]
-            scores.append(image_score(distances_hw, np.mean(weights, axis=0) if weights else None, self._scoring))
-            maps.append(upsample(distances_hw, image.shape[:2], self._scoring.sigma_px))
-        return maps, np.array(scores, dtype=np.float32)
+            evidence.append([np.mean(grids, axis=0) for grids in zip(*answers, strict=True)])
+        return evidence
 
-    def _submit(self, stack_BHWC: NDArray[np.uint8], axes: tuple[int, ...]) -> "list[_View]":
+    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
+        distances_hw, weights_hw = evidence[0], evidence[1] if len(evidence) > 1 else None
+        size_px = self.embedder.config.resize_px or size_px
+        map_HW = upsample(distances_hw, size_px, self._scoring.sigma_px)
+        return map_HW, image_score(distances_hw, weights_hw, self._scoring)
+
+    def _submit(
+        self, stack_BHWC: NDArray[np.uint8], without: Sequence[NDArray[np.int64] | None], axes: tuple[int, ...]
+    ) -> "list[_View]":
         """Embed images mirrored along axes of BHWC and start their searches."""
         views = []
-        for embeddings_hwD in self.embedder.embed(np.flip(stack_BHWC, axes)):
+        for embeddings_hwD, without_M in zip(self.embedder.embed(np.flip(stack_BHWC, axes)), without, strict=True):
             finite = bool(np.isfinite(embeddings_hwD).all())
             if not finite:
                 embeddings_hwD = np.zeros_like(embeddings_hwD)  # no index can search NaN
             rows, columns, dim = embeddings_hwD.shape
-            future = self._search.submit(embeddings_hwD.reshape(-1, dim), self._scoring.num_searched)
+            queries_QD = embeddings_hwD.reshape(-1, dim)
+            future = self._search.submit(queries_QD, self._scoring.num_searched, without_M)
             own_hw = None
             if self._scoring.own_strip_fraction > 0:
                 fraction, margin = self._scoring.own_strip_fraction, OWN_STRIP_MARGIN_CELLS
@@ -97,19 +98,19 @@ class PatchCoreScorer:
             views.append(_View(future, (rows, columns), finite, axes, own_hw))
         return views
 
-    def _distances(self, view: "_View") -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def _distances(self, view: "_View") -> Evidence:
         """Return distances_hw of a view and, if the score needs them, weights_hw; both mirrored back."""
         axes = tuple(axis - 1 for axis in view.axes)
         squared_QK, _ = view.search.result()
         distances_Q = np.sqrt(squared_QK[:, : self._scoring.num_neighbors]).mean(axis=1)
-        distances_hw: NDArray[np.float32] = np.flip(distances_Q.reshape(view.grid), axes)
+        distances_hw: Floats = np.flip(distances_Q.reshape(view.grid), axes)
         if view.own_hw is not None:
             distances_hw = np.minimum(distances_hw, np.flip(view.own_hw, axes))
         if not view.finite:
             distances_hw = np.full_like(distances_hw, np.nan)
         if self._scoring.image_score != "reweighted":
-            return distances_hw, None
-        return distances_hw, np.flip(neighbor_weights(squared_QK).reshape(view.grid), axes)
+            return [distances_hw]
+        return [distances_hw, np.flip(neighbor_weights(squared_QK).reshape(view.grid), axes)]
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ class StoredSearch:
         self._num_threads = num_threads
         self._waiting: list[_DeferredSearch] = []
 
-    def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> "_DeferredSearch":
-        self._waiting.append(_DeferredSearch(self, queries_QD, num_neighbors))
+    def submit(
+        self, queries_QD: NDArray[np.float32], num_neighbors: int, without_M: NDArray[np.int64] | None = None
+    ) -> "_DeferredSearch":
+        self._waiting.append(_DeferredSearch(self, queries_QD, num_neighbors, without_M))
         return self._waiting[-1]
 
     def answer_all(self) -> None:
@@ -40,14 +42,21 @@ class StoredSearch:
 
 
 class _DeferredSearch:
-    def __init__(self, owner: StoredSearch, queries_QD: NDArray[np.float32], num_neighbors: int) -> None:
+    def __init__(
+        self,
+        owner: StoredSearch,
+        queries_QD: NDArray[np.float32],
+        num_neighbors: int,
+        without_M: NDArray[np.int64] | None,
+    ) -> None:
         self._owner = owner
+        self._without_M = without_M
         self._queries_QD = queries_QD
         self._num_neighbors = num_neighbors
         self._answers: list[Neighbors] = []
 
     def ask(self, shard: IndexShard) -> None:
-        self._answers.append(shard.search(self._queries_QD, self._num_neighbors))
+        self._answers.append(shard.search(self._queries_QD, self._num_neighbors, self._without_M))
 
     def result(self) -> Neighbors:
         if not self._answers:

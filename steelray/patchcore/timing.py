@@ -43,9 +43,11 @@ class TimedSearch:
         self._search = search
         self._observe = observe
 
-    def submit(self, queries_QD: NDArray[np.float32], num_neighbors: int) -> "_TimedPending":
+    def submit(
+        self, queries_QD: NDArray[np.float32], num_neighbors: int, without_M: NDArray[np.int64] | None = None
+    ) -> "_TimedPending":
         start_s = time.perf_counter()
-        pending = self._search.submit(queries_QD, num_neighbors)
+        pending = self._search.submit(queries_QD, num_neighbors, without_M)
         return _TimedPending(pending, time.perf_counter() - start_s, self._observe)
 
 

@@ -249,7 +249,7 @@ class TrainConfig:
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    calibration: CalibrationConfig = field(default_factory=lambda: CalibrationConfig(held_out_fraction=0.3))
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     num_epochs: int = 700
     """Passes over the training images."""
@@ -289,6 +289,10 @@ class TrainConfig:
             f"make it a multiple of {self.num_workers}",
         )
         self.input.check_stride(self.model)
+        require(
+            self.calibration.held_out_fraction > 0,
+            "calibration.held_out_fraction is 0: a network has seen its training strips, so hold some out, such as 0.3",
+        )
 
     @property
     def log_every_steps(self) -> int:

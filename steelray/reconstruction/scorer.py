@@ -1,10 +1,10 @@
 """Scorers of trained networks: `DraemScorer` and `ConvAutoencoderScorer`.
 
-Both implement `steelray.patchcore.scorer.Scorer`. Shapes: H height, W width, C channels of an image or its map;
+Shapes: H height, W width, C channels of an image or its map;
 h, w the network's input; B views in one pass; N images.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from torch.nn import functional
 
+from steelray.imaging.scorer import Evidence, Images, Scorer
 from steelray.reconstruction.build import Network
 from steelray.reconstruction.config import InputConfig
 from steelray.reconstruction.conv_autoencoder import ConvAutoencoder
@@ -28,7 +29,7 @@ CPU_PASS_PX = 256 * 256
 """Pixels in one pass on CPUs: one view of 256x256, or several smaller ones."""
 
 
-class _ReconstructionScorer(ABC):
+class _ReconstructionScorer(Scorer):
     """Base of the scorers: an image's score is the maximum of its map's 21×21 box average.
 
     As in DRAEM's official code, zeros beyond the edge count in the average. The window is in pixels of the network's
@@ -54,23 +55,22 @@ class _ReconstructionScorer(ABC):
         size_px = input_config.size_px[0] * input_config.size_px[1]
         self._views_per_pass = GPU_VIEWS if self._device.type == "cuda" else max(1, CPU_PASS_PX // size_px)
 
-    def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[Map], NDArray[np.float32]]:
-        """Return the anomaly maps and raw anomaly scores of images (uint8 HWC, C = 1 or 3), in their order."""
+    def measure(self, images: Images, keys: Sequence[str] | None = None) -> list[Evidence]:
+        """Return the map of each image at the size that the network saw. A network knows no strip by its key."""
         plans = [scoring_views(image, self._input) for image in images]
         view_maps = iter(self._run([view for views, _ in plans for view in views]))
         sizes_px = [(image.shape[0], image.shape[1]) for image in images]
-        seen = [
-            merge_tiles([next(view_maps) for _ in views], tiles, scored_size_px(size_px, self._input))
+        return [
+            [merge_tiles([next(view_maps) for _ in views], tiles, scored_size_px(size_px, self._input))]
             for size_px, (views, tiles) in zip(sizes_px, plans, strict=True)
         ]
-        scores_N = np.array([box_maximum(map_HW, SCORE_WINDOW_PX) for map_HW in seen], dtype=np.float32)
-        maps = [
-            resize_map(map_HW, map_size_px(size_px, self._input))
-            for map_HW, size_px in zip(seen, sizes_px, strict=True)
-        ]
+
+    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Map, float]:
+        [seen_HW] = evidence
+        map_HW = resize_map(seen_HW, map_size_px(size_px, self._input))
         if self._map_sigma_px > 0:
-            maps = [smooth_map(map_HW, self._map_sigma_px) for map_HW in maps]
-        return maps, scores_N
+            map_HW = smooth_map(map_HW, self._map_sigma_px)
+        return map_HW, box_maximum(seen_HW, SCORE_WINDOW_PX)
 
     def _run(self, views: Sequence[NDArray[np.uint8]]) -> list[Map]:
         maps: list[Map] = []

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from steelray.config import ComputeConfig, DecodeConfig
 from steelray.imaging.decode import Undecodable, decode
 from steelray.imaging.pictures import heatmap_png, patch_jpeg, strip_thumbnail, worst_patch_center
+from steelray.imaging.scorer import AnomalyMaps, Images, Scorer
 from steelray.models.calibration import ALL_STRIPS, Calibration
 from steelray.models.model import Model, load_scorer, nominal_uris, portable_embedder
 from steelray.patchcore.bank import read_origins
 from steelray.patchcore.portable_embedder import Embedder
-from steelray.patchcore.scorer import AnomalyMaps, Images, PatchCoreScorer, Scorer
+from steelray.patchcore.scorer import PatchCoreScorer
 from steelray.patchcore.stored_search import StoredSearch
 from steelray.report.data import GalleryItem
 from steelray.schema import Row, Status

@@ -14,8 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from steelray.imaging.pictures import heatmap_png
+from steelray.imaging.scorer import Scorer
 from steelray.models.calibration import Calibration
-from steelray.patchcore.scorer import Scorer, find_regions
+from steelray.patchcore.scorer import find_regions
 from steelray.patchcore.timing import Observe, stage, unobserved
 from steelray.schema import SCORES, Status, Verdict
 from steelray.storage.location import Location
@@ -60,6 +61,7 @@ class BatchScorer:
         threshold: review threshold that overrides the calibration's.
         pictures: location of the heatmaps of flagged images; None stores none.
         save_anomaly_maps: also store the anomaly map of every image there, as float16 .npy.
+        nominal: compare each image with what the model learned from images of other keys.
         observe: receives the seconds of scoring a batch and of waiting for its pictures to be stored.
     """
 
@@ -72,6 +74,7 @@ class BatchScorer:
         threshold: float | None = None,
         pictures: Location | None = None,
         save_anomaly_maps: bool = False,
+        nominal: bool = False,
         observe: Observe = unobserved,
     ) -> None:
         self._scorer = scorer
@@ -81,6 +84,7 @@ class BatchScorer:
         self._threshold = threshold
         self._pictures = pictures
         self._save_anomaly_maps = save_anomaly_maps
+        self._nominal = nominal
         self._writers = ThreadPoolExecutor(WRITERS) if pictures is not None else None
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
@@ -97,7 +101,8 @@ class BatchScorer:
         pending: list[Future[None]] = []
         if usable:
             with stage("score", self._observe):
-                maps, scores = self._scorer.score([image for _, image in usable])
+                keys = [rows[place]["image_key"] for place, _ in usable] if self._nominal else None
+                maps, scores = self._scorer.score([image for _, image in usable], keys)
             for (place, _), map_HW, score in zip(usable, maps, scores, strict=True):
                 size_px = (rows[place]["height_px"], rows[place]["width_px"])
                 rows[place].update(self._judge(rows[place]["image_key"], size_px, map_HW, float(score), pending))

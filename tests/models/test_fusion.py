@@ -1,24 +1,28 @@
 """Several scorers fused into one: their sum is on the scale of nominal strips."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from steelray.imaging.scorer import AnomalyMaps, Evidence, Floats, Images, Scorer
 from steelray.models.ensemble import FusedScorer, NominalScale, fuse, scale_of
-from steelray.patchcore.scorer import AnomalyMaps, Images
 
 
-class Brightness:
+class Brightness(Scorer):
     """A scorer whose answers are easy to compute: grey levels times a gain, at a fraction of the size."""
 
     def __init__(self, gain: float, step: int = 1) -> None:
         self.min_size_px = step
         self._gain, self._step = np.float32(gain), step
 
-    def score(self, images: Images) -> tuple[AnomalyMaps, NDArray[np.float32]]:
-        maps = [self._gain * image[:: self._step, :: self._step, 0].astype(np.float32) for image in images]
-        return maps, np.array([map_HW.max() for map_HW in maps], dtype=np.float32)
+    def measure(self, images: Images, keys: Sequence[str] | None = None) -> list[Evidence]:
+        return [[self._gain * image[:: self._step, :: self._step, 0].astype(np.float32)] for image in images]
+
+    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
+        return evidence[0], float(evidence[0].max())
 
 
 def images(count: int, seed: int) -> list[NDArray[np.uint8]]:
@@ -35,9 +39,10 @@ def test_a_member_counts_by_its_weight_and_not_by_its_units() -> None:
     small, large = Brightness(0.01), Brightness(1000.0)
     scales = [scale_from(*member.score(nominal)) for member in (small, large)]
     maps, scores = FusedScorer([small, large], scales, [1.0, 1.0]).score(tested)
-    [twice], double = fuse([small.score(tested[:1])], scales[:1], [2.0])
+    [map_HW], [score] = small.score(tested[:1])
+    twice, double = fuse([(map_HW, score)], scales[:1], [2.0])
     np.testing.assert_allclose(maps[0], twice, atol=1e-3)
-    assert scores[0] == pytest.approx(double[0], abs=1e-3)
+    assert scores[0] == pytest.approx(double, abs=1e-3)
     nominal_maps, nominal_scores = FusedScorer([small, large], scales, [0.5, 0.5]).score(nominal)
     assert np.concatenate(nominal_maps).mean() == pytest.approx(0, abs=1e-4)
     assert np.mean([map_HW.max() for map_HW in nominal_maps]) == pytest.approx(1, abs=1e-4)
@@ -56,6 +61,6 @@ def test_maps_of_another_size_are_resized_to_the_first_ones() -> None:
 
 def test_a_member_that_answers_the_same_for_every_strip_adds_nothing() -> None:
     constant = scale_from([np.full((4, 4), 7.0, np.float32)], np.array([7.0], np.float32))
-    maps, scores = fuse([([np.full((4, 4), 7.0, np.float32)], np.array([7.0], np.float32))], [constant], [1.0])
-    assert not maps[0].any()
-    assert scores.tolist() == [0.0]
+    map_HW, score = fuse([(np.full((4, 4), 7.0, np.float32), 7.0)], [constant], [1.0])
+    assert not map_HW.any()
+    assert score == 0.0

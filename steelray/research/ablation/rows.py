@@ -22,6 +22,7 @@ from steelray.evaluation import metrics
 from steelray.evaluation.datasets import Sample, load_dataset
 from steelray.evaluation.evaluate import LocalDeviation, Predictions
 from steelray.imaging.decode import Undecodable
+from steelray.imaging.scorer import Scorer
 from steelray.models.calibration import conformal_threshold
 from steelray.models.ensemble import FusedScorer, NominalScale, fuse
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig
@@ -29,7 +30,7 @@ from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import fit_memory_bank
 from steelray.patchcore.index import IndexShard, LocalSearch
 from steelray.patchcore.portable_embedder import Embedder
-from steelray.patchcore.scorer import PatchCoreScorer, Scorer
+from steelray.patchcore.scorer import PatchCoreScorer
 from steelray.research.ablation.embedding_cache import CachedEmbedding
 from steelray.research.ablation.judging import Judged, by_class, figures_of, judge, together
 from steelray.research.ablation.settings import AblationConfig, AblationMember, AblationSetting
@@ -141,8 +142,10 @@ def _fit(
         return fitted[0][0], own[0], fitted[0][1]
     scales = [_scale(answer) for answer in own]
     weights = [member.weight for member in setting.members]
-    maps, scores_N = fuse([(answer.anomaly_maps, answer.scores_N) for answer in own], scales, weights)
-    nominal = replace(own[0], anomaly_maps=maps, scores_N=scores_N)
+    by_image = zip(*(zip(answer.anomaly_maps, answer.scores_N.tolist(), strict=True) for answer in own), strict=True)
+    fused = [fuse(of_image, scales, weights) for of_image in by_image]
+    scores_N = np.array([score for _, score in fused], dtype=np.float32)
+    nominal = replace(own[0], anomaly_maps=[map_HW for map_HW, _ in fused], scores_N=scores_N)
     scorers, uncached = zip(*fitted, strict=True)
     return FusedScorer(scorers, scales, weights), nominal, FusedScorer(uncached, scales, weights)
 

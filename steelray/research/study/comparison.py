@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from steelray.evaluation.datasets import Sample, load_dataset
 from steelray.evaluation.evaluate import LocalDeviation, top_mean
+from steelray.imaging.scorer import Evidence, Floats, Images, Scorer
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import bank_scorer, fit_memory_bank
-from steelray.patchcore.scorer import Scorer
 from steelray.reconstruction.batch import collate
 from steelray.reconstruction.conv_autoencoder import ConvAutoencoder
 from steelray.reconstruction.scorer import reconstruction_scorer
@@ -31,21 +30,20 @@ from steelray.research.study.runner import provenance
 from steelray.storage.location import Location
 
 
-class MedianDifference:
-    """Scores without training: smoothed absolute difference of the grey level to the strip's median; a `Scorer`."""
+class MedianDifference(Scorer):
+    """Scores without training: smoothed absolute difference of the grey level to the strip's median."""
 
     min_size_px = 1
 
     def __init__(self, sigma_px: float = 4.0) -> None:
         self._sigma_px = sigma_px
 
-    def score(self, images: Sequence[NDArray[np.uint8]]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
-        """Return anomaly maps and scores of images, uint8 HWC."""
-        maps = []
-        for image in images:
-            grey_HW = image.astype(np.float32).mean(axis=2)
-            maps.append(ndimage.gaussian_filter(np.abs(grey_HW - np.median(grey_HW)), self._sigma_px))
-        return maps, np.array([top_mean(map_HW) for map_HW in maps], dtype=np.float32)
+    def measure(self, images: Images, keys: Sequence[str] | None = None) -> list[Evidence]:
+        greys = [image.astype(np.float32).mean(axis=2) for image in images]
+        return [[ndimage.gaussian_filter(np.abs(grey_HW - np.median(grey_HW)), self._sigma_px)] for grey_HW in greys]
+
+    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
+        return evidence[0], top_mean(evidence[0])
 
 
 def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int = 1) -> dict[str, Any]:

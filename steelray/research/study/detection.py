@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from steelray.evaluation.datasets import NOMINAL, Sample
 from steelray.evaluation.metrics import image_auroc, pixel_ap, pixel_auroc
-from steelray.patchcore.scorer import Scorer
+from steelray.imaging.scorer import Scorer
 from steelray.reconstruction.scorer import smooth_map
 
 MAP_STRIDE_PX = 4

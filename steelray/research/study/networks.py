@@ -13,7 +13,7 @@ from typing import Any
 import safetensors.torch
 
 from steelray.evaluation.datasets import Sample
-from steelray.patchcore.scorer import Scorer
+from steelray.imaging.scorer import Scorer
 from steelray.reconstruction.draem import Draem
 from steelray.reconstruction.scorer import reconstruction_scorer
 from steelray.reconstruction.session import TrainingSession

@@ -22,12 +22,12 @@ from steelray.evaluation import metrics
 from steelray.evaluation.datasets import NOMINAL, Dataset, Sample, load_dataset
 from steelray.evaluation.evaluate import Predictions, predict, split_samples
 from steelray.imaging.decode import resize
+from steelray.imaging.scorer import Scorer
 from steelray.models.calibration import conformal_threshold, read_calibration
 from steelray.models.model import load_scorer, open_model
 from steelray.patchcore.config import identity
 from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import bank_scorer, fit_memory_bank
-from steelray.patchcore.scorer import Scorer
 from steelray.provenance import git_commit, hardware, package_versions
 from steelray.reconstruction.config import TrainConfig
 from steelray.research.thesis.config import CELLS, ThesisConfig
