@@ -56,8 +56,11 @@ class LocalDeviation(Scorer):
             evidence.append([ndimage.gaussian_filter(np.sqrt(np.maximum(variance_HW, 0)), self._sigma_px)])
         return evidence
 
-    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
-        return evidence[0], top_mean(evidence[0])
+    def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
+        return evidence[0]
+
+    def anomaly_score(self, evidence: Evidence) -> float:
+        return top_mean(evidence[0])
 
 
 def top_mean(map_HW: NDArray[np.float32], count: int = TOP_PIXELS) -> float:

@@ -21,8 +21,8 @@ Evidence = list[Floats]
 class Scorer(ABC):
     """A trained method. A score depends on its image alone, never on the batch.
 
-    `measure` does the expensive part; `judge` reads the result. Between them a part of one image's evidence can be
-    replaced by another's, to see what a single place is worth.
+    `measure` does the expensive part; map and score are read from its evidence. A part of one image's evidence can be
+    replaced by another's first, to see what a single place is worth.
     """
 
     min_size_px: int
@@ -40,11 +40,16 @@ class Scorer(ABC):
         """
 
     @abstractmethod
-    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
-        """Return anomaly map and raw anomaly score of an image of this height and width."""
+    def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
+        """Return the anomaly map of an image of this height and width."""
+
+    @abstractmethod
+    def anomaly_score(self, evidence: Evidence) -> float:
+        """Return the raw anomaly score of an image."""
 
     def score(self, images: Images, keys: Sequence[str] | None = None) -> tuple[AnomalyMaps, NDArray[np.float32]]:
         """Return anomaly maps and raw anomaly scores, in the order of the images. `keys`: as of `measure`."""
-        measured = zip(self.measure(images, keys), images, strict=True)
-        answers = [self.judge(evidence, (image.shape[0], image.shape[1])) for evidence, image in measured]
-        return [map_HW for map_HW, _ in answers], np.array([score for _, score in answers], dtype=np.float32)
+        measured = self.measure(images, keys)
+        sizes_px = [(image.shape[0], image.shape[1]) for image in images]
+        maps = [self.anomaly_map(evidence, size_px) for evidence, size_px in zip(measured, sizes_px, strict=True)]
+        return maps, np.array([self.anomaly_score(evidence) for evidence in measured], dtype=np.float32)

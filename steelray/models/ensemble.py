@@ -6,7 +6,7 @@ that a score depends on. Its calibrations are stored beside ensemble.json, as be
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -163,17 +163,22 @@ def scale_of(rows: pa.Table) -> NominalScale:
     return NominalScale.of(means_N, peaks_N, scores_N)
 
 
-def fuse(
-    answers: Sequence[tuple[Floats, float]], scales: Sequence[NominalScale], weights: Sequence[float]
-) -> tuple[Floats, float]:
-    """Return the weighted sum of the members' maps and scores of an image, with a map of the first member's size."""
-    size = answers[0][0].shape[:2]
-    total_HW, total = np.zeros(size, dtype=np.float32), np.float32(0)
-    for (map_HW, score), scale, weight in zip(answers, scales, weights, strict=True):
+def fuse_maps(maps: Sequence[Floats], scales: Sequence[NominalScale], weights: Sequence[float]) -> Floats:
+    """Return the weighted sum of the members' maps of an image, at the size of the first one."""
+    size = maps[0].shape[:2]
+    total_HW = np.zeros(size, dtype=np.float32)
+    for map_HW, scale, weight in zip(maps, scales, weights, strict=True):
         resized_HW = map_HW if map_HW.shape == size else upsample(map_HW, size, 0.0)
         total_HW += np.float32(weight) * ((resized_HW - scale.map_offset) / scale.map_scale)
+    return total_HW
+
+
+def fuse_scores(scores: Sequence[float], scales: Sequence[NominalScale], weights: Sequence[float]) -> float:
+    """Return the weighted sum of the members' scores of an image."""
+    total = np.float32(0)
+    for score, scale, weight in zip(scores, scales, weights, strict=True):
         total += np.float32(weight) * np.float32((np.float32(score) - scale.score_offset) / scale.score_sd)
-    return total_HW, float(total)
+    return float(total)
 
 
 class FusedScorer(Scorer):
@@ -181,6 +186,7 @@ class FusedScorer(Scorer):
 
     def __init__(self, members: Sequence[Scorer], scales: Sequence[NominalScale], weights: Sequence[float]) -> None:
         self.min_size_px = max(member.min_size_px for member in members)
+        self.num_grids = sum(member.num_grids for member in members)
         self._members, self._scales, self._weights = list(members), list(scales), list(weights)
 
     def measure(self, images: Images, keys: Sequence[str] | None = None) -> list[Evidence]:
@@ -188,12 +194,19 @@ class FusedScorer(Scorer):
         of_members = [member.measure(images, keys) for member in self._members]
         return [[grid for evidence in of_image for grid in evidence] for of_image in zip(*of_members, strict=True)]
 
-    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
-        rest, answers = list(evidence), []
+    def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
+        parts = zip(self._members, self._parts(evidence), strict=True)
+        return fuse_maps([member.anomaly_map(part, size_px) for member, part in parts], self._scales, self._weights)
+
+    def anomaly_score(self, evidence: Evidence) -> float:
+        parts = zip(self._members, self._parts(evidence), strict=True)
+        return fuse_scores([member.anomaly_score(part) for member, part in parts], self._scales, self._weights)
+
+    def _parts(self, evidence: Evidence) -> Iterator[Evidence]:
+        start = 0
         for member in self._members:
-            own, rest = rest[: member.num_grids], rest[member.num_grids :]
-            answers.append(member.judge(own, size_px))
-        return fuse(answers, self._scales, self._weights)
+            yield evidence[start : start + member.num_grids]
+            start += member.num_grids
 
 
 @dataclass(frozen=True)

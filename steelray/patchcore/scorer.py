@@ -73,11 +73,11 @@ class PatchCoreScorer(Scorer):
             evidence.append([np.mean(grids, axis=0) for grids in zip(*answers, strict=True)])
         return evidence
 
-    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
-        distances_hw, weights_hw = evidence[0], evidence[1] if len(evidence) > 1 else None
-        size_px = self.embedder.config.resize_px or size_px
-        map_HW = upsample(distances_hw, size_px, self._scoring.sigma_px)
-        return map_HW, image_score(distances_hw, weights_hw, self._scoring)
+    def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
+        return upsample(evidence[0], self.embedder.config.resize_px or size_px, self._scoring.sigma_px)
+
+    def anomaly_score(self, evidence: Evidence) -> float:
+        return image_score(evidence[0], evidence[1] if len(evidence) > 1 else None, self._scoring)
 
     def _submit(
         self, stack_BHWC: NDArray[np.uint8], without: Sequence[NDArray[np.int64] | None], axes: tuple[int, ...]

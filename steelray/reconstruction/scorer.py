@@ -65,12 +65,12 @@ class _ReconstructionScorer(Scorer):
             for size_px, (views, tiles) in zip(sizes_px, plans, strict=True)
         ]
 
-    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Map, float]:
-        [seen_HW] = evidence
-        map_HW = resize_map(seen_HW, map_size_px(size_px, self._input))
-        if self._map_sigma_px > 0:
-            map_HW = smooth_map(map_HW, self._map_sigma_px)
-        return map_HW, box_maximum(seen_HW, SCORE_WINDOW_PX)
+    def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Map:
+        map_HW = resize_map(evidence[0], map_size_px(size_px, self._input))
+        return smooth_map(map_HW, self._map_sigma_px) if self._map_sigma_px > 0 else map_HW
+
+    def anomaly_score(self, evidence: Evidence) -> float:
+        return box_maximum(evidence[0], SCORE_WINDOW_PX)
 
     def _run(self, views: Sequence[NDArray[np.uint8]]) -> list[Map]:
         maps: list[Map] = []

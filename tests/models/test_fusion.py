@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from steelray.imaging.scorer import AnomalyMaps, Evidence, Floats, Images, Scorer
-from steelray.models.ensemble import FusedScorer, NominalScale, fuse, scale_of
+from steelray.models.ensemble import FusedScorer, NominalScale, fuse_maps, fuse_scores, scale_of
 
 
 class Brightness(Scorer):
@@ -21,8 +21,11 @@ class Brightness(Scorer):
     def measure(self, images: Images, keys: Sequence[str] | None = None) -> list[Evidence]:
         return [[self._gain * image[:: self._step, :: self._step, 0].astype(np.float32)] for image in images]
 
-    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
-        return evidence[0], float(evidence[0].max())
+    def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
+        return evidence[0]
+
+    def anomaly_score(self, evidence: Evidence) -> float:
+        return float(evidence[0].max())
 
 
 def images(count: int, seed: int) -> list[NDArray[np.uint8]]:
@@ -40,7 +43,7 @@ def test_a_member_counts_by_its_weight_and_not_by_its_units() -> None:
     scales = [scale_from(*member.score(nominal)) for member in (small, large)]
     maps, scores = FusedScorer([small, large], scales, [1.0, 1.0]).score(tested)
     [map_HW], [score] = small.score(tested[:1])
-    twice, double = fuse([(map_HW, score)], scales[:1], [2.0])
+    twice, double = fuse_maps([map_HW], scales[:1], [2.0]), fuse_scores([float(score)], scales[:1], [2.0])
     np.testing.assert_allclose(maps[0], twice, atol=1e-3)
     assert scores[0] == pytest.approx(double, abs=1e-3)
     nominal_maps, nominal_scores = FusedScorer([small, large], scales, [0.5, 0.5]).score(nominal)
@@ -61,6 +64,5 @@ def test_maps_of_another_size_are_resized_to_the_first_ones() -> None:
 
 def test_a_member_that_answers_the_same_for_every_strip_adds_nothing() -> None:
     constant = scale_from([np.full((4, 4), 7.0, np.float32)], np.array([7.0], np.float32))
-    map_HW, score = fuse([(np.full((4, 4), 7.0, np.float32), 7.0)], [constant], [1.0])
-    assert not map_HW.any()
-    assert score == 0.0
+    assert not fuse_maps([np.full((4, 4), 7.0, np.float32)], [constant], [1.0]).any()
+    assert fuse_scores([7.0], [constant], [1.0]) == 0.0

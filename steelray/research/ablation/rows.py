@@ -24,7 +24,7 @@ from steelray.evaluation.evaluate import LocalDeviation, Predictions
 from steelray.imaging.decode import Undecodable
 from steelray.imaging.scorer import Scorer
 from steelray.models.calibration import conformal_threshold
-from steelray.models.ensemble import FusedScorer, NominalScale, fuse
+from steelray.models.ensemble import FusedScorer, NominalScale, fuse_maps, fuse_scores
 from steelray.patchcore.config import CoresetConfig, EmbedderConfig
 from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import fit_memory_bank
@@ -142,10 +142,9 @@ def _fit(
         return fitted[0][0], own[0], fitted[0][1]
     scales = [_scale(answer) for answer in own]
     weights = [member.weight for member in setting.members]
-    by_image = zip(*(zip(answer.anomaly_maps, answer.scores_N.tolist(), strict=True) for answer in own), strict=True)
-    fused = [fuse(of_image, scales, weights) for of_image in by_image]
-    scores_N = np.array([score for _, score in fused], dtype=np.float32)
-    nominal = replace(own[0], anomaly_maps=[map_HW for map_HW, _ in fused], scores_N=scores_N)
+    maps = [fuse_maps(of_image, scales, weights) for of_image in zip(*(one.anomaly_maps for one in own), strict=True)]
+    scores = [fuse_scores(of_image, scales, weights) for of_image in zip(*(one.scores_N for one in own), strict=True)]
+    nominal = replace(own[0], anomaly_maps=maps, scores_N=np.array(scores, dtype=np.float32))
     scorers, uncached = zip(*fitted, strict=True)
     return FusedScorer(scorers, scales, weights), nominal, FusedScorer(uncached, scales, weights)
 

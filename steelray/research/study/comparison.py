@@ -42,8 +42,11 @@ class MedianDifference(Scorer):
         greys = [image.astype(np.float32).mean(axis=2) for image in images]
         return [[ndimage.gaussian_filter(np.abs(grey_HW - np.median(grey_HW)), self._sigma_px)] for grey_HW in greys]
 
-    def judge(self, evidence: Evidence, size_px: tuple[int, int]) -> tuple[Floats, float]:
-        return evidence[0], top_mean(evidence[0])
+    def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
+        return evidence[0]
+
+    def anomaly_score(self, evidence: Evidence) -> float:
+        return top_mean(evidence[0])
 
 
 def compare(study: StudyConfig, report: Callable[[str], None], num_threads: int = 1) -> dict[str, Any]:
