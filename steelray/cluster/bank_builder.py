@@ -12,6 +12,7 @@ from steelray.cluster.driver import ModelJob, Report
 from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.patch_selection import EmbeddingRequest, Selected, select_patches
 from steelray.cluster.plan import ComputePlan
+from steelray.cluster.power_check import check_power
 from steelray.config import CalibrationConfig, ConfigError, Facts
 from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration, read_calibration_rows, split_nominal
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
@@ -163,6 +164,7 @@ class _Learning:
         report(f"bank {info.bank_id}: {info.num_vectors} vectors; scoring {len(self.held_out)} held-out images")
         uri = config.bank_uri if isinstance(config, BuildMemoryBankConfig) else config.grown_uri
         thresholds = calibrate_model(uri, self.held_out, config.compute, self._calibration, report, earlier)
+        power = check_power(uri, self.held_out, config.compute, report)
         return {
             "bank_id": info.bank_id,
             "bank_uri": uri,
@@ -176,6 +178,7 @@ class _Learning:
             "embedding_s": round(selected.embedding_s, 2),
             "skipped": selected.skipped,
             **thresholds,
+            **power,
         }
 
 

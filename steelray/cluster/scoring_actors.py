@@ -17,6 +17,7 @@ from steelray.cluster.metrics import count_strips, observe_stage
 from steelray.cluster.plan import ComputePlan
 from steelray.cluster.search_actors import ActorSearch, start_search_servers
 from steelray.config import ComputeConfig, ConfigError
+from steelray.imaging.scorer import Scorer
 from steelray.models.calibration import Calibration
 from steelray.models.model import Model, load_scorer, portable_embedder
 from steelray.patchcore.planner import BankPlan, plan_bank
@@ -63,23 +64,27 @@ class ScorerPlace:
     servers: list[Any]
 
 
+def load_request(request: ScoringRequest, place: ScorerPlace) -> Scorer:
+    """Load the model of a request in an actor."""
+    return load_scorer(
+        request.model,
+        request.compute,
+        num_threads=place.num_threads,
+        search=ActorSearch(place.servers) if place.servers else None,
+        portable=ray.get(place.portable),
+        use_gpu=place.use_gpu,
+        observe=observe_stage,
+        nominal=request.nominal,
+    )
+
+
 class ScoringActor:
     """Hold a loaded model and score batches of schema `DECODED`. A plain class; Ray Data makes actors of it."""
 
     def __init__(self, request: ScoringRequest, place: ScorerPlace) -> None:
         model = request.model
-        scorer = load_scorer(
-            model,
-            request.compute,
-            num_threads=place.num_threads,
-            search=ActorSearch(place.servers) if place.servers else None,
-            portable=ray.get(place.portable),
-            use_gpu=place.use_gpu,
-            observe=observe_stage,
-            nominal=request.nominal,
-        )
         self._score_batch = BatchScorer(
-            scorer,
+            load_request(request, place),
             RunStamp(request.run_id, model.model_id, model.bank_id, model.input_size_px),
             request.calibration,
             threshold=request.threshold,

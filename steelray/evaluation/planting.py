@@ -27,6 +27,8 @@ GAP_PX = 64
 """Least distance of two defects: the embeddings between them see at most one."""
 SEEN_PX = 32
 """Margin around a defect within which patches belong to it."""
+MAX_TOGETHER = 6
+"""Defects in one image: so few that none finds others like it, when a model takes a strip as its own reference."""
 ATTEMPTS = 30
 
 Pixels = NDArray[np.uint8]
@@ -78,7 +80,8 @@ def place_defects(
         placed: list[Defect] = []
         left: list[Defect] = []
         for defect in waiting:
-            one = _placed(defect, placed, (height_px, width_px), rng) if len(left) < ATTEMPTS else None
+            room = len(placed) < MAX_TOGETHER and len(left) < ATTEMPTS
+            one = _placed(defect, placed, (height_px, width_px), rng) if room else None
             (left if one is None else placed).append(one or defect)
         waiting = left
         if placed:
@@ -148,7 +151,7 @@ def noise_mask(side_px: int, rng: np.random.Generator) -> NDArray[np.float64]:
     noise_hw = ndimage.gaussian_filter(rng.standard_normal((side_px, side_px)), side_px / 8, mode="reflect")
     rows_hw, columns_hw = np.mgrid[:side_px, :side_px] - (side_px - 1) / 2
     radius_hw = np.hypot(rows_hw, columns_hw) / (side_px / 2)
-    edge_hw = 0.75 + 0.25 * noise_hw / max(float(noise_hw.std()), 1e-9) - radius_hw
+    edge_hw = 0.75 + 0.25 * _standardised(noise_hw) - radius_hw
     return np.asarray(np.clip(0.5 + edge_hw * side_px / 4, 0, 1) * (radius_hw <= 1))
 
 

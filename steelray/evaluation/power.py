@@ -8,11 +8,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from steelray.evaluation.planting import SEEN_PX, Defect, plant
 from steelray.imaging.scorer import Evidence, Floats, Scorer
+from steelray.models.calibration import Calibration
+from steelray.storage.location import Location, ObjectMissing
 
+PLANTED_FILE = "planted.parquet"
+PLANTED = pa.schema(
+    [
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("size_px", pa.int32(), nullable=False),
+        pa.field("contrast", pa.int32(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("clean_score", pa.float32(), nullable=False),
+    ]
+)
+"""Scores of planted defects, beside the model; the columns are those of `PlantedScore`."""
 HALF = 0.5
 """Share of the planted defects of a kind, size and contrast that must be found for it to count as detected."""
 MIN_PLANTED = 3
@@ -141,16 +157,33 @@ def _with_defect(clean: Evidence, planted: Evidence, defect: Defect, size_px: tu
     return joined
 
 
-def power_of(scores: Sequence[PlantedScore], thresholds: Sequence[float]) -> Power:
-    """Count what is found.
+def power_of(planted: pa.Table, calibration: Calibration) -> Power:
+    """Count the planted defects that are flagged for review.
 
     Args:
-        thresholds: the review threshold of each image; defects in images that are flagged without them do not count.
+        planted: schema `PLANTED`; defects in images that are flagged without them do not count.
     """
-    counts: dict[tuple[str, int, int], list[bool]] = {}
-    for one, threshold in zip(scores, thresholds, strict=True):
-        found = counts.setdefault((one.kind, one.size_px, one.contrast), [])
-        if one.clean_score <= threshold:
-            found.append(one.score > threshold)
-    cells = (PowerCell(*name, len(found), sum(found)) for name, found in sorted(counts.items()))
-    return Power(len({one.image_key for one in scores}), tuple(cells))
+    found: dict[tuple[str, int, int], list[bool]] = {}
+    for row in planted.to_pylist():
+        threshold = calibration.thresholds_of(calibration.group_of(row["image_key"])).review.value
+        cell = found.setdefault((row["kind"], row["size_px"], row["contrast"]), [])
+        if row["clean_score"] <= threshold:
+            cell.append(row["score"] > threshold)
+    cells = (PowerCell(*name, len(flags), sum(flags)) for name, flags in sorted(found.items()))
+    return Power(len(set(planted.column("image_key").to_pylist())), tuple(cells))
+
+
+def write_planted(model_uri: str, planted: pa.Table) -> None:
+    """Store the scores of planted defects beside a model, in place of earlier ones."""
+    body = pa.BufferOutputStream()
+    pq.write_table(planted, body)
+    Location(model_uri).write(PLANTED_FILE, body.getvalue().to_pybytes())
+
+
+def read_power(model_uri: str, calibration: Calibration) -> Power | None:
+    """Return the power of a model at the thresholds of a calibration; None if no defects were planted for it."""
+    try:
+        body = Location(model_uri).read(PLANTED_FILE)
+    except ObjectMissing:
+        return None
+    return power_of(pq.read_table(pa.BufferReader(body)), calibration)

@@ -1,0 +1,113 @@
+"""Measure the power of a stored model on the cluster: defects are planted in its nominal images, and scored."""
+
+from collections import defaultdict
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from steelray.cluster.driver import Report, cluster_resources
+from steelray.cluster.image_source import map_images, read_image
+from steelray.cluster.plan import plan_compute
+from steelray.cluster.scoring_actors import (
+    ScorerPlace,
+    ScoringRequest,
+    load_request,
+    plan_model_bank,
+    portable_model,
+    running_bank,
+)
+from steelray.config import ComputeConfig, Facts
+from steelray.evaluation.planting import Defect, place_defects, wanted_defects
+from steelray.evaluation.power import PLANTED, PlantedScore, power_of, score_planted, write_planted
+from steelray.models.calibration import read_calibration, read_calibration_rows
+from steelray.models.model import open_model
+from steelray.runs.batch import images_of
+from steelray.schema import Status
+from steelray.storage.listing import ImageSet
+from steelray.storage.location import Location
+
+NUM_HOSTS = 24
+"""Nominal images that defects are planted in."""
+
+Rounds = dict[str, list[list[Defect]]]
+"""By image key: defects that stand in the image together, for each pass over it."""
+
+
+class PlantingActor:
+    """Plant defects in decoded nominal images and score them. A plain class; Ray Data makes actors of it."""
+
+    def __init__(
+        self, request: ScoringRequest, place: ScorerPlace, rounds: Rounds, foreign_HWC: NDArray[np.uint8]
+    ) -> None:
+        self._scorer = load_request(request, place)
+        self._rounds, self._foreign_HWC = rounds, foreign_HWC
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        rows: list[PlantedScore] = []
+        for key, image in zip(decoded.column("image_key").to_pylist(), images_of(decoded), strict=True):
+            if image is not None:
+                rows += score_planted(self._scorer, image, key, self._rounds[key], self._foreign_HWC)
+        return pa.Table.from_pylist([asdict(row) for row in rows], PLANTED)
+
+
+def check_power(model_uri: str, nominal: ImageSet, compute: ComputeConfig, report: Report) -> Facts:
+    """Plant defects in images that a model is calibrated on, and store the scores beside it.
+
+    Returns:
+        The entries of the job's summary about the model's power.
+    """
+    calibration, version = read_calibration(model_uri)
+    rows = read_calibration_rows(model_uri, version)
+    hosts, rounds = plan_hosts(nominal, rows)
+    report(f"planting defects in {len(hosts)} nominal images, to see which the thresholds find")
+    planted = _score(model_uri, nominal, hosts, rounds, compute) if rounds else PLANTED.empty_table()
+    write_planted(model_uri, planted)
+    power = power_of(planted, calibration)
+    if not power.can_decide:
+        report("warning: this model cannot decide: the thresholds find no kind of planted defect at any size")
+    return {"can_decide": power.can_decide, "detection_limits": [asdict(limit) for limit in power.limits]}
+
+
+def _score(model_uri: str, nominal: ImageSet, hosts: ImageSet, rounds: Rounds, compute: ComputeConfig) -> pa.Table:
+    request = ScoringRequest(open_model(model_uri), compute, run_id="power", nominal=True)
+    bank_plan = plan_model_bank(request.model, compute)
+    plan = plan_compute(*cluster_resources(), compute, bank_plan.num_actors if bank_plan else 0)
+    foreign_HWC = _decoded(nominal, len(nominal) // 2)
+    with running_bank(request.model, bank_plan, plan.scorer_gpus) as servers:
+        portable = ray.put(portable_model(request.model, compute))
+        place = ScorerPlace(plan.scorer_threads, plan.scorer_gpus > 0, portable, servers)
+        arguments: tuple[Any, ...] = (request, place, rounds, foreign_HWC)
+        planted = map_images(hosts, plan, 1, PlantingActor, arguments)
+        return pa.concat_tables(ray.get(planted.to_arrow_refs()))
+
+
+def plan_hosts(nominal: ImageSet, rows: pa.Table) -> tuple[ImageSet, Rounds]:
+    """Choose the images to plant defects in, spread over all, and place the defects."""
+    usable = pc.and_(
+        pc.equal(rows.column("status"), Status.OK),
+        pc.is_in(rows.column("image_key"), value_set=nominal.manifest.column("image_key").combine_chunks()),
+    )
+    scored = rows.filter(usable).sort_by("image_key")
+    if scored.num_rows == 0:
+        return nominal.take([]), {}
+    chosen = scored.take(pa.array(np.unique(np.linspace(0, scored.num_rows - 1, NUM_HOSTS).round().astype(int))))
+    sizes_px = list(zip(*(chosen.column(name).to_pylist() for name in ("height_px", "width_px")), strict=True))
+    keys = chosen.column("image_key").to_pylist()
+    rounds: Rounds = defaultdict(list)
+    for host, defects in place_defects(wanted_defects(max(sizes_px, key=min)), sizes_px):
+        rounds[keys[host]].append(defects)
+    known = pc.is_in(nominal.manifest.column("image_key"), value_set=pa.array(list(rounds), pa.string()))
+    return nominal.take(np.flatnonzero(known.to_numpy())), dict(rounds)
+
+
+def _decoded(images: ImageSet, row: int) -> NDArray[np.uint8]:
+    """Return an image, grey if it cannot be read."""
+    found = read_image(images, Location(images.uri), images.manifest.slice(row, 1).to_pylist()[0])
+    if found["status"] != Status.OK:
+        return np.full((64, 64, 1), 128, np.uint8)
+    return np.frombuffer(found["pixels"], np.uint8).reshape(found["height_px"], found["width_px"], found["channels"])
