@@ -29,6 +29,8 @@ class JobFailed(Exception):
         self.summary = summary
 
 
+AUTO, CUSTOM = "auto", "custom"
+"""Recipes: one that is still to be chosen, and settings given by hand."""
 RANGES: dict[str, Callable[[float], bool]] = {
     "be > 0": lambda value: value > 0,
     "be >= 0": lambda value: value >= 0,

@@ -22,7 +22,7 @@ import docstring_parser
 import jsonargparse
 import yaml
 
-from steelray.config import ConfigError, Facts, JobFailed
+from steelray.config import AUTO, CUSTOM, ConfigError, Facts, JobFailed
 
 FORMAT_VARIABLE = "STEELRAY_LOG_FORMAT"
 MAX_SHOWN = 10  # options in the short help, `--config` included
@@ -108,6 +108,7 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
 
     A config class names in `FIRST` the options of the short help, and in `RECIPES` its sections that are given as a
     YAML file or as a mapping in the job's own, each with the options of it that the command line takes all the same.
+    One with a setting `recipe` names in `RECIPE_FOLDER` where recipes lie: settings that every other place overrides.
 
     Raises:
         ConfigError: a setting is unknown, missing or wrong.
@@ -119,10 +120,30 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
     given: dict[str, Any] = {}
     for name, value in _split(words, _command_line(config_class)):
         given |= _read_file(Path(value), config_class) if name == "config" else _flatten({name: value}, config_class)
+    if (folder := getattr(config_class, "RECIPE_FOLDER", None)) is not None:
+        given = _with_recipe(given, folder, config_class)
     if any(PASSWORD.search(str(value)) for value in given.values()):  # it would be printed, and stored in run.json
         raise ConfigError("a URI holds a password: give it in the environment, such as AWS_* or MLFLOW_TRACKING_*")
     config: Config = _construct(config_class, given)
     return config
+
+
+def _with_recipe(given: dict[str, Any], folder: Path, config_class: type) -> dict[str, Any]:
+    """Add the settings of the recipe, by option, that the command line and its file leave open.
+
+    Without a recipe, settings that one would choose count as they are given: the recipe is `custom`.
+    """
+    recipes = {file.stem: _read_file(file, config_class) for file in sorted(folder.glob("*.yaml"))}
+    by_hand = sorted({option for recipe in recipes.values() for option in recipe} & given.keys())
+    name = given.get("recipe", CUSTOM if by_hand else AUTO)
+    if name == AUTO and by_hand:
+        raise ConfigError(f"recipe {AUTO} chooses {', '.join(by_hand)}: leave that out, or set --recipe {CUSTOM}")
+    if name in (AUTO, CUSTOM):
+        return {**given, "recipe": name}
+    if name not in recipes and not name.endswith((".yaml", ".yml")):
+        raise ConfigError(f"recipe: no {name!r}: take {AUTO}, {CUSTOM}, {', '.join(recipes)}, or give a YAML file")
+    with _errors_of("recipe"):
+        return (recipes.get(name) or _read_file(Path(name), config_class)) | given
 
 
 def _split(words: list[str], options: dict[str, Option]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,9 @@
 """Build a calibrated memory bank on the cluster, or grow one with further nominal images."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +15,9 @@ from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.patch_selection import EmbeddingRequest, Selected, select_patches
 from steelray.cluster.plan import ComputePlan
 from steelray.cluster.power_check import check_power
-from steelray.config import CalibrationConfig, ConfigError, Facts
+from steelray.config import AUTO, CalibrationConfig, ConfigError, Facts
+from steelray.evaluation.choose import Candidate, choose
+from steelray.evaluation.power import read_power
 from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration, read_calibration_rows, split_nominal
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.models.model import nominal_uris, portable_embedder
@@ -29,15 +33,16 @@ from steelray.patchcore.fit import (
     growth_radius,
     new_bank,
 )
+from steelray.patchcore.recipe import CANDIDATES, with_recipe
 from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
 
 
 def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str, Any]:
-    """Build, write and calibrate a memory bank.
+    """Build, write and calibrate a memory bank, and measure its power.
 
     Returns:
-        The summary: bank id, sizes, cover radius, thresholds, locations.
+        The summary: bank id, sizes, cover radius, recipe, thresholds, detection limits, locations.
 
     Raises:
         ConfigError: something the user has to correct.
@@ -48,19 +53,71 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     _check_free(target, config.overwrite)
     images = ImageSet(config.nominal.uri, list_archive(config.nominal), config.decode)
     learning = _Learning(config, target, images, config.calibration)
-    embedder = build_patch_embedder(config.embedder)
-    facts = {"objects": len(images), **learning.facts(), "dim": embedder.dim}
+    recipes = [with_recipe(config, name) for name in CANDIDATES] if config.recipe == AUTO else [config]
+    embedders = [build_patch_embedder(one.embedder) for one in recipes]
+    digests = {one.recipe: embedder.weights_digest for one, embedder in zip(recipes, embedders, strict=True)}
+    facts = {"objects": len(images), **learning.facts(), "recipes": [one.recipe for one in recipes]}
 
     def make(plan: ComputePlan) -> Facts:
         report(f"embedding {len(learning.fit)} of {len(images)} nominal images in {images.uri}")
-        request = learning.request(config.embedder, embedder.weights_digest)
-        selected = learning.select(request, plan, coreset_limits(config.coreset), report)
-        bank = new_bank(selected.selection, config.embedder, embedder.weights_digest, config.scoring, config.index)
-        return learning.finish(bank, selected, report)
+        if config.recipe != AUTO:
+            return _build(config, images, digests[config.recipe], plan, report)
+        return _build_best(recipes, images, digests, plan, report)
 
     return ModelJob(
         config, target, "the build", (images.uri, config.bank_uri), facts, num_shards=learning.num_shards
     ).run(make, report)
+
+
+def _build(
+    config: BuildMemoryBankConfig, images: ImageSet, weights_digest: str, plan: ComputePlan, report: Report
+) -> Facts:
+    """Build the bank of one recipe."""
+    learning = _Learning(config, Location(config.bank_uri), images, config.calibration)
+    request = learning.request(config.embedder, weights_digest)
+    selected = learning.select(request, plan, coreset_limits(config.coreset), report)
+    bank = new_bank(selected.selection, config.embedder, weights_digest, config.scoring, config.index)
+    return {"recipe": config.recipe, **learning.finish(bank, selected, report)}
+
+
+def _build_best(
+    recipes: Sequence[BuildMemoryBankConfig],
+    images: ImageSet,
+    digests: Mapping[str, str],
+    plan: ComputePlan,
+    report: Report,
+) -> Facts:
+    """Build a bank by each recipe beside the target, and move the one with the most power there."""
+    target = Location(recipes[0].bank_uri)
+    beside = Location(f"{target}-candidates-{uuid.uuid4().hex[:8]}")
+    summaries: dict[str, Facts] = {}
+    candidates = []
+    try:
+        for recipe in recipes:
+            report(f"recipe {recipe.recipe}: levels {list(recipe.embedder.levels)}, {recipe.scoring.image_score} score")
+            one = replace(recipe, bank_uri=str(beside / recipe.recipe))
+            start_s = time.perf_counter()
+            summaries[recipe.recipe] = _build(one, images, digests[recipe.recipe], plan, report)
+            power = read_power(one.bank_uri)
+            share = 0.0 if power is None else power.share
+            candidates.append(Candidate(recipe.recipe, share, round(time.perf_counter() - start_s, 2)))
+            report(f"recipe {recipe.recipe} finds {share:.0%} of the planted textures")
+        chosen = choose(candidates)
+        report(f"recipe {chosen.recipe} is chosen")
+        if recipes[0].overwrite:
+            target.delete_all()
+        _move(beside / chosen.recipe, target)
+    finally:
+        beside.delete_all()
+    facts = {**summaries[chosen.recipe], "bank_uri": recipes[0].bank_uri}
+    return {**facts, "candidates": [asdict(candidate) for candidate in candidates]}
+
+
+def _move(source: Location, target: Location) -> None:
+    """Copy a bank; bank.json comes last, as without it there is none."""
+    names = [stored.key for stored in source.list()]
+    for name in sorted(names, key=lambda name: name == INFO_FILE):
+        target.write(name, source.read(name))
 
 
 def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, Any]:

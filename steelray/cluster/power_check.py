@@ -1,6 +1,5 @@
 """Measure the power of a stored model on the cluster: defects are planted in its nominal images, and scored."""
 
-from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
@@ -22,20 +21,13 @@ from steelray.cluster.scoring_actors import (
     running_bank,
 )
 from steelray.config import ComputeConfig, Facts
-from steelray.evaluation.planting import Defect, place_defects, wanted_defects
-from steelray.evaluation.power import PLANTED, PlantedScore, power_of, score_planted, write_planted
+from steelray.evaluation.power import PLANTED, PlantedScore, Rounds, plan_rounds, power_of, score_planted, write_planted
 from steelray.models.calibration import read_calibration, read_calibration_rows
 from steelray.models.model import open_model
 from steelray.runs.batch import images_of
 from steelray.schema import Status
 from steelray.storage.listing import ImageSet
 from steelray.storage.location import Location
-
-NUM_HOSTS = 24
-"""Nominal images that defects are planted in."""
-
-Rounds = dict[str, list[list[Defect]]]
-"""By image key: defects that stand in the image together, for each pass over it."""
 
 
 class PlantingActor:
@@ -63,7 +55,13 @@ def check_power(model_uri: str, nominal: ImageSet, compute: ComputeConfig, repor
     """
     calibration, version = read_calibration(model_uri)
     rows = read_calibration_rows(model_uri, version)
-    hosts, rounds = plan_hosts(nominal, rows)
+    usable = pc.and_(
+        pc.equal(rows.column("status"), Status.OK),
+        pc.is_in(rows.column("image_key"), value_set=nominal.manifest.column("image_key").combine_chunks()),
+    )
+    keys, *sizes = (rows.filter(usable).column(name).to_pylist() for name in ("image_key", "height_px", "width_px"))
+    rounds = plan_rounds(keys, list(zip(*sizes, strict=True)))
+    hosts = nominal.take(np.flatnonzero([key in rounds for key in nominal.manifest.column("image_key").to_pylist()]))
     report(f"planting defects in {len(hosts)} nominal images, to see which the thresholds find")
     planted = _score(model_uri, nominal, hosts, rounds, compute) if rounds else PLANTED.empty_table()
     write_planted(model_uri, planted)
@@ -84,25 +82,6 @@ def _score(model_uri: str, nominal: ImageSet, hosts: ImageSet, rounds: Rounds, c
         arguments: tuple[Any, ...] = (request, place, rounds, foreign_HWC)
         planted = map_images(hosts, plan, 1, PlantingActor, arguments)
         return pa.concat_tables(ray.get(planted.to_arrow_refs()))
-
-
-def plan_hosts(nominal: ImageSet, rows: pa.Table) -> tuple[ImageSet, Rounds]:
-    """Choose the images to plant defects in, spread over all, and place the defects."""
-    usable = pc.and_(
-        pc.equal(rows.column("status"), Status.OK),
-        pc.is_in(rows.column("image_key"), value_set=nominal.manifest.column("image_key").combine_chunks()),
-    )
-    scored = rows.filter(usable).sort_by("image_key")
-    if scored.num_rows == 0:
-        return nominal.take([]), {}
-    chosen = scored.take(pa.array(np.unique(np.linspace(0, scored.num_rows - 1, NUM_HOSTS).round().astype(int))))
-    sizes_px = list(zip(*(chosen.column(name).to_pylist() for name in ("height_px", "width_px")), strict=True))
-    keys = chosen.column("image_key").to_pylist()
-    rounds: Rounds = defaultdict(list)
-    for host, defects in place_defects(wanted_defects(max(sizes_px, key=min)), sizes_px):
-        rounds[keys[host]].append(defects)
-    known = pc.is_in(nominal.manifest.column("image_key"), value_set=pa.array(list(rounds), pa.string()))
-    return nominal.take(np.flatnonzero(known.to_numpy())), dict(rounds)
 
 
 def _decoded(images: ImageSet, row: int) -> NDArray[np.uint8]:

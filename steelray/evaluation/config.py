@@ -1,10 +1,11 @@
 """Settings of jobs/evaluate.py. Imports neither torch nor ray."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from steelray.config import CalibrationConfig, DatasetConfig
-from steelray.patchcore.config import CoresetConfig, EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.config import AUTO, CalibrationConfig, ConfigError, DatasetConfig
+from steelray.patchcore.config import RECIPE_FOLDER, CoresetConfig, EmbedderConfig, IndexConfig, ScoringConfig
 
 
 @dataclass(frozen=True)
@@ -12,11 +13,14 @@ class EvaluateConfig:
     """Settings of jobs/evaluate.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
-        "data.kind", "data.root", "model_uri", "embedder.backbone", "embedder.levels", "coreset.ratio",
-        "calibration.held_out_fraction", "seeds", "output_dir",
+        "data.kind", "data.root", "model_uri", "recipe", "embedder.backbone", "embedder.resize_px",
+        "calibration.false_alarm_rate", "seeds", "output_dir",
     )  # fmt: skip
+    RECIPE_FOLDER: ClassVar[Path] = RECIPE_FOLDER
 
     data: DatasetConfig
+    recipe: str = "auto"
+    """As in jobs/build_memory_bank.py; has no effect on a model given by model_uri."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
@@ -37,3 +41,7 @@ class EvaluateConfig:
     """Folder for the result as evaluation.json and evaluation.md; null: only print it."""
     dry_run: bool = False
     """Print the resolved settings and the plan, and do nothing."""
+
+    def __post_init__(self) -> None:
+        if self.calibration is None and self.model_uri is None and self.recipe == AUTO:
+            raise ConfigError(f"recipe {AUTO} compares thresholds, and calibration is null: choose a recipe")

@@ -10,17 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from steelray.config import CalibrationConfig, ComputeConfig, ConfigError, Facts
+from steelray.config import AUTO, CalibrationConfig, ComputeConfig, ConfigError, Facts
 from steelray.evaluation import metrics
+from steelray.evaluation.choose import Candidate, choose
 from steelray.evaluation.config import EvaluateConfig
 from steelray.evaluation.datasets import NOMINAL, Dataset, Sample, load_dataset
+from steelray.evaluation.power import PlantedScore, Power, plan_rounds, power_at, score_planted
 from steelray.imaging.decode import Undecodable
 from steelray.imaging.scorer import Evidence, Floats, Images, Scorer
 from steelray.models.calibration import ALL_STRIPS, conformal_threshold, read_calibration, split_nominal
 from steelray.models.model import Model, load_scorer, open_model
 from steelray.patchcore.bank import BankInfo
+from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.embedder import load_embedder
 from steelray.patchcore.fit import bank_scorer, fit_memory_bank
+from steelray.patchcore.portable_embedder import Embedder
+from steelray.patchcore.recipe import CANDIDATES, with_recipe
 from steelray.reconstruction.scorer import resize_map
 
 QUARTERS = 4
@@ -194,32 +199,76 @@ def split_samples(samples: Sequence[Sample], config: CalibrationConfig) -> tuple
     return [samples[row] for row in fit_rows], [samples[row] for row in held_out_rows]
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """A bank fitted on a dataset, its scorer and what is known of it without test images."""
+
+    recipe: str
+    scorer: Scorer
+    threshold: float | None
+    power: Power | None
+    facts: Facts
+
+
 class _Fitting:
-    """Fitting of PatchCore on each split, with an embedder that is built once."""
+    """Fitting of PatchCore on each split; an embedder is built once for all of them."""
 
     def __init__(self, config: EvaluateConfig, num_threads: int) -> None:
         self._config, self._num_threads = config, num_threads
-        self._embedder = load_embedder(config.embedder, backend=config.backend, num_threads=num_threads)
+        self._embedders: dict[EmbedderConfig, Embedder] = {}
 
     def __call__(self, dataset: Dataset) -> tuple[Scorer, float | None, Mapping[str, object]]:
-        settings, fit, held_out = self._config.calibration, dataset.fit, list[Sample]()
+        if self._config.recipe != AUTO:
+            fitted = self._fit(dataset, self._config)
+            return fitted.scorer, fitted.threshold, {"recipe": self._config.recipe, **fitted.facts}
+        found, candidates = {}, []
+        for name in CANDIDATES:
+            start_s = time.perf_counter()
+            found[name] = self._fit(dataset, with_recipe(self._config, name))
+            power = found[name].power
+            assert power is not None
+            candidates.append(Candidate(name, power.share, time.perf_counter() - start_s))
+        chosen = found[choose(candidates).recipe]
+        facts = {"recipe": chosen.recipe, "candidates": [asdict(candidate) for candidate in candidates]}
+        return chosen.scorer, chosen.threshold, {**facts, **chosen.facts}
+
+    def _fit(self, dataset: Dataset, config: EvaluateConfig) -> _Fitted:
+        settings, fit, held_out = config.calibration, dataset.fit, list[Sample]()
         if settings is not None:
             fit, held_out = split_samples(fit, settings)
+        embedder = self._embedders.get(config.embedder)
+        if embedder is None:
+            embedder = load_embedder(config.embedder, backend=config.backend, num_threads=self._num_threads)
+            self._embedders[config.embedder] = embedder
         bank = fit_memory_bank(
             [sample.key for sample in fit],
             [_pixels(sample) for sample in fit],
-            self._embedder,
-            coreset=self._config.coreset,
-            scoring=self._config.scoring,
-            index=self._config.index,
+            embedder,
+            coreset=config.coreset,
+            scoring=config.scoring,
+            index=config.index,
         )
-        scorer = bank_scorer(bank, self._embedder, self._num_threads, [str(sample.path) for sample in fit])
-        threshold = None
-        if settings is not None:
-            threshold = conformal_threshold(
-                predict(scorer, held_out, nominal=True).scores_N, settings.false_alarm_rate
-            ).value
-        return scorer, threshold, {**_bank_facts(bank.info), "held_out": len(held_out)}
+        scorer = bank_scorer(bank, embedder, self._num_threads, [str(sample.path) for sample in fit])
+        facts = {**_bank_facts(bank.info), "held_out": len(held_out)}
+        if settings is None:
+            return _Fitted(config.recipe, scorer, None, None, facts)
+        scores_N = predict(scorer, held_out, nominal=True).scores_N
+        threshold = conformal_threshold(scores_N, settings.false_alarm_rate).value
+        power = power_at(_planted(scorer, held_out), lambda _: threshold)
+        limits = [asdict(limit) for limit in power.limits]
+        facts |= {"power": power.share, "can_decide": power.can_decide, "detection_limits": limits}
+        return _Fitted(config.recipe, scorer, threshold, power, facts)
+
+
+def _planted(scorer: Scorer, samples: Sequence[Sample]) -> list[PlantedScore]:
+    """Score defects planted in nominal samples."""
+    images = {str(sample.path): sample for sample in samples}
+    foreign_HWC = _pixels(samples[len(samples) // 2])
+    sizes_px = [(one.shape[0], one.shape[1]) for one in (_pixels(sample) for sample in images.values())]
+    planted: list[PlantedScore] = []
+    for key, rounds in plan_rounds(list(images), sizes_px).items():
+        planted += score_planted(scorer, _pixels(images[key]), key, rounds, foreign_HWC)
+    return planted
 
 
 def _load(

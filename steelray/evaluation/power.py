@@ -4,7 +4,8 @@ Planted defects are not real ones, and their shares understate what a model find
 surely cannot see, so that a person can compare them with those that matter.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from steelray.evaluation.planting import SEEN_PX, Defect, plant
+from steelray.evaluation.planting import KINDS, SEEN_PX, Defect, place_defects, plant, wanted_defects
 from steelray.imaging.scorer import Evidence, Floats, Scorer
-from steelray.models.calibration import Calibration
+from steelray.models.calibration import Calibration, read_calibration
 from steelray.storage.location import Location, ObjectMissing
 
 PLANTED_FILE = "planted.parquet"
@@ -29,6 +30,10 @@ PLANTED = pa.schema(
     ]
 )
 """Scores of planted defects, beside the model; the columns are those of `PlantedScore`."""
+NUM_HOSTS = 24
+"""Nominal images that defects are planted in."""
+Rounds = dict[str, list[list[Defect]]]
+"""By image key: the defects that stand in the image together, for each pass over it."""
 HALF = 0.5
 """Share of the planted defects of a kind, size and contrast that must be found for it to count as detected."""
 MIN_PLANTED = 3
@@ -101,6 +106,12 @@ class Power:
         )
 
     @property
+    def share(self) -> float:
+        """Return the share of textures found, of all sizes and contrasts: recipes are ranked by it."""
+        textures = [cell for cell in self.cells if cell.kind == "texture"]
+        return sum(cell.num_found for cell in textures) / max(1, sum(cell.num_planted for cell in textures))
+
+    @property
     def can_decide(self) -> bool:
         """Return whether any kind of defect has a detection limit."""
         return any(limit.contrast is not None for limit in self.limits)
@@ -115,6 +126,23 @@ def _limit(cells: Sequence[PowerCell]) -> int | None:
         if cell.num_planted >= MIN_PLANTED:
             limit = cell.contrast
     return limit
+
+
+def plan_rounds(image_keys: Sequence[str], sizes_px: Sequence[tuple[int, int]], kinds: Sequence[str] = KINDS) -> Rounds:
+    """Choose nominal images to plant defects in, spread over all, and place the defects; none if there are no images.
+
+    Args:
+        sizes_px: height and width of each image.
+    """
+    if not image_keys:
+        return {}
+    places = np.unique(np.linspace(0, len(image_keys) - 1, NUM_HOSTS).round().astype(int))
+    hosts = sorted((image_keys[place], sizes_px[place]) for place in places)
+    rounds: Rounds = defaultdict(list)
+    wanted = wanted_defects(max((size_px for _, size_px in hosts), key=min), kinds)
+    for host, defects in place_defects(wanted, [size_px for _, size_px in hosts]):
+        rounds[hosts[host][0]].append(defects)
+    return dict(rounds)
 
 
 def score_planted(
@@ -157,20 +185,29 @@ def _with_defect(clean: Evidence, planted: Evidence, defect: Defect, size_px: tu
     return joined
 
 
-def power_of(planted: pa.Table, calibration: Calibration) -> Power:
-    """Count the planted defects that are flagged for review.
+def power_at(planted: Sequence[PlantedScore], threshold_of: Callable[[str], float]) -> Power:
+    """Count the planted defects that are flagged; those in images that are flagged without them do not count.
 
     Args:
-        planted: schema `PLANTED`; defects in images that are flagged without them do not count.
+        threshold_of: takes an image's key.
     """
     found: dict[tuple[str, int, int], list[bool]] = {}
-    for row in planted.to_pylist():
-        threshold = calibration.thresholds_of(calibration.group_of(row["image_key"])).review.value
-        cell = found.setdefault((row["kind"], row["size_px"], row["contrast"]), [])
-        if row["clean_score"] <= threshold:
-            cell.append(row["score"] > threshold)
+    for one in planted:
+        threshold = threshold_of(one.image_key)
+        cell = found.setdefault((one.kind, one.size_px, one.contrast), [])
+        if one.clean_score <= threshold:
+            cell.append(one.score > threshold)
     cells = (PowerCell(*name, len(flags), sum(flags)) for name, flags in sorted(found.items()))
-    return Power(len(set(planted.column("image_key").to_pylist())), tuple(cells))
+    return Power(len({one.image_key for one in planted}), tuple(cells))
+
+
+def power_of(planted: pa.Table, calibration: Calibration) -> Power:
+    """Count the planted defects (schema `PLANTED`) that are flagged for review."""
+
+    def threshold_of(image_key: str) -> float:
+        return calibration.thresholds_of(calibration.group_of(image_key)).review.value
+
+    return power_at([PlantedScore(**row) for row in planted.to_pylist()], threshold_of)
 
 
 def write_planted(model_uri: str, planted: pa.Table) -> None:
@@ -180,10 +217,14 @@ def write_planted(model_uri: str, planted: pa.Table) -> None:
     Location(model_uri).write(PLANTED_FILE, body.getvalue().to_pybytes())
 
 
-def read_power(model_uri: str, calibration: Calibration) -> Power | None:
-    """Return the power of a model at the thresholds of a calibration; None if no defects were planted for it."""
+def read_power(model_uri: str, calibration: Calibration | None = None) -> Power | None:
+    """Return the power of a model; None if no defects were planted for it.
+
+    Args:
+        calibration: its thresholds; None: the newest.
+    """
     try:
         body = Location(model_uri).read(PLANTED_FILE)
     except ObjectMissing:
         return None
-    return power_of(pq.read_table(pa.BufferReader(body)), calibration)
+    return power_of(pq.read_table(pa.BufferReader(body)), calibration or read_calibration(model_uri)[0])

@@ -5,6 +5,7 @@ A field's docstring is its help text.
 
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from steelray.config import ArchiveConfig, CalibrationConfig, ConfigError, ModelJobConfig, require, require_range
@@ -12,6 +13,8 @@ from steelray.config import ArchiveConfig, CalibrationConfig, ConfigError, Model
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+"""A YAML file for each named recipe, with the settings of embedder, coreset and scoring that it chooses."""
 REWEIGHT_NEIGHBORS = 9
 """Nearest vectors that a re-weighted score compares: b in the paper's equation 7."""
 OWN_STRIP_MARGIN_CELLS = 2
@@ -36,6 +39,9 @@ class EmbedderConfig:
     `inside` averages only existing cells, which finds more defects at the border but raises more false alarms."""
     resize_px: tuple[int, int] | None = None
     """Height and width to which every image is resized before embedding, in pixels; null: the native size."""
+    scale: float = 1.0
+    """Factor on the height and width of every image before embedding; 0.5 sees larger structures at a quarter of the
+    cost."""
     tile_px: tuple[int, int] | None = None
     """Height and width of the overlapping tiles in which larger images are embedded, in pixels; multiples of the
     coarsest level's stride; null: every image whole."""
@@ -56,6 +62,8 @@ class EmbedderConfig:
         )
         if self.resize_px is not None:
             require(min(self.resize_px) >= 32, f"resize_px must be at least 32x32, not {list(self.resize_px)}")
+        require_range(self, "be > 0", "scale")
+        require(self.scale == 1 or self.resize_px is None, "scale and resize_px exclude each other: set only one")
         if self.tile_px is not None:
             require(
                 0 <= self.tile_overlap_px < min(self.tile_px),
@@ -171,7 +179,7 @@ class ScoringConfig:
 
 
 LATER_OPTIONS: dict[type, dict[str, tuple[Any, tuple[str, ...]]]] = {
-    EmbedderConfig: {"tile_px": (None, ("tile_overlap_px",))}
+    EmbedderConfig: {"scale": (1.0, ()), "tile_px": (None, ("tile_overlap_px",))}
 }
 """Options added after the first banks: the value when off, and the options that then have no effect. While off they
 stay out of the digest, so that old ids remain valid."""
@@ -212,14 +220,19 @@ class BuildMemoryBankConfig(ModelJobConfig):
     """Settings of jobs/build_memory_bank.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
-        "nominal.uri", "bank_uri", "nominal.glob", "embedder.backbone", "embedder.levels", "coreset.ratio",
+        "nominal.uri", "bank_uri", "nominal.glob", "recipe", "embedder.backbone", "embedder.resize_px",
         "calibration.false_alarm_rate", "calibration.group_pattern", "dry_run",
     )  # fmt: skip
+    RECIPE_FOLDER: ClassVar[Path] = RECIPE_FOLDER
 
     nominal: ArchiveConfig
     """Images of nominal strips."""
     bank_uri: str
     """Location of the new bank: s3://bucket/prefix or a local folder."""
+    recipe: str = "auto"
+    """Levels, scale, size of the bank and score together: `surface`, `coarse`, `strip`, `object`, `many_finishes`, or a
+    YAML file. `auto`: the one of the first four that finds most of the defects planted in nominal strips. `custom`: as
+    the settings below say, which `auto` leaves at their defaults."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
