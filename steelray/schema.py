@@ -26,7 +26,7 @@ class Status(StrEnum):
     UNREADABLE = "unreadable"
     """Not an image in a supported format, or truncated."""
     WRONG_SHAPE = "wrong_shape"
-    """Height or width differs from the strips that the model was built from."""
+    """Height or width differs by more than a quarter from the strips that the model was built from."""
     TOO_SMALL = "too_small"
     """Smaller than one cell of the backbone's coarsest feature map."""
     BLANK = "blank"

@@ -18,7 +18,7 @@ from steelray.cluster.plan import TASK_CPUS, ComputePlan, plan_compute
 from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, portable_model, scored_images
 from steelray.config import Facts
 from steelray.job import num_cores, show_plan, tag_lines
-from steelray.models.calibration import Calibration, read_calibration
+from steelray.models.calibration import Calibration, group_warnings, read_calibration
 from steelray.models.model import Model, open_model
 from steelray.patchcore.planner import BankPlan
 from steelray.report.finish import ScoringRun, finish_run, publish_run
@@ -61,6 +61,9 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         report(f"nothing new: all {already_scored} objects have been scored by earlier runs")
         current = read_published(config.results_uri).current
         return {"run_id": current, "counts": {"listed": 0}, "already_scored": already_scored, "already_complete": True}
+    warnings = group_warnings(manifest.column("image_key").to_pylist(), calibration, "objects in the archive")
+    for warning in warnings:
+        report(f"warning: {warning}")
     run = Run(config.results_uri, run_id_of(manifest, **_identity(config, model, calibration)))
     tag_lines(run_id=run.run_id)
     facts = {
@@ -71,6 +74,7 @@ def score_archive(config: ScoreArchiveConfig, report: Report) -> dict[str, Any]:
         "bank_plan": bank_plan and asdict(bank_plan),
         "objects": manifest.num_rows,
         "already_scored": already_scored,
+        "group_warnings": warnings,
     }
     if config.dry_run:
         compute_plan = plan_compute(num_cores(), 0, config.compute, bank_plan.num_actors if bank_plan else 0)

@@ -18,7 +18,14 @@ from steelray.cluster.power_check import check_power
 from steelray.config import AUTO, CalibrationConfig, ConfigError, Facts
 from steelray.evaluation.choose import Candidate, choose
 from steelray.evaluation.power import read_power
-from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration, read_calibration_rows, split_nominal
+from steelray.models.calibration import (
+    ALL_STRIPS,
+    Calibration,
+    check_groups,
+    read_calibration,
+    read_calibration_rows,
+    split_nominal,
+)
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.models.model import nominal_uris, portable_embedder
 from steelray.patchcore.bank import INFO_FILE, MemoryBank, bank_files, read_bank
@@ -142,7 +149,8 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
     earlier = read_calibration_rows(config.bank_uri, version)
     manifest, num_known = _unknown(config, bank.image_keys, earlier)
     images = ImageSet(config.nominal.uri, manifest, config.decode)
-    learning = _Learning(config, target, images, config.calibration or _settings(before))
+    calibration, earlier_keys = config.calibration or _settings(before), earlier.column("image_key").to_pylist()
+    learning = _Learning(config, target, images, calibration, earlier_keys)
     info = bank.info
     facts = {"objects": len(images), "known": num_known, **learning.facts(), "grown_from": info.bank_id}
     facts["nominal_uris"] = list(dict.fromkeys([*nominal_uris(config.bank_uri), images.uri]))
@@ -169,7 +177,14 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
 
 
 class _Learning:
-    """The nominal images of a bank, split into those to fit on and those to calibrate on."""
+    """The nominal images of a bank, split into those to fit on and those to calibrate on.
+
+    Args:
+        earlier_keys: of further nominal strips to calibrate on.
+
+    Raises:
+        ConfigError: there are fewer than two strips, or the pattern names no group of those to calibrate on.
+    """
 
     def __init__(
         self,
@@ -177,9 +192,12 @@ class _Learning:
         target: Location,
         images: ImageSet,
         calibration: CalibrationConfig,
+        earlier_keys: Sequence[str] = (),
     ) -> None:
         fit_rows, held_out_rows = split_nominal(images.manifest.column("image_key").to_pylist(), calibration)
         self.fit, self.held_out = images.take(fit_rows), images.take(held_out_rows)
+        keys = [*earlier_keys, *self.held_out.manifest.column("image_key").to_pylist()]
+        check_groups(keys, calibration.group_pattern)
         self.num_shards = config.compute.bank_shards or 1
         self._config, self._target, self._calibration = config, target, calibration
 

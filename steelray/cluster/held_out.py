@@ -8,7 +8,7 @@ from steelray.cluster.driver import Report, cluster_resources
 from steelray.cluster.plan import plan_compute
 from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, scored_images
 from steelray.config import CalibrationConfig, ComputeConfig, Facts
-from steelray.models.calibration import ALL_STRIPS, Calibration, calibrate, write_calibration
+from steelray.models.calibration import ALL_STRIPS, Calibration, calibrate, group_warnings, write_calibration
 from steelray.models.model import open_model
 from steelray.schema import Status
 from steelray.storage.listing import ImageSet
@@ -50,12 +50,15 @@ def calibrate_model(
     )
     version = write_calibration(model_uri, calibration, rows, source)
     thresholds = calibration.groups[ALL_STRIPS]
+    warnings = group_warnings(rows.column("image_key").to_pylist(), calibration, "held-out images")
     if thresholds.review.rate > config.false_alarm_rate:
-        report(
-            f"warning: {thresholds.num_strips} held-out images support a false-alarm rate of "
+        warnings.append(
+            f"{thresholds.num_strips} held-out images support a false-alarm rate of "
             f"{thresholds.review.rate:.3f} at best, {config.false_alarm_rate} was asked for: add nominal images"
         )
-    return _threshold_facts(calibration, version)
+    for warning in warnings:
+        report(f"warning: {warning}")
+    return {**_threshold_facts(calibration, version), "warnings": warnings}
 
 
 def _threshold_facts(calibration: Calibration, version: int) -> Facts:

@@ -11,7 +11,7 @@ from steelray.cluster.driver import ModelJob, Report
 from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.plan import ComputePlan
 from steelray.config import ArchiveConfig, ConfigError, Facts
-from steelray.models.calibration import CALIBRATIONS, read_calibration, read_calibration_rows
+from steelray.models.calibration import CALIBRATIONS, check_groups, read_calibration, read_calibration_rows
 from steelray.models.config import FuseModelsConfig
 from steelray.models.ensemble import INFO_FILE, EnsembleInfo, EnsembleMember, common_strips, make_ensemble, scale_of
 from steelray.models.model import CHECKPOINT_FILE, Model, common_input_size, nominal_uris, open_model
@@ -44,6 +44,7 @@ def fuse_models(config: FuseModelsConfig, report: Report) -> dict[str, Any]:
     input_size_px = common_input_size(models)
     nominal_uri = config.nominal_uri or _nominal_uri(models[0])
     manifest, rows = _shared_strips(models, nominal_uri)
+    check_groups(manifest.column("image_key").to_pylist(), config.calibration.group_pattern)
     weights = config.weights or (1.0,) * len(models)
     info = make_ensemble(
         [

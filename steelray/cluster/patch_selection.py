@@ -7,7 +7,7 @@ Shapes as in `steelray.patchcore`.
 import math
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from steelray.patchcore.coreset import select
 from steelray.patchcore.fit import Limits, Selection, patch_origins
 from steelray.patchcore.portable_embedder import PortableEmbedder
 from steelray.patchcore.quantised import recall_queries
-from steelray.runs.batch import images_of
+from steelray.runs.batch import images_of, shape_error
 from steelray.schema import Row, Status
 from steelray.storage.listing import ImageSet
 from steelray.storage.location import Location
@@ -50,7 +50,7 @@ class EmbeddingRequest:
 
     Attributes:
         portable: the exported embedder; None: every actor builds it with torch.
-        input_size_px: height and width that images must have; None: any.
+        input_size_px: height and width that images must have, as for `shape_error`; None: any.
     """
 
     embedder: EmbedderConfig
@@ -78,8 +78,8 @@ class EmbeddingActor:
 
     def __init__(self, request: list[ray.ObjectRef], num_threads: int, servers: list[Any]) -> None:
         asked: EmbeddingRequest = ray.get(request[0])
-        self._embedder = load_embedder(asked.embedder, asked.weights_digest, asked.compute, num_threads, asked.portable)
-        self._input_size_px = asked.input_size_px
+        embedder = load_embedder(asked.embedder, asked.weights_digest, asked.compute, num_threads, asked.portable)
+        self._embedder = replace(embedder, nominal_px=asked.input_size_px)
         self._servers = servers
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
@@ -88,7 +88,7 @@ class EmbeddingActor:
         for row, image in zip(rows, images_of(decoded), strict=True):
             if row["status"] != Status.OK or image is None:
                 continue
-            if self._input_size_px is not None and image.shape[:2] != tuple(self._input_size_px):
+            if shape_error(image.shape[:2], self._embedder.nominal_px) is not None:
                 row["status"] = Status.WRONG_SHAPE
                 continue
             if min(self._embedder.config.resize_px or image.shape[:2]) < self._embedder.stride_px:

@@ -21,7 +21,7 @@ from steelray.config import ConfigError
 from steelray.demo.synthetic import make_strip
 from steelray.evaluation.datasets import Sample, load_dataset
 from steelray.imaging.decode import Undecodable, resize
-from steelray.models.calibration import split_nominal
+from steelray.models.calibration import check_groups, split_nominal
 from steelray.reconstruction.config import TrainConfig
 from steelray.reconstruction.input import black_fraction
 from steelray.runs.batch import images_of
@@ -46,11 +46,13 @@ def list_nominal(config: TrainConfig) -> NominalImages:
     """List the nominal images and hold some of them out to calibrate on.
 
     Raises:
-        ConfigError: there are none, or fewer than two strips.
+        ConfigError: there are none, or fewer than two strips, or the pattern names no group of those held out.
     """
     images, strips = _nominal_images(config)
     fit_rows, held_out_rows = split_nominal(strips, config.calibration)
-    return NominalImages(images.take(fit_rows), images.take(held_out_rows))
+    nominal = NominalImages(images.take(fit_rows), images.take(held_out_rows))
+    check_groups(nominal.held_out.manifest.column("image_key").to_pylist(), config.calibration.group_pattern)
+    return nominal
 
 
 def _nominal_images(config: TrainConfig) -> tuple[ImageSet, list[str]]:

@@ -102,7 +102,7 @@ def strip_thumbnail(pixels_HWC: NDArray[np.uint8], width_px: int = 800, quality:
     return _jpeg(image, quality)
 
 
-def worst_patch_center(map_HW: NDArray[np.floating[Any]], image_size_px: tuple[int, int]) -> tuple[int, int]:
+def worst_patch_center(map_HW: NDArray[np.floating[Any]], image_size_px: tuple[float, float]) -> tuple[int, int]:
     """Return row and column of the map's largest value, in pixels of an image of this height and width."""
     finite_HW = np.nan_to_num(map_HW, nan=-math.inf)
     row, column = np.unravel_index(int(finite_HW.argmax()), map_HW.shape)

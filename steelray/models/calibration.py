@@ -11,7 +11,7 @@ on in a Parquet file. A newer one replaces an older one without rescoring.
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,8 @@ ALL_STRIPS = ""
 """Name of the group of all strips, which small groups and unknown keys fall back to."""
 CALIBRATIONS = "calibrations"
 CONFIDENCE = 0.95
+SHOWN = 3
+"""Keys or groups that a message names."""
 MIN_NOMINAL = 2
 
 
@@ -126,6 +128,40 @@ def group_of(image_key: str, group_pattern: str | None) -> str:
     return "/".join(part for part in found.groups() if part) if found.groups() else found.group()
 
 
+def check_groups(image_keys: Sequence[str], group_pattern: str | None) -> None:
+    """Raise `ConfigError` if the pattern names no group in any of the keys of nominal strips."""
+    if group_pattern and image_keys and not any(group_of(key, group_pattern) for key in image_keys):
+        raise ConfigError(
+            f"group_pattern {group_pattern!r} matches none of {len(image_keys)} nominal keys, such as "
+            f"{', '.join(image_keys[:SHOWN])}: correct it, or leave it empty for one group"
+        )
+
+
+def group_warnings(image_keys: Sequence[str], calibration: Calibration, what: str) -> list[str]:
+    """Say which strips are judged by the thresholds of all strips, although there is a pattern that names groups.
+
+    Args:
+        what: name of the strips in the plural.
+    """
+    if calibration.group_pattern is None:
+        return []
+    warnings, counts = [], Counter(map(calibration.group_of, image_keys))
+    if unnamed := counts.pop(ALL_STRIPS, 0):
+        others = [key for key in image_keys if not calibration.group_of(key)][:SHOWN]
+        warnings.append(
+            f"group_pattern {calibration.group_pattern!r} does not match {unnamed} of {len(image_keys)} {what}, such "
+            f"as {', '.join(others)}: these have the thresholds of all strips"
+        )
+    if small := [f"{name} ({count})" for name, count in counts.most_common() if name not in calibration.groups]:
+        needed = math.ceil(1 / calibration.groups[ALL_STRIPS].review.asked_rate) - 1
+        shown = ", ".join([*small[:SHOWN], *(["…"] if len(small) > SHOWN else [])])
+        warnings.append(
+            f"{len(small)} of {len(counts)} groups of {what} have the thresholds of all strips: {shown}; a group needs "
+            f"{needed} held-out nominal strips for its own"
+        )
+    return warnings
+
+
 def conformal_threshold(values_N: NDArray[np.floating[Any]], rate: float) -> Threshold:
     """Return the threshold that a fresh exchangeable value exceeds with probability at most `rate`.
 
@@ -155,8 +191,9 @@ def calibrate(
         map_peaks_N, map_means_N: the largest and the mean anomaly_map value of each strip.
 
     Raises:
-        ConfigError: there are no strips, or their scores are not finite.
+        ConfigError: there are no strips, their scores are not finite, or the pattern names no group of them.
     """
+    check_groups(image_keys, config.group_pattern)
     members: dict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(image_keys):
         members[group_of(key, config.group_pattern)].append(row)

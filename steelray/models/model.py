@@ -46,7 +46,7 @@ class Model:
     model_id: str
     """Digest of the weights and of all settings that a score depends on; PatchCore's leaves out the bank's vectors."""
     input_size_px: tuple[int, int] | None
-    """Height and width that every image must have; None: any."""
+    """Height and width of the nominal strips, from which images may differ a little; None: any."""
     bank: BankInfo | None
     checkpoint: "CheckpointInfo | None" = None
     ensemble: EnsembleInfo | None = None
@@ -243,6 +243,7 @@ def load_scorer(
     assert model.bank is not None
     location, info = Location(model.uri), model.bank
     embedder = load_embedder(info.embedder, info.weights_digest, compute, num_threads, portable)
+    embedder = replace(embedder, nominal_px=info.input_size_px)
     if search is None:
         search = LocalSearch([load_shard(location.read, info, num_threads=num_threads, use_gpu=use_gpu)])
     if observe is not unobserved:

@@ -9,7 +9,7 @@ Shapes: N candidate patches, M picks, K existing vectors, D dimensions of an emb
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -234,7 +234,7 @@ def grow_memory_bank(
     progress: Progress | None = None,
 ) -> MemoryBank:
     """Embed further nominal images and add what a bank does not cover yet. Raises `ConfigError` as `select_patches`."""
-    limits = growth_limits(bank.info, growth)
+    limits, embedder = growth_limits(bank.info, growth), replace(embedder, nominal_px=bank.info.input_size_px)
     selection = select_patches(keys, images, embedder, limits, centers_KD=centers_of(bank), progress=progress)
     return grown_bank(bank, selection)
 
@@ -249,4 +249,5 @@ def bank_scorer(
     """
     search = LocalSearch([shard_of(bank, num_threads=num_threads)])
     own = own_vectors(bank.origins_N3, strips or bank.image_keys, bank.info.scoring.num_searched)
+    embedder = replace(embedder, nominal_px=bank.info.input_size_px)
     return PatchCoreScorer(embedder, search, bank.info.scoring, own)

@@ -25,22 +25,41 @@ class Embedder:
         embed: takes images of the configured size; cuts them into tiles itself.
         stride_px: pixels per cell of the coarsest level used; no smaller image can be embedded.
         weights_digest: SHA-256 of the backbone's weights.
+        nominal_px: height and width of all images of a bank; None if they differ or are resized.
     """
 
     config: EmbedderConfig
     embed: EmbedFunction
     stride_px: int
     weights_digest: str
+    nominal_px: tuple[int, int] | None = None
 
     def embed_image(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the patch embeddings hwD of an image, after the configured resize."""
+        """Return the patch embeddings hwD of an image, resized or mirrored at its end as `resized` does."""
         embeddings_hwD: NDArray[np.float32] = self.embed(self.resized(image_HWC)[None])[0]
         return embeddings_hwD
 
+    def seen_px(self, size_px: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width that `resized` gives an image of this height and width."""
+        if self.config.resize_px is not None:
+            return self.config.resize_px
+        nominal_px = self.nominal_px or size_px
+        height_px, width_px = (own + (of - own) % self.stride_px for own, of in zip(size_px, nominal_px, strict=True))
+        return height_px, width_px
+
     def resized(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the image at the configured size."""
-        size_px = self.config.resize_px
-        return image_HWC if size_px is None else resize(image_HWC, size_px)
+        """Return the image at the configured size, or at its own, lengthened until its cells lie as in the bank.
+
+        The padding inside many backbones depends on the size modulo the stride. A strip one pixel taller than all
+        nominal ones would be anomalous everywhere, so less than a stride of it is mirrored at its lower and right end.
+        """
+        if self.config.resize_px is not None:
+            return resize(image_HWC, self.config.resize_px)
+        height_px, width_px = image_HWC.shape[:2]
+        seen_px = self.seen_px((height_px, width_px))
+        if seen_px == (height_px, width_px):
+            return image_HWC
+        return np.pad(image_HWC, [(0, seen_px[0] - height_px), (0, seen_px[1] - width_px), (0, 0)], "reflect")
 
 
 MAX_SIZES = 4

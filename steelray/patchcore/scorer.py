@@ -74,7 +74,9 @@ class PatchCoreScorer(Scorer):
         return evidence
 
     def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
-        return upsample(evidence[0], self.embedder.config.resize_px or size_px, self._scoring.sigma_px)
+        map_HW = upsample(evidence[0], self.embedder.seen_px(size_px), self._scoring.sigma_px)
+        height_px, width_px = self.embedder.config.resize_px or size_px
+        return map_HW[:height_px, :width_px]
 
     def anomaly_score(self, evidence: Evidence) -> float:
         return image_score(evidence[0], evidence[1] if len(evidence) > 1 else None, self._scoring)

@@ -124,6 +124,7 @@ def run_checks(data: ReportData, counts: Counts) -> list[Check]:
         _flag_rate(data, counts),
         _drift(data),
         *_support(data, counts),
+        *_groups(data, counts),
     ]
 
 
@@ -209,6 +210,14 @@ def _support(data: ReportData, counts: Counts) -> Iterator[Check]:
             f"not the {asked} asked for: calibrate on more"
         )
         yield Check(Level.LOOK, "Thresholds rest on few strips", detail, "thresholds")
+
+
+def _groups(data: ReportData, counts: Counts) -> Iterator[Check]:
+    if data.threshold_override is None and data.group_warnings:
+        own = {limits.group for limits in data.thresholds} - {ALL_STRIPS}
+        level = Level.NOTE if own & set(counts.groups) else Level.LOOK
+        title = "Not every strip has its group's thresholds" if level == Level.NOTE else "No group has its thresholds"
+        yield Check(level, title, "; ".join(data.group_warnings), "thresholds")
 
 
 def headline(checks: list[Check]) -> tuple[Level, str]:

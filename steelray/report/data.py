@@ -55,6 +55,7 @@ class ReportData:
         quarantine_limit: share of objects without a score above which the job fails.
         num_already_scored: objects that this run left out because earlier runs have scored them.
         reference: calibration strips by group (`steelray.report.drift.samples_by_group`).
+        group_warnings: reasons for which strips have the thresholds of all strips instead of their group's.
         history: earlier runs, oldest first, without this one.
         gallery: the worst strips, worst first.
         table_uri: URI of the complete score table.
@@ -75,6 +76,7 @@ class ReportData:
     shifts: Sequence[Shift] = ()
     trends: Sequence[Trend] = ()
     reference: Mapping[str, Sample] = field(default_factory=dict)
+    group_warnings: Sequence[str] = ()
     history: Sequence[RunSummary] = ()
     gallery: Sequence[GalleryItem] = ()
     table_uri: str | None = None

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from steelray.config import Facts, JobFailed
 from steelray.job import num_cores
-from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration_rows
+from steelray.models.calibration import ALL_STRIPS, Calibration, group_warnings, read_calibration_rows
 from steelray.models.model import Model
 from steelray.provenance import git_commit, package_versions, run_record
 from steelray.report import drift
@@ -54,6 +54,7 @@ class Findings:
     reference: dict[str, drift.Sample]
     shifts: tuple[drift.Shift, ...]
     trends: tuple[drift.Trend, ...]
+    group_warnings: tuple[str, ...]
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -68,7 +69,8 @@ def compare(scoring: ScoringRun, scores: pa.Table, finished_at: datetime) -> Fin
     history = tuple(reversed(list(islice(_comparable(scoring), scoring.config.report.max_runs - 1))))
     shifts = drift.detect_shifts(reference, drift.samples_by_group(scores))
     trends = drift.detect_trends([*history, summary], reference, max_runs=scoring.config.report.max_runs)
-    return Findings(summary, history, reference, shifts, trends)
+    ungrouped = group_warnings(scores["image_key"].to_pylist(), scoring.calibration, "objects in the archive")
+    return Findings(summary, history, reference, shifts, trends, tuple(ungrouped))
 
 
 def _comparable(scoring: ScoringRun) -> Iterator[RunSummary]:
@@ -115,6 +117,7 @@ def finish_run(
         scores_uri=f"{run.location}/{SCORES_DIR}",
         report_uri=f"{run.location}/{REPORT_FILE}",
         run_uri=str(run.location),
+        group_warnings=findings.group_warnings,
     )
     found = {
         "warnings": findings.warnings,
@@ -189,6 +192,7 @@ def _report(
         shifts=findings.shifts,
         trends=findings.trends,
         reference=findings.reference,
+        group_warnings=findings.group_warnings,
         history=findings.history,
         gallery=make_gallery(source, scores, config.report.gallery),
         table_uri=f"{scoring.run.location}/{SCORES_DIR}",

@@ -123,8 +123,9 @@ def _nearest_patches(
     for image, map_HW in zip(images, maps, strict=True):
         embeddings_hwD = embedder.embed_image(image)
         grid = embeddings_hwD.shape[:2]
-        seen_px = info.embedder.resize_px or image.shape[:2]
-        row, column = worst_patch_center(map_HW, grid)
+        seen_px = embedder.seen_px((image.shape[0], image.shape[1]))  # the map lacks the pixels that were added
+        seen = [cells * side / seen_side for cells, side, seen_side in zip(grid, map_HW.shape, seen_px, strict=True)]
+        row, column = worst_patch_center(map_HW, (seen[0], seen[1]))
         queries.append(embeddings_hwD[row, column])
         cells_px.append((seen_px[0] / grid[0], seen_px[1] / grid[1]))
     _, ids_QK = _search(source).submit(np.stack(queries), 1).result()

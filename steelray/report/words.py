@@ -22,7 +22,10 @@ FAILURES: dict[Status, tuple[str, str]] = {
         "raise decode.max_bytes, max_pixels or max_seconds if such images are intended",
     ),
     Status.UNREADABLE: ("Not a readable image", "truncated, or no image at all: check the camera's uploader"),
-    Status.WRONG_SHAPE: ("Not the size of the nominal strips", "another camera or crop needs its own model"),
+    Status.WRONG_SHAPE: (
+        "Far from the size of the nominal strips",
+        "another camera or crop needs its own model, or one built with embedder.resize_px",
+    ),
     Status.TOO_SMALL: ("Too small to score", "probably a cropped image or a thumbnail"),
     Status.BLANK: ("One grey level everywhere", "dead camera, closed shutter or no strip on the line"),
     Status.UNSCORED: ("The model gave no finite score", "keep the image and report it"),

@@ -24,6 +24,8 @@ from steelray.storage.location import Location
 HEATMAPS, ANOMALY_MAPS = "heatmaps", "anomaly_maps"
 WRITERS = 4
 """Threads that store heatmaps while the next images are scored."""
+MAX_SIZE_DIFFERENCE = 0.25
+"""Share by which an image's height and width may differ from those of the nominal strips."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,23 @@ class RunStamp:
     model_id: str
     bank_id: str | None
     input_size_px: tuple[int, int] | None
-    """Height and width to which an image must conform, else it is `wrong_shape`; None accepts any size."""
+    """Height and width of the nominal strips; an image that `shape_error` refuses is `wrong_shape`. None: any size."""
+
+
+def shape_error(size_px: tuple[int, int], nominal_px: tuple[int, int] | None) -> str | None:
+    """Explain why an image is too unlike the nominal strips in size; None if it is not, and is taken as it is.
+
+    Args:
+        size_px, nominal_px: height and width; the strips' are None if they have no common size or are resized.
+    """
+    pairs = zip(size_px, nominal_px or size_px, strict=True)
+    if all(abs(own - nominal) <= MAX_SIZE_DIFFERENCE * nominal for own, nominal in pairs):
+        return None
+    own, nominal = (f"{size[1]}x{size[0]}" for size in (size_px, nominal_px or size_px))
+    return (
+        f"{own}: more than {MAX_SIZE_DIFFERENCE:.0%} off the {nominal} of the nominal strips; build a model for this "
+        "size, or one with embedder.resize_px for both"
+    )
 
 
 def picture_key(folder: str, image_key: str, suffix: str) -> str:
@@ -124,9 +142,8 @@ class BatchScorer:
         least_px, wanted = self._scorer.min_size_px, self._stamp.input_size_px
         if min(height_px, width_px) < least_px:
             return Status.TOO_SMALL, f"{width_px}x{height_px}: the model needs at least {least_px}x{least_px}"
-        if wanted is not None and (height_px, width_px) != tuple(wanted):
-            return Status.WRONG_SHAPE, f"{width_px}x{height_px}: the model was built on {wanted[1]}x{wanted[0]}"
-        return Status.OK, None
+        error = shape_error((height_px, width_px), wanted)
+        return (Status.OK, None) if error is None else (Status.WRONG_SHAPE, error)
 
     def _judge(
         self, key: str, size_px: tuple[int, int], map_HW: NDArray[np.float32], score: float, pending: list[Future[None]]

@@ -13,6 +13,7 @@ from steelray.models.calibration import (
     Calibration,
     Threshold,
     calibrate,
+    group_warnings,
     read_calibration,
     read_calibration_rows,
     write_calibration,
@@ -53,6 +54,7 @@ def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
     settings = _settings(config, before)
     scores_N, peaks_N, means_N = (rows[name].to_numpy() for name in ("anomaly_score", "map_peak", "map_mean"))
     calibration = calibrate(rows["image_key"].to_pylist(), scores_N, peaks_N, means_N, settings)
+    warnings += group_warnings(rows["image_key"].to_pylist(), calibration, "calibration strips")
     summary = {
         "model_uri": config.model_uri,
         "source": source,

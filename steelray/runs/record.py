@@ -53,6 +53,7 @@ class JobSummary:
         scored_now: objects that this attempt has scored; earlier attempts scored the others.
         threshold: the one that the job was given, or that of all strips.
         already_complete: the run was complete before this attempt.
+        group_warnings: reasons for which strips have the thresholds of all strips instead of their group's.
     """
 
     run_id: str
@@ -68,6 +69,7 @@ class JobSummary:
     report_uri: str
     run_uri: str
     already_complete: bool = False
+    group_warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from steelray.schema import SCORES
 from steelray.storage.location import Location
 from tests.awkward import AWKWARD_KEYS, bad_images
 from tests.cluster.conftest import World, score_config, silent, strip_jpeg
+from tests.plant import Plant
 
 
 def test_the_job_gives_every_image_the_score_of_a_single_process(world: World, clean_run: Run) -> None:
@@ -216,6 +217,16 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(world: World, s3_uri: str) 
     assert answer["plan"]["bank_plan"]["placement"] == "replicated"
     assert answer["plan"]["compute"]["num_scorers"] >= 1
     assert not list(Location(s3_uri).list())
+
+
+def test_a_pattern_that_matches_no_object_is_told_before_any_work(plant: Plant) -> None:
+    plant.place("archive").write("cam1/a.jpg", strip_jpeg(0))
+    lines: list[str] = []
+    (plant.root / "results").mkdir()
+    answer = score_archive(plant.config(dry_run=True), lines.append)
+    [warning] = answer["plan"]["group_warnings"]
+    assert "does not match 1 of 1 objects in the archive, such as cam1/a.jpg:" in warning
+    assert f"warning: {warning}" in lines
 
 
 def test_tasks_are_whole_batches_and_keep_every_scorer_busy() -> None:

@@ -10,7 +10,7 @@ from steelray.cluster import driver, patch_selection
 from steelray.cluster.bank_builder import build_memory_bank
 from steelray.cluster.embedding_actors import RemoteShards, start_embedding_servers
 from steelray.cluster.patch_selection import EmbeddingActor
-from steelray.config import ArchiveConfig, ComputeConfig, ConfigError, JobFailed
+from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, JobFailed
 from steelray.imaging.decode import decode
 from steelray.models.calibration import read_calibration, read_calibration_rows, split_nominal
 from steelray.patchcore.bank import read_bank
@@ -92,6 +92,10 @@ def test_thresholds_rest_on_strips_that_the_bank_never_saw(world: World) -> None
         ),
         ({"bank_uri": "s3://archive/new", "embedder": EmbedderConfig("resnet_of_steel")}, "not known to timm"),
         ({"bank_uri": "s3://archive/new", "embedder": EmbedderConfig(levels=(9,))}, "has no feature levels"),
+        (
+            {"bank_uri": "s3://archive/new", "calibration": CalibrationConfig(group_pattern="^cam")},
+            r"group_pattern '\^cam' matches none of \d+ nominal keys, such as 0",
+        ),
     ],
 )
 def test_mistakes_are_found_before_any_work_on_the_cluster(

@@ -144,6 +144,10 @@ def test_a_dry_run_writes_nothing(world: World, s3_uri: str) -> None:
         ({"bank_uri": "s3://archive/nothing-here"}, "no memory bank there"),
         ({"nominal": ArchiveConfig("s3://archive/nothing-here")}, "the archive is empty"),
         ({"nominal": ArchiveConfig("s3://archive/world/nominal", limit=1)}, "knows the keys of all 1 objects"),
+        (
+            {"calibration": CalibrationConfig(group_pattern="^cam")},
+            r"'\^cam' matches none of \d+ nominal keys, such as ",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(world: World, s3_uri: str, changes: dict, message: str) -> None:

@@ -229,6 +229,10 @@ def _training_workers() -> list[int]:
         ({"gpus_per_worker": 1}, r"1 training workers of 1 CPUs and 1 GPUs do not fit .* 0 would"),
         ({"model": "draem", "synthesis": SynthesisConfig(texture_uri="EMPTY")}, "no images found to make anomalies"),
         ({"data": TrainDataConfig(nominal=ArchiveConfig("EMPTY"))}, "the archive is empty"),
+        (
+            {"calibration": CalibrationConfig(held_out_fraction=0.2, group_pattern="^cam")},
+            r"'\^cam' matches none of 2 nominal keys, such as generated-",
+        ),
     ],
 )
 def test_mistakes_are_found_before_training(

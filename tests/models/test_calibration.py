@@ -5,7 +5,14 @@ import pytest
 from numpy.typing import NDArray
 
 from steelray.config import CalibrationConfig, ConfigError
-from steelray.models.calibration import ALL_STRIPS, Calibration, calibrate, conformal_threshold, group_of
+from steelray.models.calibration import (
+    ALL_STRIPS,
+    Calibration,
+    calibrate,
+    conformal_threshold,
+    group_of,
+    group_warnings,
+)
 
 
 def calibrated(scores: NDArray[np.float64], keys: list[str] | None = None, **settings: object) -> Calibration:
@@ -84,6 +91,23 @@ def test_a_group_has_its_own_thresholds_where_it_is_large_enough() -> None:
         assert calibration.thresholds_of(unknown) is calibration.groups[ALL_STRIPS]
     assert calibration.groups[ALL_STRIPS].num_strips == 122
     assert calibration.group_of("line1/x.jpg") == "line1"
+
+
+def test_strips_without_thresholds_of_their_group_are_told() -> None:
+    keys = [*(f"line1/{number}" for number in range(30)), "line2/a", "line2/b", "odd"]
+    calibration = calibrated(np.arange(33.0), keys, group_pattern=r"^(line\d+)/", false_alarm_rate=0.04)
+    unnamed, small = group_warnings(keys, calibration, "strips")
+    assert "does not match 1 of 33 strips, such as odd:" in unnamed
+    assert "1 of 2 groups of strips have the thresholds of all strips: line2 (2); a group needs 24 held-out" in small
+    assert group_warnings(keys[:30], calibration, "strips") == []
+    assert group_warnings(keys, calibrated(np.arange(33.0), keys), "strips") == []
+    [none] = group_warnings(["a", "b"], calibration, "strips")
+    assert "does not match 2 of 2 strips, such as a, b:" in none
+
+
+def test_a_pattern_that_matches_no_nominal_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'cam\(.\)' matches none of 5 nominal keys, such as 0, 1, 2: correct it"):
+        calibrated(np.arange(5.0), list("01234"), group_pattern="cam(.)")
 
 
 @pytest.mark.parametrize(

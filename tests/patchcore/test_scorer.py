@@ -278,3 +278,17 @@ class TestRegions:
         _, boxes = find_regions(map_HW, 1.0, (100, 200))
         assert len(boxes) == MAX_BOXES
         assert [box["peak_score"] for box in boxes] == [101.0 - number for number in range(MAX_BOXES)]
+
+
+@pytest.mark.parametrize(("size_px", "seen_px"), [((16, 24), (16, 24)), ((17, 24), (24, 24)), ((15, 19), (16, 24))])
+def test_an_image_is_lengthened_to_the_cells_of_the_bank_and_its_map_is_not(
+    size_px: tuple[int, int], seen_px: tuple[int, int]
+) -> None:
+    embedder = Embedder(EmbedderConfig(), mean_grey, CELL_PX, "", nominal_px=(16, 24))
+    pixels = strip(*size_px)
+    seen = embedder.resized(pixels)
+    assert seen.shape[:2] == seen_px
+    assert np.array_equal(seen[: size_px[0], : size_px[1]], pixels)
+    search = LocalSearch([IndexShard(mean_grey(seen[None]).reshape(-1, 2))])
+    [map_HW], [score] = PatchCoreScorer(embedder, search, ScoringConfig()).score([pixels])
+    assert (map_HW.shape, score) == (size_px, pytest.approx(0, abs=1e-3))

@@ -108,6 +108,15 @@ def test_thresholds_that_promise_less_than_asked_for_are_a_look(calm):
     assert "by hand to 2.5" in by_hand.detail
 
 
+@pytest.mark.parametrize(("num_limits", "level"), [(4, Level.NOTE), (1, Level.LOOK)])
+def test_strips_with_the_thresholds_of_all_strips_are_told(calm, num_limits, level):
+    told = replace(calm, group_warnings=["one", "two"], thresholds=calm.thresholds[:num_limits])
+    check = run_checks(told, Counts(calm.scores))[-1]
+    assert (check.level, check.detail) == (level, "one; two")
+    by_hand = replace(told, threshold_override=2.5)
+    assert "one; two" not in [check.detail for check in run_checks(by_hand, Counts(calm.scores))]
+
+
 def test_expected_and_seen_by_group(calm):
     flags = {flag.group: flag for flag in flags_by_group(calm, Counts(calm.scores))}
     assert list(flags) == ["camera1", "camera2", "camera3"]

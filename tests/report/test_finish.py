@@ -13,7 +13,7 @@ from steelray.runs.record import JobSummary, RunRecord
 from steelray.runs.run import IncompleteRun, Run, read_published, roll_back
 from steelray.schema import SCORES
 from steelray.storage.location import Location, ObjectMissing
-from tests.plant import Plant, fill_archive
+from tests.plant import Plant, fill_archive, strip
 
 
 def record_of(run: Run) -> RunRecord:
@@ -88,6 +88,15 @@ def test_a_darker_line_is_said_in_summary_record_and_page(plant: Plant) -> None:
     drifted = [shift for shift in record["drift"]["shifts"] if shift["state"] == "drifted"]
     assert ("line1", "brightness") in {(shift["group"], shift["measure"]) for shift in drifted}
     assert "strips are darker than at calibration" in run.location.read("report.html").decode()
+
+
+def test_strips_without_thresholds_of_their_group_are_said_in_summary_and_page(plant: Plant) -> None:
+    fill_archive(plant, 4)
+    plant.place("archive").write("line7/other.jpg", strip(1))
+    summary = plant.run()
+    [warning] = summary["group_warnings"]
+    assert "1 of 3 groups of objects in the archive have the thresholds of all strips: line7 (1)" in warning
+    assert "line7 (1)" in Run(plant.results_uri, summary["run_id"]).location.read("report.html").decode()
 
 
 def test_trends_run_over_the_runs_of_the_same_model(plant: Plant) -> None:

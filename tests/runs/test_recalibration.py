@@ -64,6 +64,14 @@ def test_new_rates_and_groups_come_without_scoring(plant: Plant) -> None:
     assert summary["groups"][""]["review_before"] == before.groups[""].review.value
 
 
+def test_groups_without_thresholds_of_their_own_are_told(plant: Plant) -> None:
+    with pytest.raises(ConfigError, match=r"matches none of 60 nominal keys, such as line0/000\.jpg, line0/"):
+        recalibrate(CalibrateConfig(plant.bank_uri, group_pattern="^(cam.)/"))
+    summary = recalibrate(CalibrateConfig(plant.bank_uri, group_pattern=r"(\d)\."))
+    assert read_calibration(plant.bank_uri)[1] == 2, "the refused one is not stored"
+    assert "10 of 10 groups of calibration strips have the thresholds of all strips: " in summary["warnings"][0]
+
+
 def test_missing_settings_stay_and_a_dry_run_stores_nothing(plant: Plant) -> None:
     before, _ = read_calibration(plant.bank_uri)
     assert recalibrate(CalibrateConfig(plant.bank_uri, false_alarm_rate=0.5, dry_run=True))["dry_run"] is True
