@@ -135,7 +135,7 @@ def _with_recipe(given: dict[str, Any], folder: Path, config_class: type) -> dic
     """
     recipes = {file.stem: _read_file(file, config_class) for file in sorted(folder.glob("*.yaml"))}
     by_hand = sorted({option for recipe in recipes.values() for option in recipe} & given.keys())
-    name = given.get("recipe", CUSTOM if by_hand else AUTO)
+    name = given.get("recipe", CUSTOM if by_hand else _fields(config_class)["recipe"].default)
     if name == AUTO and by_hand:
         raise ConfigError(f"recipe {AUTO} chooses {', '.join(by_hand)}: leave that out, or set --recipe {CUSTOM}")
     if name in (AUTO, CUSTOM):
@@ -273,6 +273,8 @@ def _fields(config_class: type) -> dict[str, Option]:
         name, kinds = field.name, get_args(hints[field.name])
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         default = None if name in recipes and default is not MISSING else default
+        if name == "recipe":  # in Python a config is what its settings say; a job begins with a recipe
+            default = getattr(config_class, "DEFAULT_RECIPE", default)
         kind = kinds[0] if NoneType in kinds else hints[name]
         found[name] = Option(name, kind, helps.get(name, ""), default, NoneType in kinds, recipes.get(name))
     return found

@@ -12,6 +12,7 @@ import torch
 
 from steelray.cluster.driver import ModelJob, Report
 from steelray.cluster.held_out import calibrate_model
+from steelray.cluster.image_source import first_readable
 from steelray.cluster.patch_selection import EmbeddingRequest, Selected, select_patches
 from steelray.cluster.plan import ComputePlan
 from steelray.cluster.power_check import check_power
@@ -61,6 +62,10 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     images = ImageSet(config.nominal.uri, list_archive(config.nominal), config.decode)
     learning = _Learning(config, target, images, config.calibration)
     recipes = [with_recipe(config, name) for name in CANDIDATES] if config.recipe == AUTO else [config]
+    if any(recipe.embedder.scale is None for recipe in recipes):
+        first_HWC = first_readable(learning.fit)
+        size_px = (first_HWC.shape[0], first_HWC.shape[1])
+        recipes = [replace(recipe, embedder=recipe.embedder.for_images(size_px)) for recipe in recipes]
     embedders = [build_patch_embedder(one.embedder) for one in recipes]
     digests = {one.recipe: embedder.weights_digest for one, embedder in zip(recipes, embedders, strict=True)}
     facts = {"objects": len(images), **learning.facts(), "recipes": [one.recipe for one in recipes]}
@@ -68,7 +73,7 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     def make(plan: ComputePlan) -> Facts:
         report(f"embedding {len(learning.fit)} of {len(images)} nominal images in {images.uri}")
         if config.recipe != AUTO:
-            return _build(config, images, digests[config.recipe], plan, report)
+            return _build(recipes[0], images, digests[config.recipe], plan, report)
         return _build_best(recipes, images, digests, plan, report)
 
     return ModelJob(

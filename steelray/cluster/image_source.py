@@ -18,6 +18,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from steelray.cluster.metrics import observe_stage
 from steelray.cluster.plan import TASK_CPUS, ComputePlan
+from steelray.config import ConfigError
 from steelray.imaging.decode import Undecodable, decode
 from steelray.patchcore.timing import stage
 from steelray.schema import DECODED, Row, Status
@@ -29,6 +30,8 @@ FETCHERS = 8
 MAX_BLOCK_BYTES = 32 * 2**20
 """Decoded pixels per block, so that large images do not fill the memory."""
 MAX_BLOCK_IMAGES = 64
+MAX_TRIED = 100
+"""Images that are tried where one is wanted."""
 
 
 def images_per_task(num_images: int, num_scorers: int, batch_size: int) -> int:
@@ -62,6 +65,22 @@ def read_image(images: ImageSet, location: Location, row: Row) -> Row:
     except ObjectChanged as error:
         return {**result, "status": Status.CHANGED, "error": str(error)}
     return {**result, **pixel_columns(pixels_HWC)}
+
+
+def first_readable(images: ImageSet, start: int = 0) -> NDArray[np.uint8]:
+    """Return pixels_HWC of the first image from row `start` on that can be decoded.
+
+    Raises:
+        ConfigError: none of `MAX_TRIED` can.
+    """
+    location, statuses = Location(images.uri), []
+    for row in images.manifest.slice(start, MAX_TRIED).to_pylist():
+        found = read_image(images, location, row)
+        if found["status"] == Status.OK:
+            shape = (found["height_px"], found["width_px"], found["channels"])
+            return np.frombuffer(found["pixels"], np.uint8).reshape(shape)
+        statuses.append(f"{row['image_key']}: {found['status']}")
+    raise ConfigError(f"{images.uri}: none of {len(statuses)} images tried can be used: {'; '.join(statuses[:3])}")
 
 
 def _pixels(images: ImageSet, location: Location, row: Row) -> NDArray[np.uint8]:

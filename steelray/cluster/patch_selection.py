@@ -91,7 +91,7 @@ class EmbeddingActor:
             if shape_error(image.shape[:2], self._embedder.nominal_px) is not None:
                 row["status"] = Status.WRONG_SHAPE
                 continue
-            if min(self._embedder.config.resize_px or image.shape[:2]) < self._embedder.stride_px:
+            if min(self._embedder.config.resize_px or image.shape[:2]) < self._embedder.min_size_px:
                 row["status"] = Status.TOO_SMALL
                 continue
             embeddings_hwD = self._embedder.embed_image(image)

@@ -10,7 +10,7 @@ import ray
 from numpy.typing import NDArray
 
 from steelray.cluster.driver import Report, cluster_resources
-from steelray.cluster.image_source import map_images, read_image
+from steelray.cluster.image_source import first_readable, map_images
 from steelray.cluster.plan import plan_compute
 from steelray.cluster.scoring_actors import (
     ScorerPlace,
@@ -27,7 +27,6 @@ from steelray.models.model import open_model
 from steelray.runs.batch import images_of
 from steelray.schema import Status
 from steelray.storage.listing import ImageSet
-from steelray.storage.location import Location
 
 
 class PlantingActor:
@@ -75,18 +74,10 @@ def _score(model_uri: str, nominal: ImageSet, hosts: ImageSet, rounds: Rounds, c
     request = ScoringRequest(open_model(model_uri), compute, run_id="power", nominal=True)
     bank_plan = plan_model_bank(request.model, compute)
     plan = plan_compute(*cluster_resources(), compute, bank_plan.num_actors if bank_plan else 0)
-    foreign_HWC = _decoded(nominal, len(nominal) // 2)
+    foreign_HWC = first_readable(nominal, len(nominal) // 2)
     with running_bank(request.model, bank_plan, plan.scorer_gpus) as servers:
         portable = ray.put(portable_model(request.model, compute))
         place = ScorerPlace(plan.scorer_threads, plan.scorer_gpus > 0, portable, servers)
         arguments: tuple[Any, ...] = (request, place, rounds, foreign_HWC)
         planted = map_images(hosts, plan, 1, PlantingActor, arguments)
         return pa.concat_tables(ray.get(planted.to_arrow_refs()))
-
-
-def _decoded(images: ImageSet, row: int) -> NDArray[np.uint8]:
-    """Return an image, grey if it cannot be read."""
-    found = read_image(images, Location(images.uri), images.manifest.slice(row, 1).to_pylist()[0])
-    if found["status"] != Status.OK:
-        return np.full((64, 64, 1), 128, np.uint8)
-    return np.frombuffer(found["pixels"], np.uint8).reshape(found["height_px"], found["width_px"], found["channels"])

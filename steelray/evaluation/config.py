@@ -4,8 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from steelray.config import AUTO, CalibrationConfig, ConfigError, DatasetConfig
-from steelray.patchcore.config import RECIPE_FOLDER, CoresetConfig, EmbedderConfig, IndexConfig, ScoringConfig
+from steelray.config import AUTO, CUSTOM, CalibrationConfig, ConfigError, DatasetConfig
+from steelray.patchcore.config import (
+    DEFAULT_RECIPE,
+    RECIPE_FOLDER,
+    CoresetConfig,
+    EmbedderConfig,
+    IndexConfig,
+    ScoringConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -17,9 +24,10 @@ class EvaluateConfig:
         "calibration.false_alarm_rate", "seeds", "output_dir",
     )  # fmt: skip
     RECIPE_FOLDER: ClassVar[Path] = RECIPE_FOLDER
+    DEFAULT_RECIPE: ClassVar[str] = DEFAULT_RECIPE
 
     data: DatasetConfig
-    recipe: str = "auto"
+    recipe: str = CUSTOM
     """As in jobs/build_memory_bank.py; has no effect on a model given by model_uri."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)

@@ -236,10 +236,12 @@ class _Fitting:
         settings, fit, held_out = config.calibration, dataset.fit, list[Sample]()
         if settings is not None:
             fit, held_out = split_samples(fit, settings)
-        embedder = self._embedders.get(config.embedder)
-        if embedder is None:
-            embedder = load_embedder(config.embedder, backend=config.backend, num_threads=self._num_threads)
-            self._embedders[config.embedder] = embedder
+        first_HWC = _pixels(fit[0])
+        settled = config.embedder.for_images((first_HWC.shape[0], first_HWC.shape[1]))
+        if settled not in self._embedders:
+            embedder = load_embedder(settled, backend=config.backend, num_threads=self._num_threads)
+            self._embedders[settled] = embedder
+        embedder = self._embedders[settled]
         bank = fit_memory_bank(
             [sample.key for sample in fit],
             [_pixels(sample) for sample in fit],

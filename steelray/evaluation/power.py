@@ -163,16 +163,21 @@ def score_planted(
     images = [image_HWC, *(plant(image_HWC, defects, foreign_HWC) for defects in rounds)]
     clean, *measured = (scorer.measure([image], [image_key])[0] for image in images)
     clean_score = scorer.anomaly_score(clean)
+    covered_px = scorer.covered_px((image_HWC.shape[0], image_HWC.shape[1]))
     for defects, planted in zip(rounds, measured, strict=True):
         for defect in defects:
-            score = scorer.anomaly_score(_with_defect(clean, planted, defect, image_HWC.shape[:2]))
+            score = scorer.anomaly_score(_with_defect(clean, planted, defect, covered_px))
             yield PlantedScore(image_key, defect.kind, defect.size_px, defect.contrast, score, clean_score)
 
 
-def _with_defect(clean: Evidence, planted: Evidence, defect: Defect, size_px: tuple[int, ...]) -> Evidence:
-    """Return the clean image's evidence with that of the planted one around a defect."""
+def _with_defect(clean: Evidence, planted: Evidence, defect: Defect, covered_px: Sequence[tuple[int, int]]) -> Evidence:
+    """Return the clean image's evidence with that of the planted one around a defect.
+
+    Args:
+        covered_px: height and width that each grid covers.
+    """
     joined: list[Floats] = []
-    for clean_hw, planted_hw in zip(clean, planted, strict=True):
+    for clean_hw, planted_hw, size_px in zip(clean, planted, covered_px, strict=True):
         rows, columns = (cells / side for cells, side in zip(clean_hw.shape, size_px, strict=True))
         top, left, bottom, right = defect.box(SEEN_PX)
         here = (

@@ -39,6 +39,10 @@ class Scorer(ABC):
                 None: fresh images.
         """
 
+    def covered_px(self, size_px: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the height and width that each grid covers of an image of this size, perhaps beyond its end."""
+        return [size_px] * self.num_grids
+
     @abstractmethod
     def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
         """Return the anomaly map of an image of this height and width."""

@@ -194,6 +194,9 @@ class FusedScorer(Scorer):
         of_members = [member.measure(images, keys) for member in self._members]
         return [[grid for evidence in of_image for grid in evidence] for of_image in zip(*of_members, strict=True)]
 
+    def covered_px(self, size_px: tuple[int, int]) -> list[tuple[int, int]]:
+        return [covered for member in self._members for covered in member.covered_px(size_px)]
+
     def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
         parts = zip(self._members, self._parts(evidence), strict=True)
         return fuse_maps([member.anomaly_map(part, size_px) for member, part in parts], self._scales, self._weights)

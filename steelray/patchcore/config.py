@@ -4,17 +4,28 @@ A field's docstring is its help text.
 """
 
 import re
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from steelray.config import ArchiveConfig, CalibrationConfig, ConfigError, ModelJobConfig, require, require_range
+from steelray.config import (
+    CUSTOM,
+    ArchiveConfig,
+    CalibrationConfig,
+    ConfigError,
+    ModelJobConfig,
+    require,
+    require_range,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+DEFAULT_RECIPE = "surface"
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 """A YAML file for each named recipe, with the settings of embedder, coreset and scoring that it chooses."""
+COARSE_SCALE, MIN_SIDE_PX = 0.5, 128
+"""Scale of images whose scale is left open, and the least side that it may leave."""
 REWEIGHT_NEIGHBORS = 9
 """Nearest vectors that a re-weighted score compares: b in the paper's equation 7."""
 OWN_STRIP_MARGIN_CELLS = 2
@@ -39,9 +50,12 @@ class EmbedderConfig:
     `inside` averages only existing cells, which finds more defects at the border but raises more false alarms."""
     resize_px: tuple[int, int] | None = None
     """Height and width to which every image is resized before embedding, in pixels; null: the native size."""
-    scale: float = 1.0
-    """Factor on the height and width of every image before embedding; 0.5 sees larger structures at a quarter of the
-    cost."""
+    scale: float | None = 1.0
+    """Factor on the height and width of every image before embedding; null: 0.5, or more if the shorter side of the
+    first nominal image would fall below 128 px. Half the size sees larger structures, at a quarter of the cost."""
+    whole_cells: bool = False
+    """Mirror the lower and right end of every image up to whole cells of the coarsest level, so that patches lie alike
+    in images that differ by some pixels. The recipes do."""
     tile_px: tuple[int, int] | None = None
     """Height and width of the overlapping tiles in which larger images are embedded, in pixels; multiples of the
     coarsest level's stride; null: every image whole."""
@@ -61,15 +75,22 @@ class EmbedderConfig:
             f"neighborhood must be odd and >= 1, not {self.neighborhood}",
         )
         if self.resize_px is not None:
+            require(self.scale in (1, None), "scale and resize_px exclude each other: set only one")
             require(min(self.resize_px) >= 32, f"resize_px must be at least 32x32, not {list(self.resize_px)}")
         require_range(self, "be > 0", "scale")
-        require(self.scale == 1 or self.resize_px is None, "scale and resize_px exclude each other: set only one")
         if self.tile_px is not None:
             require(
                 0 <= self.tile_overlap_px < min(self.tile_px),
                 f"tile_overlap_px must lie in 0..{min(self.tile_px) - 1}, below tile_px {list(self.tile_px)}, "
                 f"not {self.tile_overlap_px}",
             )
+
+    def for_images(self, size_px: tuple[int, int]) -> "EmbedderConfig":
+        """Return the settings with a scale that suits images of this height and width, if it is still open."""
+        if self.scale is not None:
+            return self
+        scale = 1.0 if self.resize_px is not None else min(1.0, max(COARSE_SCALE, MIN_SIDE_PX / min(size_px)))
+        return replace(self, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -179,7 +200,7 @@ class ScoringConfig:
 
 
 LATER_OPTIONS: dict[type, dict[str, tuple[Any, tuple[str, ...]]]] = {
-    EmbedderConfig: {"scale": (1.0, ()), "tile_px": (None, ("tile_overlap_px",))}
+    EmbedderConfig: {"scale": (1.0, ()), "whole_cells": (False, ()), "tile_px": (None, ("tile_overlap_px",))}
 }
 """Options added after the first banks: the value when off, and the options that then have no effect. While off they
 stay out of the digest, so that old ids remain valid."""
@@ -224,15 +245,16 @@ class BuildMemoryBankConfig(ModelJobConfig):
         "calibration.false_alarm_rate", "calibration.group_pattern", "dry_run",
     )  # fmt: skip
     RECIPE_FOLDER: ClassVar[Path] = RECIPE_FOLDER
+    DEFAULT_RECIPE: ClassVar[str] = DEFAULT_RECIPE
 
     nominal: ArchiveConfig
     """Images of nominal strips."""
     bank_uri: str
     """Location of the new bank: s3://bucket/prefix or a local folder."""
-    recipe: str = "auto"
-    """Levels, scale, size of the bank and score together: `surface`, `coarse`, `strip`, `object`, `many_finishes`, or a
-    YAML file. `auto`: the one of the first four that finds most of the defects planted in nominal strips. `custom`: as
-    the settings below say, which `auto` leaves at their defaults."""
+    recipe: str = CUSTOM
+    """Levels, scale, size of the bank and score together: `surface`, `strip`, `object`, `many_finishes`, or a YAML
+    file; settings given beside it count. `auto`: the one of the first three that finds most of the defects planted in
+    nominal strips. `custom`: the settings below as they are."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)

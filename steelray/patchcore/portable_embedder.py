@@ -3,6 +3,7 @@
 Shapes: B images, H height, W width, C channels; h, w the patch grid, D dimensions of an embedding.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -39,13 +40,27 @@ class Embedder:
         embeddings_hwD: NDArray[np.float32] = self.embed(self.resized(image_HWC)[None])[0]
         return embeddings_hwD
 
+    @property
+    def min_size_px(self) -> int:
+        """Return the least height and width of an image that can be embedded, before it is resized."""
+        return math.ceil(self.stride_px / self.scale)
+
+    @property
+    def scale(self) -> float:
+        """Return the factor on height and width, which is known once there is a nominal image."""
+        assert self.config.scale is not None
+        return self.config.scale
+
     def seen_px(self, size_px: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width that `resized` gives an image of this height and width."""
+        return self.config.resize_px or self._lengthened(self._scaled(size_px))
+
+    def covered_px(self, size_px: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width that the embeddings cover, in pixels of the image; beyond it, it is mirrored."""
         if self.config.resize_px is not None:
-            return self.config.resize_px
-        nominal_px = self.nominal_px or size_px
-        height_px, width_px = (own + (of - own) % self.stride_px for own, of in zip(size_px, nominal_px, strict=True))
-        return height_px, width_px
+            return size_px
+        rows, columns = self.seen_px(size_px)
+        return round(rows / self.scale), round(columns / self.scale)
 
     def resized(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the image at the configured size, or at its own, lengthened until its cells lie as in the bank.
@@ -53,13 +68,21 @@ class Embedder:
         The padding inside many backbones depends on the size modulo the stride. A strip one pixel taller than all
         nominal ones would be anomalous everywhere, so less than a stride of it is mirrored at its lower and right end.
         """
-        if self.config.resize_px is not None:
-            return resize(image_HWC, self.config.resize_px)
-        height_px, width_px = image_HWC.shape[:2]
-        seen_px = self.seen_px((height_px, width_px))
-        if seen_px == (height_px, width_px):
-            return image_HWC
-        return np.pad(image_HWC, [(0, seen_px[0] - height_px), (0, seen_px[1] - width_px), (0, 0)], "reflect")
+        size_px = (image_HWC.shape[0], image_HWC.shape[1])
+        scaled_px = self.config.resize_px or self._scaled(size_px)
+        if scaled_px != size_px:
+            image_HWC = resize(image_HWC, scaled_px)
+        padding = [(0, seen - own) for seen, own in zip(self.seen_px(size_px), scaled_px, strict=True)]
+        return np.pad(image_HWC, [*padding, (0, 0)], "reflect") if any(map(any, padding)) else image_HWC
+
+    def _scaled(self, size_px: tuple[int, int]) -> tuple[int, int]:
+        return round(size_px[0] * self.scale), round(size_px[1] * self.scale)
+
+    def _lengthened(self, size_px: tuple[int, int]) -> tuple[int, int]:
+        """Return the size with which cells lie as in whole images, or as in nominal ones."""
+        whole_px = (0, 0) if self.config.whole_cells else self._scaled(self.nominal_px) if self.nominal_px else size_px
+        height_px, width_px = (own + (of - own) % self.stride_px for own, of in zip(size_px, whole_px, strict=True))
+        return height_px, width_px
 
 
 MAX_SIZES = 4

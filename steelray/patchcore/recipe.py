@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
-CANDIDATES = ("coarse", "surface", "object", "strip")
+CANDIDATES = ("surface", "strip", "object")
 """Recipes that `auto` chooses from, the cheapest first."""
 
 

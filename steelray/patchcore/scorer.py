@@ -49,7 +49,7 @@ class PatchCoreScorer(Scorer):
     def __init__(
         self, embedder: Embedder, search: BankSearch, scoring: ScoringConfig, own: OwnVectors | None = None
     ) -> None:
-        self.min_size_px = embedder.stride_px
+        self.min_size_px = embedder.min_size_px
         self.num_grids = 2 if scoring.image_score == "reweighted" else 1
         self.embedder = embedder
         self._search = search
@@ -74,9 +74,13 @@ class PatchCoreScorer(Scorer):
         return evidence
 
     def anomaly_map(self, evidence: Evidence, size_px: tuple[int, int]) -> Floats:
-        map_HW = upsample(evidence[0], self.embedder.seen_px(size_px), self._scoring.sigma_px)
-        height_px, width_px = self.embedder.config.resize_px or size_px
-        return map_HW[:height_px, :width_px]
+        if self.embedder.config.resize_px is not None:
+            return upsample(evidence[0], self.embedder.config.resize_px, self._scoring.sigma_px)
+        sigma_px = self._scoring.sigma_px / self.embedder.scale
+        return upsample(evidence[0], self.embedder.covered_px(size_px), sigma_px)[: size_px[0], : size_px[1]]
+
+    def covered_px(self, size_px: tuple[int, int]) -> list[tuple[int, int]]:
+        return [self.embedder.covered_px(size_px)] * self.num_grids
 
     def anomaly_score(self, evidence: Evidence) -> float:
         return image_score(evidence[0], evidence[1] if len(evidence) > 1 else None, self._scoring)

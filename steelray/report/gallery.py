@@ -123,7 +123,7 @@ def _nearest_patches(
     for image, map_HW in zip(images, maps, strict=True):
         embeddings_hwD = embedder.embed_image(image)
         grid = embeddings_hwD.shape[:2]
-        seen_px = embedder.seen_px((image.shape[0], image.shape[1]))  # the map lacks the pixels that were added
+        seen_px = embedder.covered_px((map_HW.shape[0], map_HW.shape[1]))  # the map lacks the pixels that were added
         seen = [cells * side / seen_side for cells, side, seen_side in zip(grid, map_HW.shape, seen_px, strict=True)]
         row, column = worst_patch_center(map_HW, (seen[0], seen[1]))
         queries.append(embeddings_hwD[row, column])
