@@ -143,7 +143,7 @@ def _with_recipe(given: dict[str, Any], folder: Path, config_class: type) -> dic
     if name not in recipes and not name.endswith((".yaml", ".yml")):
         raise ConfigError(f"recipe: no {name!r}: take {AUTO}, {CUSTOM}, {', '.join(recipes)}, or give a YAML file")
     with _errors_of("recipe"):
-        return (recipes.get(name) or _read_file(Path(name), config_class)) | given
+        return (recipes.get(name) or _read_file(Path(name), config_class)) | {**given, "recipe": name}
 
 
 def _split(words: list[str], options: dict[str, Option]) -> Iterator[tuple[str, str]]:
