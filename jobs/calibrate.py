@@ -2,6 +2,7 @@
 
 python jobs/calibrate.py --model_uri s3://archive/banks/line1 --false_alarm_rate 0.01
 python jobs/calibrate.py --model_uri s3://archive/banks/line1 --results_uri s3://results/line1 --verdicts verdicts.csv
+python jobs/calibrate.py --model_uri s3://archive/banks/line1 --exclude odd.txt
 """
 
 from typing import Any
@@ -26,7 +27,8 @@ def run(config: CalibrateConfig) -> dict[str, Any]:
         review = group["review"]
         say(
             f"{name or 'all strips'}: review above {review['value']:.4g} (before {group['review_before']:.4g}), on "
-            f"{group['num_strips']} strips; false alarms {review['rate_low']:.2%} to {review['rate_high']:.2%}"
+            f"{group['num_strips']} strips{', extrapolated' if review['extrapolated'] else ''}; false alarms "
+            f"{review['rate_low']:.2%} to {review['rate_high']:.2%}"
         )
     return summary
 

@@ -28,6 +28,7 @@ from steelray.patchcore.fit import (
     growth_radius,
     new_bank,
 )
+from steelray.runs.exclude import exclude
 from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
 
@@ -45,10 +46,11 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     target = Location(config.bank_uri)
     target.check_access(create=not config.dry_run)
     _check_free(target, config.overwrite)
-    images = ImageSet(config.nominal.uri, list_archive(config.nominal), config.decode)
+    manifest, excluded = _without_excluded(list_archive(config.nominal), config, report)
+    images = ImageSet(config.nominal.uri, manifest, config.decode)
     learning = _Learning(config, target, images, config.calibration)
     embedder = build_patch_embedder(config.embedder)
-    facts = {"objects": len(images), **learning.facts(), "dim": embedder.dim}
+    facts = {"objects": len(images), "excluded": excluded, **learning.facts(), "dim": embedder.dim}
 
     def make(plan: ComputePlan) -> Facts:
         report(f"embedding {len(learning.fit)} of {len(images)} nominal images in {images.uri}")
@@ -184,6 +186,20 @@ def _check_free(location: Location, overwrite: bool) -> None:
     for name, kind in ((INFO_FILE, "a memory bank"), (ENSEMBLE_FILE, "an ensemble")):
         if location.exists(name) and not overwrite:
             raise ConfigError(f"{location.uri}: holds {kind} already: set overwrite, or choose another location")
+
+
+def _without_excluded(
+    manifest: pa.Table, config: BuildMemoryBankConfig, report: Report
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """Return the images that the user has not excluded, and the keys of the others."""
+    if config.exclude is None:
+        return manifest, ()
+    excluded = exclude(manifest.column("image_key").to_pylist(), config.exclude, config.nominal.uri)
+    for warning in excluded.warnings:
+        report(f"warning: {warning}")
+    report(f"{len(excluded.keys)} of {manifest.num_rows} nominal images are excluded")
+    names = pa.array(excluded.keys, pa.string())
+    return manifest.filter(pc.invert(pc.is_in(manifest.column("image_key"), value_set=names))), excluded.keys
 
 
 def _unknown(config: GrowMemoryBankConfig, in_bank: Sequence[str], earlier: pa.Table) -> tuple[pa.Table, int]:

@@ -213,13 +213,16 @@ class BuildMemoryBankConfig(ModelJobConfig):
 
     FIRST: ClassVar[tuple[str, ...]] = (
         "nominal.uri", "bank_uri", "nominal.glob", "embedder.backbone", "embedder.levels", "coreset.ratio",
-        "calibration.false_alarm_rate", "calibration.group_pattern", "dry_run",
+        "calibration.false_alarm_rate", "calibration.group_pattern", "exclude", "dry_run",
     )  # fmt: skip
 
     nominal: ArchiveConfig
     """Images of nominal strips."""
     bank_uri: str
     """Location of the new bank: s3://bucket/prefix or a local folder."""
+    exclude: str | None = None
+    """File of nominal strips to leave out: one key per line, or a CSV file of verdicts as the bank page saves it; null:
+    none."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
