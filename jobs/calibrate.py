@@ -8,7 +8,7 @@ python jobs/calibrate.py --model_uri s3://archive/banks/line1 --exclude odd.txt
 from typing import Any
 
 from steelray.config import JobFailed
-from steelray.job import run_job, say
+from steelray.job import num_cores, run_job, say
 from steelray.models.config import CalibrateConfig
 
 
@@ -29,6 +29,13 @@ def run(config: CalibrateConfig) -> dict[str, Any]:
             f"{name or 'all strips'}: review above {review['value']:.4g} (before {group['review_before']:.4g}), on "
             f"{group['num_strips']} strips{', extrapolated' if review['extrapolated'] else ''}; false alarms "
             f"{review['rate_low']:.2%} to {review['rate_high']:.2%}"
+        )
+    if "version" in summary:
+        from steelray.report.bank_page import renew_bank_page
+
+        pictures, excluded = config.results_uri is None, summary["excluded"]
+        summary["page_uri"] = renew_bank_page(
+            config.model_uri, num_threads=num_cores(), pictures=pictures, num_excluded=excluded
         )
     return summary
 

@@ -13,6 +13,7 @@ from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.patch_selection import EmbeddingRequest, Selected, select_patches
 from steelray.cluster.plan import ComputePlan
 from steelray.config import CalibrationConfig, ConfigError, Facts
+from steelray.job import num_cores
 from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration, read_calibration_rows, split_nominal
 from steelray.models.ensemble import INFO_FILE as ENSEMBLE_FILE
 from steelray.models.model import nominal_uris, portable_embedder
@@ -28,6 +29,7 @@ from steelray.patchcore.fit import (
     growth_radius,
     new_bank,
 )
+from steelray.report.bank_page import write_bank_page
 from steelray.runs.exclude import exclude
 from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
@@ -48,7 +50,7 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     _check_free(target, config.overwrite)
     manifest, excluded = _without_excluded(list_archive(config.nominal), config, report)
     images = ImageSet(config.nominal.uri, manifest, config.decode)
-    learning = _Learning(config, target, images, config.calibration)
+    learning = _Learning(config, target, images, config.calibration, [images.uri], len(excluded))
     embedder = build_patch_embedder(config.embedder)
     facts = {"objects": len(images), "excluded": excluded, **learning.facts(), "dim": embedder.dim}
 
@@ -86,10 +88,11 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
     earlier = read_calibration_rows(config.bank_uri, version)
     manifest, num_known = _unknown(config, bank.image_keys, earlier)
     images = ImageSet(config.nominal.uri, manifest, config.decode)
-    learning = _Learning(config, target, images, config.calibration or _settings(before))
+    nominal = list(dict.fromkeys([*nominal_uris(config.bank_uri), images.uri]))
+    learning = _Learning(config, target, images, config.calibration or _settings(before), nominal)
     info = bank.info
     facts = {"objects": len(images), "known": num_known, **learning.facts(), "grown_from": info.bank_id}
-    facts["nominal_uris"] = list(dict.fromkeys([*nominal_uris(config.bank_uri), images.uri]))
+    facts["nominal_uris"] = nominal
     build_patch_embedder(info.embedder, info.weights_digest)
 
     def make(plan: ComputePlan) -> Facts:
@@ -113,7 +116,11 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
 
 
 class _Learning:
-    """The nominal images of a bank, split into those to fit on and those to calibrate on."""
+    """The nominal images of a bank, split into those to fit on and those to calibrate on.
+
+    Args:
+        nominal: locations of all nominal images; of a bank that has grown, also those of the earlier ones.
+    """
 
     def __init__(
         self,
@@ -121,11 +128,14 @@ class _Learning:
         target: Location,
         images: ImageSet,
         calibration: CalibrationConfig,
+        nominal: Sequence[str],
+        num_excluded: int = 0,
     ) -> None:
         fit_rows, held_out_rows = split_nominal(images.manifest.column("image_key").to_pylist(), calibration)
         self.fit, self.held_out = images.take(fit_rows), images.take(held_out_rows)
         self.num_shards = config.compute.bank_shards or 1
         self._config, self._target, self._calibration = config, target, calibration
+        self._nominal, self._num_excluded = nominal, num_excluded
 
     def facts(self) -> dict[str, int]:
         """Return the counts for run.json."""
@@ -152,7 +162,7 @@ class _Learning:
         return select_patches(self.fit, request, plan, limits, report, scratch_uri=scratch_uri, centers_KD=centers_KD)
 
     def finish(self, bank: MemoryBank, selected: Selected, report: Report, earlier: pa.Table | None = None) -> Facts:
-        """Write the bank, calibrate it and return the summary.
+        """Write the bank, calibrate it, write its page and return the summary.
 
         Args:
             earlier: score rows of further nominal strips to calibrate on.
@@ -162,12 +172,22 @@ class _Learning:
             self._target.delete_all()
         for name, body in bank_files(bank):
             self._target.write(name, body)
-        report(f"bank {info.bank_id}: {info.num_vectors} vectors; scoring {len(self.held_out)} held-out images")
+        report(f"bank {info.bank_id}: {info.num_vectors} vectors; scoring {len(self.held_out)} nominal images")
         uri = config.bank_uri if isinstance(config, BuildMemoryBankConfig) else config.grown_uri
         thresholds = calibrate_model(uri, self.held_out, config.compute, self._calibration, report, earlier)
+        page_uri = write_bank_page(
+            uri,
+            nominal=self._nominal,
+            decode=config.decode,
+            compute=config.compute,
+            num_threads=num_cores(),
+            num_excluded=self._num_excluded,
+            skipped=selected.skipped,
+        )
         return {
             "bank_id": info.bank_id,
             "bank_uri": uri,
+            "page_uri": page_uri,
             "vectors": info.num_vectors,
             "dim": info.dim,
             "num_candidates": info.coreset.num_candidates,

@@ -5,9 +5,9 @@ good strip by its score alone, so the strips are named for a person to look at.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,11 @@ class Alternative:
     reject: Threshold
     num_above: int
     num_strips: int
+
+    @property
+    def has_reject(self) -> bool:
+        """Return whether any strip is rejected, as `GroupThresholds.has_reject`."""
+        return self.reject.value > self.review.value or self.reject.asked_rate == self.review.asked_rate
 
     @property
     def share_above(self) -> tuple[float, float, float]:
@@ -115,10 +120,12 @@ def alternatives(calibration: Calibration, image_keys: Sequence[str], scores_N: 
 
 def calibration_warnings(calibration: Calibration, image_keys: Sequence[str], scores_N: Scores) -> list[str]:
     """Return what a person must know of a calibration, a line for each finding."""
-    return [
-        *(setters_in_words(setters) for setters in threshold_setters(calibration, image_keys, scores_N)),
-        *support_warnings(calibration.groups),
-    ]
+    groups = calibration.groups
+    support = (
+        too_few(groups), extrapolation(groups, "review"), extrapolation(groups, "reject"), without_reject(groups)
+    )  # fmt: skip
+    setters = threshold_setters(calibration, image_keys, scores_N)
+    return [*map(setters_in_words, setters), *filter(None, support)]
 
 
 def setters_in_words(setters: Setters) -> str:
@@ -131,34 +138,53 @@ def setters_in_words(setters: Setters) -> str:
     )
 
 
-def support_warnings(groups: Mapping[str, GroupThresholds]) -> Iterator[str]:
-    """Yield a line for the groups whose strips are too few for a rate, and one for extrapolated rates."""
+def too_few(groups: Mapping[str, GroupThresholds]) -> str | None:
+    """Say which groups have too few strips for the rate that was asked for."""
     few = [limits for limits in groups.values() if limits.review.rate > limits.review.asked_rate]
-    if few:
-        least = min(few, key=lambda limits: limits.num_strips)
-        yield (
-            f"{named_groups([limits.group for limits in few])}: {least.num_strips} nominal strips support a "
-            f"false-alarm rate of {least.review.rate:.3f} at best, {least.review.asked_rate} was asked for: "
-            "add nominal strips"
-        )
-    for level in ("review", "reject"):
-        own = [limits for limits in groups.values() if getattr(limits, level).extrapolated]
-        own = [limits for limits in own if level == "review" or limits.has_reject]
-        if own:
-            least = min(own, key=lambda limits: limits.num_strips)
-            threshold: Threshold = getattr(least, level)
-            yield (
-                f"{named_groups([limits.group for limits in own])}: the {level} threshold is extrapolated from "
-                f"{least.num_strips} strips to a false-alarm rate of {threshold.rate}; the true rate lies between "
-                f"{threshold.rate_low:.2g} and {threshold.rate_high:.2g}"
-            )
-    without = [limits for limits in groups.values() if not limits.has_reject]
-    if without:
-        least = min(without, key=lambda limits: limits.num_strips)
-        yield (
-            f"{named_groups([limits.group for limits in without])}: {least.num_strips} nominal strips support no "
-            "reject threshold above that of review: no strip gets the verdict reject"
-        )
+    if not few:
+        return None
+    least = min(few, key=_num_strips)
+    return (
+        f"{_names(few)}: {least.num_strips} nominal strips support a false-alarm rate of {least.review.rate:.3f} at "
+        f"best, {least.review.asked_rate} was asked for: add nominal strips"
+    )
+
+
+def extrapolation(groups: Mapping[str, GroupThresholds], level: Literal["review", "reject"]) -> str | None:
+    """Say in which groups a threshold is extrapolated, and how far its true rate may be off."""
+    own = [limits for limits in groups.values() if _level(limits, level).extrapolated]
+    own = [limits for limits in own if level == "review" or limits.has_reject]
+    if not own:
+        return None
+    least = min(own, key=_num_strips)
+    threshold = _level(least, level)
+    return (
+        f"{_names(own)}: the {level} threshold is extrapolated from {least.num_strips} strips to a false-alarm rate of "
+        f"{threshold.rate}; the true rate lies between {threshold.rate_low:.2g} and {threshold.rate_high:.2g}"
+    )
+
+
+def without_reject(groups: Mapping[str, GroupThresholds]) -> str | None:
+    """Say in which groups no strip is rejected."""
+    own = [limits for limits in groups.values() if not limits.has_reject]
+    if not own:
+        return None
+    return (
+        f"{_names(own)}: {min(map(_num_strips, own))} nominal strips support no reject threshold above that of review: "
+        "no strip gets the verdict reject"
+    )
+
+
+def _level(limits: GroupThresholds, level: Literal["review", "reject"]) -> Threshold:
+    return limits.review if level == "review" else limits.reject
+
+
+def _num_strips(limits: GroupThresholds) -> int:
+    return limits.num_strips
+
+
+def _names(groups: Sequence[GroupThresholds]) -> str:
+    return named_groups([limits.group for limits in groups])
 
 
 def named_groups(groups: Sequence[str]) -> str:
