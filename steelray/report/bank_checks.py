@@ -36,7 +36,7 @@ class BrightnessDrift:
 
 
 def brightness_in_order(rows: pa.Table, calibration: Calibration) -> dict[str, NDArray[np.float64]]:
-    """Return the brightness of each group's strips in the order of their keys, in which strips often follow the time."""
+    """Return the brightness of each group's strips in the order of their keys, which often follow the time."""
     found: dict[str, list[float]] = {}
     ordered = rows.select(["image_key", "mean_brightness"]).sort_by("image_key").to_pylist()
     for row in ordered:

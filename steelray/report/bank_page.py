@@ -274,7 +274,9 @@ def _choices(data: BankData) -> list[_Choice]:
         if one.num_left_out:
             without = f"the {one.num_left_out} oddest" if one.num_left_out > 1 else "the oddest"
             if one.review.value < highest:
-                cost += f"; with {'them' if one.num_left_out > 1 else 'it'}, scores from {words.score(one.review.value)} to {words.score(highest)} pass"
+                them = "them" if one.num_left_out > 1 else "it"
+                passing = f"{words.score(one.review.value)} to {words.score(highest)}"
+                cost += f"; with {them}, scores from {passing} pass"
         found.append(_Choice(one, without, cost))
     return found
 
