@@ -2,12 +2,13 @@
 
 python jobs/calibrate.py --model_uri s3://archive/banks/line1 --false_alarm_rate 0.01
 python jobs/calibrate.py --model_uri s3://archive/banks/line1 --results_uri s3://results/line1 --verdicts verdicts.csv
+python jobs/calibrate.py --model_uri s3://archive/banks/line1 --exclude odd.txt
 """
 
 from typing import Any
 
 from steelray.config import JobFailed
-from steelray.job import run_job, say
+from steelray.job import num_cores, run_job, say
 from steelray.models.config import CalibrateConfig
 
 
@@ -26,7 +27,15 @@ def run(config: CalibrateConfig) -> dict[str, Any]:
         review = group["review"]
         say(
             f"{name or 'all strips'}: review above {review['value']:.4g} (before {group['review_before']:.4g}), on "
-            f"{group['num_strips']} strips; false alarms {review['rate_low']:.2%} to {review['rate_high']:.2%}"
+            f"{group['num_strips']} strips{', extrapolated' if review['extrapolated'] else ''}; false alarms "
+            f"{review['rate_low']:.2%} to {review['rate_high']:.2%}"
+        )
+    if "version" in summary:
+        from steelray.report.bank_page import renew_bank_page
+
+        pictures, excluded = config.results_uri is None, summary["excluded"]
+        summary["page_uri"] = renew_bank_page(
+            config.model_uri, num_threads=num_cores(), pictures=pictures, num_excluded=excluded
         )
     return summary
 

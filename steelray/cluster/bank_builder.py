@@ -1,5 +1,6 @@
 """Build a calibrated memory bank on the cluster, or grow one with further nominal images."""
 
+import copy
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from steelray.cluster.power_check import check_power
 from steelray.config import AUTO, CalibrationConfig, ConfigError, Facts
 from steelray.evaluation.choose import Candidate, choose
 from steelray.evaluation.power import read_power
+from steelray.job import num_cores
 from steelray.models.calibration import (
     ALL_STRIPS,
     Calibration,
@@ -42,6 +44,8 @@ from steelray.patchcore.fit import (
     new_bank,
 )
 from steelray.patchcore.recipe import CANDIDATES, with_recipe
+from steelray.report.bank_page import write_bank_page
+from steelray.runs.exclude import exclude
 from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
 
@@ -59,33 +63,41 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     target = Location(config.bank_uri)
     target.check_access(create=not config.dry_run)
     _check_free(target, config.overwrite)
-    images = ImageSet(config.nominal.uri, list_archive(config.nominal), config.decode)
-    learning = _Learning(config, target, images, config.calibration)
-    recipes = [with_recipe(config, name) for name in CANDIDATES] if config.recipe == AUTO else [config]
-    if any(recipe.embedder.scale is None for recipe in recipes):
-        first_HWC = first_readable(learning.fit)
-        size_px = (first_HWC.shape[0], first_HWC.shape[1])
-        recipes = [replace(recipe, embedder=recipe.embedder.for_images(size_px)) for recipe in recipes]
+    manifest, excluded = _without_excluded(list_archive(config.nominal), config, report)
+    images = ImageSet(config.nominal.uri, manifest, config.decode)
+    learning = _Learning(config, target, images, config.calibration, num_excluded=len(excluded))
+    recipes = _recipes(config, learning.fit)
     embedders = [build_patch_embedder(one.embedder) for one in recipes]
     digests = {one.recipe: embedder.weights_digest for one, embedder in zip(recipes, embedders, strict=True)}
-    facts = {"objects": len(images), **learning.facts(), "recipes": [one.recipe for one in recipes]}
+    names = [one.recipe for one in recipes]
+    facts = {"objects": len(images), "excluded": excluded, **learning.facts(), "recipes": names}
 
     def make(plan: ComputePlan) -> Facts:
         report(f"embedding {len(learning.fit)} of {len(images)} nominal images in {images.uri}")
         if config.recipe != AUTO:
-            return _build(recipes[0], images, digests[config.recipe], plan, report)
-        return _build_best(recipes, images, digests, plan, report)
+            return _build(recipes[0], learning, digests[config.recipe], plan, report)
+        return _build_best(recipes, learning, digests, plan, report)
 
     return ModelJob(
         config, target, "the build", (images.uri, config.bank_uri), facts, num_shards=learning.num_shards
     ).run(make, report)
 
 
+def _recipes(config: BuildMemoryBankConfig, images: ImageSet) -> list[BuildMemoryBankConfig]:
+    """Return the settings to build with, or those to choose from, for images of this size."""
+    recipes = [with_recipe(config, name) for name in CANDIDATES] if config.recipe == AUTO else [config]
+    if all(recipe.embedder.scale is not None for recipe in recipes):
+        return recipes
+    first_HWC = first_readable(images)
+    size_px = (first_HWC.shape[0], first_HWC.shape[1])
+    return [replace(recipe, embedder=recipe.embedder.for_images(size_px)) for recipe in recipes]
+
+
 def _build(
-    config: BuildMemoryBankConfig, images: ImageSet, weights_digest: str, plan: ComputePlan, report: Report
+    config: BuildMemoryBankConfig, learning: "_Learning", weights_digest: str, plan: ComputePlan, report: Report
 ) -> Facts:
-    """Build the bank of one recipe."""
-    learning = _Learning(config, Location(config.bank_uri), images, config.calibration)
+    """Build the bank of one recipe, at its own location."""
+    learning = learning.into(config, config.bank_uri)
     request = learning.request(config.embedder, weights_digest)
     selected = learning.select(request, plan, coreset_limits(config.coreset), report)
     bank = new_bank(selected.selection, config.embedder, weights_digest, config.scoring, config.index)
@@ -94,7 +106,7 @@ def _build(
 
 def _build_best(
     recipes: Sequence[BuildMemoryBankConfig],
-    images: ImageSet,
+    learning: "_Learning",
     digests: Mapping[str, str],
     plan: ComputePlan,
     report: Report,
@@ -109,7 +121,7 @@ def _build_best(
             report(f"recipe {recipe.recipe}: levels {list(recipe.embedder.levels)}, {recipe.scoring.image_score} score")
             one = replace(recipe, bank_uri=str(beside / recipe.recipe))
             start_s = time.perf_counter()
-            summaries[recipe.recipe] = _build(one, images, digests[recipe.recipe], plan, report)
+            summaries[recipe.recipe] = _build(one, learning, digests[recipe.recipe], plan, report)
             power = read_power(one.bank_uri)
             share = 0.0 if power is None else power.share
             candidates.append(Candidate(recipe.recipe, share, round(time.perf_counter() - start_s, 2)))
@@ -155,10 +167,11 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
     manifest, num_known = _unknown(config, bank.image_keys, earlier)
     images = ImageSet(config.nominal.uri, manifest, config.decode)
     calibration, earlier_keys = config.calibration or _settings(before), earlier.column("image_key").to_pylist()
-    learning = _Learning(config, target, images, calibration, earlier_keys)
+    nominal = list(dict.fromkeys([*nominal_uris(config.bank_uri), images.uri]))
+    learning = _Learning(config, target, images, calibration, earlier_keys, nominal)
     info = bank.info
     facts = {"objects": len(images), "known": num_known, **learning.facts(), "grown_from": info.bank_id}
-    facts["nominal_uris"] = list(dict.fromkeys([*nominal_uris(config.bank_uri), images.uri]))
+    facts["nominal_uris"] = nominal
     build_patch_embedder(info.embedder, info.weights_digest)
 
     def make(plan: ComputePlan) -> Facts:
@@ -186,6 +199,8 @@ class _Learning:
 
     Args:
         earlier_keys: of further nominal strips to calibrate on.
+        nominal: locations of all nominal images, if there are others than that of `images`.
+        num_excluded: nominal strips that the user has excluded.
 
     Raises:
         ConfigError: there are fewer than two strips, or the pattern names no group of those to calibrate on.
@@ -198,6 +213,8 @@ class _Learning:
         images: ImageSet,
         calibration: CalibrationConfig,
         earlier_keys: Sequence[str] = (),
+        nominal: Sequence[str] = (),
+        num_excluded: int = 0,
     ) -> None:
         fit_rows, held_out_rows = split_nominal(images.manifest.column("image_key").to_pylist(), calibration)
         self.fit, self.held_out = images.take(fit_rows), images.take(held_out_rows)
@@ -205,6 +222,13 @@ class _Learning:
         check_groups(keys, calibration.group_pattern)
         self.num_shards = config.compute.bank_shards or 1
         self._config, self._target, self._calibration = config, target, calibration
+        self._nominal, self._num_excluded = nominal or [images.uri], num_excluded
+
+    def into(self, config: BuildMemoryBankConfig, uri: str) -> "_Learning":
+        """Return the same images for another bank."""
+        other = copy.copy(self)
+        other._config, other._target = config, Location(uri)
+        return other
 
     def facts(self) -> dict[str, int]:
         """Return the counts for run.json."""
@@ -231,7 +255,7 @@ class _Learning:
         return select_patches(self.fit, request, plan, limits, report, scratch_uri=scratch_uri, centers_KD=centers_KD)
 
     def finish(self, bank: MemoryBank, selected: Selected, report: Report, earlier: pa.Table | None = None) -> Facts:
-        """Write the bank, calibrate it and return the summary.
+        """Write the bank, calibrate it, write its page and return the summary.
 
         Args:
             earlier: score rows of further nominal strips to calibrate on.
@@ -241,13 +265,23 @@ class _Learning:
             self._target.delete_all()
         for name, body in bank_files(bank):
             self._target.write(name, body)
-        report(f"bank {info.bank_id}: {info.num_vectors} vectors; scoring {len(self.held_out)} held-out images")
+        report(f"bank {info.bank_id}: {info.num_vectors} vectors; scoring {len(self.held_out)} nominal images")
         uri = config.bank_uri if isinstance(config, BuildMemoryBankConfig) else config.grown_uri
         thresholds = calibrate_model(uri, self.held_out, config.compute, self._calibration, report, earlier)
         power = check_power(uri, self.held_out, config.compute, report)
+        page_uri = write_bank_page(
+            uri,
+            nominal=self._nominal,
+            decode=config.decode,
+            compute=config.compute,
+            num_threads=num_cores(),
+            num_excluded=self._num_excluded,
+            skipped=selected.skipped,
+        )
         return {
             "bank_id": info.bank_id,
             "bank_uri": uri,
+            "page_uri": page_uri,
             "vectors": info.num_vectors,
             "dim": info.dim,
             "num_candidates": info.coreset.num_candidates,
@@ -267,6 +301,20 @@ def _check_free(location: Location, overwrite: bool) -> None:
     for name, kind in ((INFO_FILE, "a memory bank"), (ENSEMBLE_FILE, "an ensemble")):
         if location.exists(name) and not overwrite:
             raise ConfigError(f"{location.uri}: holds {kind} already: set overwrite, or choose another location")
+
+
+def _without_excluded(
+    manifest: pa.Table, config: BuildMemoryBankConfig, report: Report
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """Return the images that the user has not excluded, and the keys of the others."""
+    if config.exclude is None:
+        return manifest, ()
+    excluded = exclude(manifest.column("image_key").to_pylist(), config.exclude, config.nominal.uri)
+    for warning in excluded.warnings:
+        report(f"warning: {warning}")
+    report(f"{len(excluded.keys)} of {manifest.num_rows} nominal images are excluded")
+    names = pa.array(excluded.keys, pa.string())
+    return manifest.filter(pc.invert(pc.is_in(manifest.column("image_key"), value_set=names))), excluded.keys
 
 
 def _unknown(config: GrowMemoryBankConfig, in_bank: Sequence[str], earlier: pa.Table) -> tuple[pa.Table, int]:

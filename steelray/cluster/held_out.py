@@ -1,4 +1,4 @@
-"""Calibrate a stored model: score held-out nominal images on the cluster and set its thresholds on them."""
+"""Calibrate a stored model: score nominal images on the cluster and set its thresholds on them."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +10,7 @@ from steelray.cluster.scoring_actors import ScoringRequest, plan_model_bank, sco
 from steelray.config import CalibrationConfig, ComputeConfig, Facts
 from steelray.models.calibration import ALL_STRIPS, Calibration, calibrate, group_warnings, write_calibration
 from steelray.models.model import open_model
+from steelray.models.odd import calibration_warnings
 from steelray.schema import Status
 from steelray.storage.listing import ImageSet
 
@@ -30,7 +31,7 @@ def calibrate_model(
         earlier: score rows of further nominal strips to calibrate on.
 
     Returns:
-        The entries of the job's summary about the thresholds.
+        The entries of the job's summary about the thresholds, with `warnings` about them.
 
     Raises:
         ConfigError: no strip has a score.
@@ -41,21 +42,13 @@ def calibrate_model(
         rows = pa.concat_tables([earlier, rows])
         source += f", and {earlier.num_rows} strips of the bank that it grew from"
     rows = rows.filter(pc.equal(rows.column("status"), Status.OK))
+    keys, scores_N = rows.column("image_key").to_pylist(), rows.column("anomaly_score").to_numpy()
     calibration = calibrate(
-        rows.column("image_key").to_pylist(),
-        rows.column("anomaly_score").to_numpy(),
-        rows.column("map_peak").to_numpy(),
-        rows.column("map_mean").to_numpy(),
-        config,
+        keys, scores_N, rows.column("map_peak").to_numpy(), rows.column("map_mean").to_numpy(), config
     )
     version = write_calibration(model_uri, calibration, rows, source)
-    thresholds = calibration.groups[ALL_STRIPS]
-    warnings = group_warnings(rows.column("image_key").to_pylist(), calibration, "held-out images")
-    if thresholds.review.rate > config.false_alarm_rate:
-        warnings.append(
-            f"{thresholds.num_strips} held-out images support a false-alarm rate of "
-            f"{thresholds.review.rate:.3f} at best, {config.false_alarm_rate} was asked for: add nominal images"
-        )
+    warnings = calibration_warnings(calibration, keys, scores_N)
+    warnings += group_warnings(keys, calibration, "nominal images")
     for warning in warnings:
         report(f"warning: {warning}")
     return {**_threshold_facts(calibration, version), "warnings": warnings}
@@ -66,7 +59,7 @@ def _threshold_facts(calibration: Calibration, version: int) -> Facts:
     return {
         "calibration_version": version,
         "threshold": thresholds.review.value,
-        "reject_threshold": thresholds.reject.value,
+        "reject_threshold": thresholds.reject.value if thresholds.has_reject else None,
         "false_alarm_rate": thresholds.review.rate,
         "held_out": thresholds.num_strips,
         "groups": len(calibration.groups) - 1,

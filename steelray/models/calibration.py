@@ -1,6 +1,6 @@
-"""Thresholds from held-out nominal strips, for stated false-alarm rates (split conformal prediction), and their files.
+"""Thresholds from scores of nominal strips, for stated false-alarm rates (conformal prediction), and their files.
 
-Of n held-out scores, a fresh nominal strip exceeds the k-th smallest, k = ceil((n + 1)(1 - rate)), with probability at
+Of n scores, a fresh nominal strip exceeds the k-th smallest, k = ceil((n + 1)(1 - rate)), with probability at
 most `rate` (Vovk et al. 2005; exchangeable strips). Given these n strips, the true rate of the threshold is distributed
 as Beta(n + 1 - k, k), which gives its confidence interval. If n is too small for the rate, the threshold is the largest
 score, and the calibration says which rate that supports.
@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from scipy.special import betaincinv
 
 from steelray.config import CalibrationConfig, ConfigError, check_pattern, require
 from steelray.description import dump, parse
+from steelray.models import tail
 from steelray.schema import SCORES
 from steelray.storage.location import Location, ObjectMissing
 
@@ -46,6 +47,7 @@ class Threshold:
         asked_rate: the requested false-alarm rate.
         rate: the guaranteed rate: `asked_rate`, or 1 / (n + 1) if there are too few strips for it.
         rate_low, rate_high: 95 % confidence interval of the true rate of this threshold.
+        extrapolated: the rate is below 1 / (n + 1), and the value comes from a fitted tail.
     """
 
     value: float
@@ -53,6 +55,7 @@ class Threshold:
     rate: float
     rate_low: float
     rate_high: float
+    extrapolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ class GroupThresholds:
 
     Attributes:
         group: its name; `ALL_STRIPS` for the one that holds every strip.
-        num_strips: number of held-out strips that they rest on.
+        num_strips: number of nominal strips that they rest on.
         review: a person looks at a strip that scores higher.
-        reject: a strip that scores higher is not shipped without a review.
+        reject: a strip that scores higher is not shipped without a review; see `has_reject`.
         pixel: a pixel with a larger anomaly_map value belongs to a defect; `pixel.rate` of nominal strips have one.
     """
 
@@ -72,6 +75,11 @@ class GroupThresholds:
     review: Threshold
     reject: Threshold
     pixel: Threshold
+
+    @property
+    def has_reject(self) -> bool:
+        """Return whether any strip is rejected: not if too few strips support a threshold above that of review."""
+        return self.reject.value > self.review.value or self.reject.asked_rate == self.review.asked_rate
 
 
 @dataclass(frozen=True)
@@ -172,10 +180,41 @@ def conformal_threshold(values_N: NDArray[np.floating[Any]], rate: float) -> Thr
     if count == 0 or not np.isfinite(values_N).all():
         raise ValueError("a threshold needs at least one score, and finite ones only")
     rank = min(math.ceil((count + 1) * (1 - rate)), count)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = (float(betaincinv(count + 1 - rank, rank, share)) for share in (tail, 1 - tail))
+    edge = (1 - CONFIDENCE) / 2
+    low, high = (float(betaincinv(count + 1 - rank, rank, share)) for share in (edge, 1 - edge))
     value = float(np.sort(values_N)[rank - 1])
     return Threshold(value, rate, max(rate, 1 / (count + 1)), low, high)
+
+
+def set_threshold(values_N: NDArray[np.floating[Any]], rate: float) -> Threshold:
+    """Return the conformal threshold of a rate, or an extrapolated one if the values are too few for the rate.
+
+    Raises:
+        ValueError: there are no values, or one is not finite.
+    """
+    conformal = conformal_threshold(values_N, rate)
+    if conformal.rate <= rate or len(values_N) < tail.MIN_STRIPS:
+        return conformal
+    value, low, high = tail.extrapolated(values_N, rate)
+    return Threshold(value, rate, rate, low, high, extrapolated=True)
+
+
+def threshold_value(values_N: NDArray[np.floating[Any]], rate: float) -> float:
+    """Return the value of `set_threshold` without the cost of its interval."""
+    conformal = conformal_threshold(values_N, rate)
+    if conformal.rate <= rate or len(values_N) < tail.MIN_STRIPS:
+        return conformal.value
+    return float(tail.fit_tail(values_N).value(rate))
+
+
+def set_levels(
+    scores_N: NDArray[np.floating[Any]], false_alarm_rate: float, reject_rate: float
+) -> tuple[Threshold, Threshold]:
+    """Return the thresholds of review and reject; the second is never the lower one."""
+    review, reject = (set_threshold(scores_N, rate) for rate in (false_alarm_rate, reject_rate))
+    if reject.value <= review.value:
+        reject = replace(review, asked_rate=reject.asked_rate)
+    return review, reject
 
 
 def calibrate(
@@ -185,7 +224,7 @@ def calibrate(
     map_means_N: NDArray[np.floating[Any]],
     config: CalibrationConfig,
 ) -> Calibration:
-    """Set all thresholds on held-out nominal strips.
+    """Set all thresholds on nominal strips.
 
     Args:
         map_peaks_N, map_means_N: the largest and the mean anomaly_map value of each strip.
@@ -203,13 +242,9 @@ def calibrate(
             # thresholds of its own need as many strips as the rate takes; ALL_STRIPS is also the group of other keys
             if name in groups or (groups and len(rows) + 1 < 1 / config.false_alarm_rate):
                 continue
-            groups[name] = GroupThresholds(
-                group=name,
-                num_strips=len(rows),
-                review=conformal_threshold(scores_N[rows], config.false_alarm_rate),
-                reject=conformal_threshold(scores_N[rows], config.reject_rate),
-                pixel=conformal_threshold(map_peaks_N[rows], config.false_alarm_rate),
-            )
+            review, reject = set_levels(scores_N[rows], config.false_alarm_rate, config.reject_rate)
+            pixel = set_threshold(map_peaks_N[rows], config.false_alarm_rate)
+            groups[name] = GroupThresholds(name, len(rows), review, reject, pixel)
     except ValueError as error:
         raise ConfigError(f"no threshold can be set on {len(scores_N)} held-out strips: {error}") from None
     return Calibration(config.group_pattern, groups, float(np.median(map_means_N)))

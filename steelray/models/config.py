@@ -51,6 +51,9 @@ class CalibrateConfig:
     """Runs in results_uri whose strips are all taken as nominal; empty: the published run."""
     verdicts: str | None = None
     """CSV file of an operator's verdicts (image_key, verdict), as for jobs/review.py. Defective strips are left out."""
+    exclude: str | None = None
+    """File of strips to leave out: one key per line, or a CSV file of verdicts as the bank page saves it; null: none.
+    A bank still knows these strips: build it again to forget them."""
     false_alarm_rate: float | None = None
     """Share of nominal strips that may be flagged for review, 0 to 1; null: as before."""
     reject_rate: float | None = None

@@ -241,8 +241,8 @@ class BuildMemoryBankConfig(ModelJobConfig):
     """Settings of jobs/build_memory_bank.py."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
-        "nominal.uri", "bank_uri", "nominal.glob", "recipe", "embedder.backbone", "embedder.resize_px",
-        "calibration.false_alarm_rate", "calibration.group_pattern", "dry_run",
+        "nominal.uri", "bank_uri", "nominal.glob", "recipe", "embedder.backbone", "calibration.false_alarm_rate",
+        "calibration.group_pattern", "exclude", "dry_run",
     )  # fmt: skip
     RECIPE_FOLDER: ClassVar[Path] = RECIPE_FOLDER
     DEFAULT_RECIPE: ClassVar[str] = DEFAULT_RECIPE
@@ -255,6 +255,9 @@ class BuildMemoryBankConfig(ModelJobConfig):
     """Levels, scale, size of the bank and score together: `surface`, `strip`, `object`, `many_finishes`, or a YAML
     file; settings given beside it count. `auto`: the one of the first three that finds most of the defects planted in
     nominal strips. `custom`: the settings below as they are."""
+    exclude: str | None = None
+    """File of nominal strips to leave out: one key per line, or a CSV file of verdicts as the bank page saves it; null:
+    none."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)

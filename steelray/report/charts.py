@@ -19,6 +19,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 WIDTH_IN, HEIGHT_IN = 5.0, 2.6
+MAX_DOTS = 300
+"""Dots of a sequence; of more values the medians of neighbours are drawn."""
 _COLORS = {
     "#010101": "--ink",
     "#020202": "--muted",
@@ -30,6 +32,8 @@ _COLORS = {
 }
 _PLACEHOLDER = {name: color for color, name in _COLORS.items()}
 INK, MUTED, LINE, CURRENT, REFERENCE, REVIEW, REJECT = _PLACEHOLDER.values()
+Mark = tuple[float, str, str]
+"""Value, text and colour (`REVIEW` or `REJECT`) of a threshold."""
 _STYLE: Any = {
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -52,12 +56,7 @@ _STYLE: Any = {
 
 
 def histogram(
-    current_N: ArrayLike,
-    reference_N: ArrayLike,
-    marks: Sequence[tuple[float, str, str]],
-    label: str,
-    description: str,
-    chart_id: str,
+    current_N: ArrayLike, reference_N: ArrayLike, marks: Sequence[Mark], label: str, description: str, chart_id: str
 ) -> Markup:
     """Draw this run's strips (filled) over the calibration strips (outline), as shares, with thresholds as lines.
 
@@ -65,7 +64,7 @@ def histogram(
     highest and the lowest thousandth.
 
     Args:
-        marks: value, text and colour (`REVIEW` or `REJECT`) of each threshold.
+        marks: thresholds.
         label: title of the value axis.
         description: text for people who cannot see the chart.
         chart_id: a name, unique within the page.
@@ -129,6 +128,31 @@ def trend(values_N: ArrayLike, names: Sequence[str], description: str, chart_id:
         shown = [*places[::-1][::step]]
         axes.set_xticks(shown, [names[place] for place in shown])
         axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        return _svg(figure, description)
+
+
+def sequence(values_N: ArrayLike, label: str, axis_label: str, description: str, chart_id: str) -> Markup:
+    """Draw values in their order as dots, of neighbours the median if there are many, with a running median.
+
+    Args:
+        label: title of the value axis.
+        axis_label: title of the other axis.
+        description, chart_id: as of `histogram`.
+    """
+    values_N = np.asarray(values_N, np.float64)
+    places = np.arange(len(values_N))
+    blocks = np.array_split(places, max(1, min(MAX_DOTS, len(values_N))))
+    medians = np.array([np.median(values_N[block]) for block in blocks])
+    width = max(1, len(blocks) // 12)
+    windows = [medians[max(0, place - width) : place + width + 1] for place in range(len(blocks))]
+    centers = [float(block.mean()) + 1 for block in blocks]
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": chart_id}):
+        figure, axes = _figure()
+        axes.plot(centers, medians, color=CURRENT, marker="o", markersize=3, linestyle="none", alpha=0.6)
+        axes.plot(centers, [np.median(window) for window in windows], color=INK, linewidth=1.6)
+        axes.set_xlabel(axis_label)
+        axes.set_ylabel(label)
         axes.grid(axis="y", color=LINE, linewidth=0.8)
         return _svg(figure, description)
 

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from scipy import stats
 
 from steelray.models.calibration import ALL_STRIPS, GroupThresholds
+from steelray.models.odd import extrapolation, too_few, without_reject
 from steelray.report import drift
 from steelray.report.data import ReportData
 from steelray.report.rows import Counts
@@ -201,15 +202,20 @@ def _support(data: ReportData, counts: Counts) -> Iterator[Check]:
         yield Check(Level.LOOK, "No threshold", "nothing is flagged: run jobs/calibrate.py", "thresholds")
         return
     used = {id(flag.limits): flag.limits for flag in flags_by_group(data, counts) if flag.limits and flag.num_scored}
-    weak = [limits for limits in used.values() if limits.review.rate > limits.review.asked_rate]
-    if weak:
-        least = min(weak, key=lambda limits: limits.num_strips)
-        supported, asked = (f"{100 * rate:.3g}\u00a0%" for rate in (least.review.rate, least.review.asked_rate))
-        detail = (
-            f"{number(least.num_strips)} calibration strips support a false-alarm rate of {supported}, "
-            f"not the {asked} asked for: calibrate on more"
-        )
-        yield Check(Level.LOOK, "Thresholds rest on few strips", detail, "thresholds")
+    yield from support_checks({limits.group: limits for limits in used.values()})
+
+
+def support_checks(groups: Mapping[str, GroupThresholds]) -> Iterator[Check]:
+    """Yield what the thresholds of these groups are short of, in the words of the jobs."""
+    anchor = "thresholds"
+    if line := too_few(groups):
+        yield Check(Level.LOOK, "Thresholds rest on few strips", line, anchor)
+    if line := extrapolation(groups, "review"):
+        yield Check(Level.LOOK, "Review threshold is extrapolated", line, anchor)
+    if line := extrapolation(groups, "reject"):
+        yield Check(Level.NOTE, "Reject threshold is extrapolated", line, anchor)
+    if line := without_reject(groups):
+        yield Check(Level.NOTE, "No reject threshold", line, anchor)
 
 
 def _groups(data: ReportData, counts: Counts) -> Iterator[Check]:

@@ -8,7 +8,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 
-from steelray.models.calibration import GroupThresholds
+from steelray.evaluation.power import Power
+from steelray.models.calibration import Calibration, GroupThresholds
+from steelray.patchcore.bank import BankInfo
 from steelray.report.drift import Sample, Shift, Trend
 from steelray.runs.record import RunSummary
 
@@ -81,6 +83,77 @@ class ReportData:
     gallery: Sequence[GalleryItem] = ()
     table_uri: str | None = None
     details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A patch of a nominal strip that may be a defect; `distance` is its anomaly score, `patch_jpeg` its picture."""
+
+    image_key: str
+    distance: float
+    patch_jpeg: bytes | None = None
+
+
+@dataclass(frozen=True)
+class RecipeRow:
+    """A choice of settings for a bank.
+
+    Attributes:
+        power: share of the planted defects that it finds, 0 to 1; None if it was not measured.
+        cost: time or memory, in words.
+    """
+
+    name: str
+    power: float | None
+    cost: str
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The choices of settings that were compared, and why one was taken, in a sentence."""
+
+    rows: tuple[RecipeRow, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class BankFindings:
+    """Findings on a bank beside its calibration; None: not looked for, and the page has no section on it.
+
+    Attributes:
+        planted: caption and JPEG of planted defects at their detection limit.
+        suspects: the most suspicious first; empty: none was found.
+    """
+
+    power: Power | None = None
+    planted: Sequence[tuple[str, bytes]] = ()
+    suspects: Sequence[Suspect] | None = None
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class BankData:
+    """Everything that the page of a memory bank shows.
+
+    Attributes:
+        rows: the calibration's rows, schema `SCORES`, all with a score.
+        gallery: the oddest nominal strips, the oddest first.
+        vectors_by_strip: number of the bank's vectors from each nominal strip that has any.
+        skipped: nominal images that the bank could not learn from, by status.
+    """
+
+    bank_uri: str
+    info: BankInfo
+    calibration: Calibration
+    calibration_version: int
+    rows: pa.Table
+    nominal_uris: Sequence[str] = ()
+    gallery: Sequence[GalleryItem] = ()
+    vectors_by_strip: Mapping[str, int] = field(default_factory=dict)
+    num_excluded: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    findings: BankFindings = BankFindings()
 
 
 @dataclass(frozen=True)

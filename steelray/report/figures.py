@@ -1,15 +1,16 @@
 """The charts of the report page and the index page, drawn from their data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
-from steelray.models.calibration import ALL_STRIPS
+from steelray.models.calibration import ALL_STRIPS, GroupThresholds
 from steelray.report import charts
 from steelray.report.checks import GroupFlags
-from steelray.report.data import ReportData
+from steelray.report.data import BankData, ReportData
 from steelray.report.drift import Sample, samples_by_group, summarize_run
 from steelray.report.words import group_name, measure_title
 from steelray.runs.record import Measure, RunSummary
@@ -30,8 +31,7 @@ def score_charts(data: ReportData, flags: Sequence[GroupFlags]) -> list[Titled]:
     for place, flag in enumerate(chosen):
         marks = [(data.threshold_override, "by hand", charts.REVIEW)] if data.threshold_override is not None else []
         if flag.limits is not None:
-            review, reject = flag.limits.review.value, flag.limits.reject.value
-            marks = [(review, "review", charts.REVIEW), (reject, "reject", charts.REJECT)]
+            marks = threshold_marks(flag.limits)
         # beside groups, strips without one have no histogram of their own
         sample = samples[ALL_STRIPS] if alone else samples.get(flag.group, {})
         if not alone and flag.group == ALL_STRIPS:
@@ -39,6 +39,37 @@ def score_charts(data: ReportData, flags: Sequence[GroupFlags]) -> list[Titled]:
         reference = data.reference.get(ALL_STRIPS if alone and flag.group not in data.reference else flag.group, {})
         title = group_name(flag.group, alone=alone)
         found.append((title, _histogram("score", title, sample, reference, marks, f"score{place}")))
+    return found
+
+
+def threshold_marks(limits: GroupThresholds) -> list[charts.Mark]:
+    """Return a group's thresholds as lines of a chart."""
+    marks = [(limits.review.value, "review", charts.REVIEW)]
+    return [*marks, (limits.reject.value, "reject", charts.REJECT)] if limits.has_reject else marks
+
+
+def bank_charts(data: BankData, brightness: Mapping[str, NDArray[np.float64]]) -> dict[str, list[Titled]]:
+    """Draw the nominal strips' scores by group of thresholds, and their brightness in the order of the keys."""
+    samples, scores = samples_by_group(data.rows), []
+    alone = len(data.calibration.groups) == 1
+    for place, (group, limits) in enumerate(list(data.calibration.groups.items())[:MAX_CHARTS]):
+        score_N = np.asarray(samples.get(group, {}).get("score", ()))
+        if not len(score_N):
+            continue
+        title = "all strips" if group == ALL_STRIPS else group_name(group, alone=alone)
+        marks = threshold_marks(limits)
+        parts = [f"Histogram of {title}: scores of {len(score_N)} nominal strips, median {np.median(score_N):.3g}"]
+        parts += [f"{text} threshold {value:.4g}" for value, text, _ in marks]
+        labelled = [(value, f"{text} {value:.3g}", color) for value, text, color in marks]
+        chart = charts.histogram(score_N, [], labelled, measure_title("score"), ", ".join(parts), f"score{place}")
+        scores.append((title, chart))
+    found: dict[str, list[Titled]] = {"scores": scores, "brightness": []}
+    for place, (group, values_N) in enumerate(list(brightness.items())[:MAX_CHARTS]):
+        title = group_name(group, alone=len(brightness) == 1)
+        said = f"Brightness of {len(values_N)} nominal strips of {title} in the order of their keys, median"
+        said = f"{said} {np.median(values_N):.3g}"
+        chart = charts.sequence(values_N, "mean grey level", "place in the order of keys", said, f"order{place}")
+        found["brightness"].append((title, chart))
     return found
 
 
@@ -55,12 +86,7 @@ def drift_charts(data: ReportData) -> list[Titled]:
 
 
 def _histogram(
-    measure: Measure,
-    title: str,
-    current: Sample,
-    reference: Sample,
-    marks: Sequence[tuple[float, str, str]],
-    chart_id: str,
+    measure: Measure, title: str, current: Sample, reference: Sample, marks: Sequence[charts.Mark], chart_id: str
 ) -> Markup:
     current_N, reference_N = (np.asarray(sample.get(measure, ())) for sample in (current, reference))
     parts = [f"Histogram of {title}: {measure_title(measure).lower()} of {len(current_N)} strips of this run"]

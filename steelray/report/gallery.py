@@ -21,8 +21,9 @@ from steelray.imaging.scorer import AnomalyMaps, Images, Scorer
 from steelray.models.calibration import ALL_STRIPS, Calibration
 from steelray.models.model import Model, load_scorer, nominal_uris, portable_embedder
 from steelray.patchcore.bank import read_origins
+from steelray.patchcore.leave_out import own_vectors
 from steelray.patchcore.portable_embedder import Embedder
-from steelray.patchcore.scorer import PatchCoreScorer
+from steelray.patchcore.scorer import PatchCoreScorer, find_regions
 from steelray.patchcore.stored_search import StoredSearch
 from steelray.report.data import GalleryItem
 from steelray.schema import Row, Status
@@ -48,6 +49,10 @@ class GallerySource:
     num_threads: int
     object_url: str | None = None
     """As in `ReportConfig`."""
+    nominal: bool = False
+    """The images are nominal: each is scored, and its nearest patch sought, without its own vectors of the bank."""
+    nominal_places: tuple[Location, ...] | None = None
+    """Archives of the nominal images, of which a bank that has grown has several; None: as in the model's run.json."""
 
     def link(self, image_key: str) -> str | None:
         """Return the URL at which a person opens an object, if there is one."""
@@ -64,17 +69,27 @@ def make_gallery(source: GallerySource, scores: pa.Table, count: int) -> list[Ga
     """
     scored = scores.filter(pc.equal(scores.column("status"), Status.OK.value))
     worst = scored.sort_by([("anomaly_score", "descending"), ("image_key", "ascending")]).slice(0, count).to_pylist()
+    return draw_gallery(source, worst)
+
+
+def draw_gallery(source: GallerySource, rows: Sequence[Row]) -> list[GalleryItem]:
+    """Draw these strips, in their order; leave out those that are gone from the archive.
+
+    Args:
+        rows: rows of schema `SCORES`, with a verdict.
+    """
     with ThreadPoolExecutor(FETCHERS) as pool:
-        images = list(pool.map(lambda row: _fetch(source, row), worst))
-    found = [(row, image) for row, image in zip(worst, images, strict=True) if image is not None]
+        images = list(pool.map(lambda row: _fetch(source, row), rows))
+    found = [(row, image) for row, image in zip(rows, images, strict=True) if image is not None]
     if not found:
         return []
     pixels = [image for _, image in found]
     scorer = _load(source)
-    maps = _score(scorer, pixels, source.compute.batch_size)
+    keys = [row["image_key"] for row, _ in found] if source.nominal else None
+    maps = _score(scorer, pixels, keys, source.compute.batch_size)
     nominal: Sequence[NominalPatch | None] = [None] * len(found)
     if isinstance(scorer, PatchCoreScorer):
-        nominal = _nearest_patches(source, scorer.embedder, pixels, maps)
+        nominal = _nearest_patches(source, scorer.embedder, pixels, keys, maps)
     return [
         _item(source, row, image, map_HW, patch)
         for (row, image), map_HW, patch in zip(found, maps, nominal, strict=True)
@@ -82,11 +97,12 @@ def make_gallery(source: GallerySource, scores: pa.Table, count: int) -> list[Ga
 
 
 def _fetch(source: GallerySource, row: Row) -> NDArray[np.uint8] | None:
-    try:
-        body = source.archive.read_listed(row["image_key"], row["etag"], row["size_bytes"])
-        return decode(body, source.decode)
-    except UNAVAILABLE:
-        return None
+    for place in (source.archive, *((source.nominal_places or ()) if source.nominal else ())):
+        try:
+            return decode(place.read_listed(row["image_key"], row["etag"], row["size_bytes"]), source.decode)
+        except UNAVAILABLE:
+            continue
+    return None
 
 
 def _load(source: GallerySource) -> Scorer:
@@ -95,7 +111,10 @@ def _load(source: GallerySource) -> Scorer:
     if info is None:
         return load_scorer(model, compute, num_threads=source.num_threads)
     portable = portable_embedder(info.embedder, info.weights_digest, compute, False)
-    return load_scorer(model, compute, num_threads=source.num_threads, search=_search(source), portable=portable)
+    search, nominal = _search(source), source.nominal
+    return load_scorer(
+        model, compute, num_threads=source.num_threads, search=search, portable=portable, nominal=nominal
+    )
 
 
 def _search(source: GallerySource) -> StoredSearch:
@@ -103,20 +122,27 @@ def _search(source: GallerySource) -> StoredSearch:
     return StoredSearch(Location(source.model.uri).read, source.model.bank, num_threads=source.num_threads)
 
 
-def _score(scorer: Scorer, images: Images, batch_size: int) -> AnomalyMaps:
+def _score(scorer: Scorer, images: Images, keys: Sequence[str] | None, batch_size: int) -> AnomalyMaps:
     if isinstance(scorer, PatchCoreScorer):  # all images at once, so that every file of the bank is read once
-        return scorer.score(images)[0]
+        return scorer.score(images, keys)[0]
+    assert keys is None, "only a memory bank knows which of its parts came from a nominal strip"
     batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     return [map_HW for batch in batches for map_HW in scorer.score(batch)[0]]
 
 
 def _nearest_patches(
-    source: GallerySource, embedder: Embedder, images: Images, maps: AnomalyMaps
+    source: GallerySource, embedder: Embedder, images: Images, keys: Sequence[str] | None, maps: AnomalyMaps
 ) -> list[NominalPatch | None]:
-    """Find the nominal patch in the memory bank that is nearest to the worst patch of each strip."""
+    """Find the nominal patch in the memory bank that is nearest to the worst patch of each strip.
+
+    Args:
+        keys: of the nominal strips that these are, whose own patches do not count; None: fresh strips.
+    """
     info, location = source.model.bank, Location(source.model.uri)
     assert info is not None
-    nominal = [Location(uri) for uri in nominal_uris(location.uri)]
+    nominal = source.nominal_places
+    if nominal is None:
+        nominal = tuple(Location(uri) for uri in nominal_uris(location.uri))
     if not nominal:
         return [None] * len(images)
     queries, cells_px = [], []
@@ -128,8 +154,12 @@ def _nearest_patches(
         row, column = worst_patch_center(map_HW, (seen[0], seen[1]))
         queries.append(embeddings_hwD[row, column])
         cells_px.append((seen_px[0] / grid[0], seen_px[1] / grid[1]))
-    _, ids_QK = _search(source).submit(np.stack(queries), 1).result()
-    origins_N3, keys = read_origins(location.read, info)
+    origins_N3, bank_keys = read_origins(location.read, info)
+    own = {} if keys is None else own_vectors(origins_N3, bank_keys, info.scoring.num_searched)
+    left_out = [None] * len(queries) if keys is None else [own.get(key) for key in keys]
+    search = _search(source)
+    answers = [search.submit(query[None], 1, without) for query, without in zip(queries, left_out, strict=True)]
+    nearest = [int(answer.result()[1][0, 0]) for answer in answers]
 
     @lru_cache(maxsize=32)
     def load(key: str) -> NDArray[np.uint8] | None:
@@ -141,8 +171,8 @@ def _nearest_patches(
         return None
 
     found: list[NominalPatch | None] = []
-    for (image_index, row, column), cell_px in zip(origins_N3[ids_QK[:, 0]].tolist(), cells_px, strict=True):
-        nominal_HWC = load(keys[image_index])
+    for (image_index, row, column), cell_px in zip(origins_N3[nearest].tolist(), cells_px, strict=True):
+        nominal_HWC = load(bank_keys[image_index])
         if nominal_HWC is None:
             found.append(None)
             continue
@@ -152,7 +182,7 @@ def _nearest_patches(
             int((row + 0.5) * cell_px[0] * height_px / size_px[0]),
             int((column + 0.5) * cell_px[1] * width_px / size_px[1]),
         )
-        found.append((keys[image_index], patch_jpeg(nominal_HWC, center_px)))
+        found.append((bank_keys[image_index], patch_jpeg(nominal_HWC, center_px)))
     return found
 
 
@@ -164,6 +194,10 @@ def _item(
     nominal: NominalPatch | None,
 ) -> GalleryItem:
     lower, upper = source.calibration.heat_range(row["group"] or ALL_STRIPS)
+    boxes = row["boxes"]
+    if boxes is None:  # scored before there was a threshold
+        threshold = source.calibration.thresholds_of(row["group"] or ALL_STRIPS).pixel.value
+        boxes = find_regions(map_HW, threshold, (image_HWC.shape[0], image_HWC.shape[1]))[1]
     center_px = worst_patch_center(map_HW, (image_HWC.shape[0], image_HWC.shape[1]))
     return GalleryItem(
         image_key=row["image_key"],
@@ -174,7 +208,7 @@ def _item(
         width_px=row["width_px"],
         strip_jpeg=strip_thumbnail(image_HWC),
         overlay_png=heatmap_png(map_HW, lower, upper, width_px=OVERLAY_WIDTH_PX, levels=OVERLAY_SHADES),
-        boxes=row["boxes"] or (),
+        boxes=boxes or (),
         worst_patch_jpeg=patch_jpeg(image_HWC, center_px),
         nominal_patch_jpeg=nominal[1] if nominal else None,
         nominal_key=nominal[0] if nominal else None,

@@ -1,26 +1,23 @@
-"""`render_report` and `render_index`: self-contained HTML pages that load nothing and trust no name.
+"""`render_report` and `render_index`: the pages of a run and of all runs.
 
-Everything that comes from a run stays text: templates escape it, the table travels as JSON without markup, and the
-page's own policy (CSP) runs no script but its own two, which it knows by their digests.
+Everything that comes from a run stays text, see steelray.report.html; the table travels as JSON without markup.
 """
 
-import base64
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
-import jinja2
 import pyarrow.compute as pc
 from markupsafe import Markup
 
 from steelray.models.calibration import ALL_STRIPS
 from steelray.report import drift, words
+from steelray.report.cards import fitting_cards
 from steelray.report.checks import flags_by_group, headline, run_checks
-from steelray.report.data import GalleryItem, IndexEntry, ReportData, safe_url
+from steelray.report.data import IndexEntry, ReportData, safe_url
 from steelray.report.figures import MAX_RUNS, drift_charts, index_charts, score_charts, trend_charts
+from steelray.report.html import render_page
 from steelray.report.rows import Counts, fitting_rows
 from steelray.schema import Verdict
 
@@ -30,49 +27,8 @@ MAX_DATA_BYTES = 7_500_000
 """Size limit of table and pictures together; the gallery leaves out the strips beyond it."""
 NUM_EXAMPLES = 3
 SCRIPTS = ("gallery.js", "table.js")
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("steelray.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=words.number,
-        percent=words.percent,
-        moment=words.moment,
-        status_title=words.status_title,
-        measure=words.measure_title,
-        score=words.score,
-        data_uri=_data_uri,
-    )
-    return environment
-
-
-def _data_uri(picture: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-
-
-def _own(name: str) -> Markup:
-    """Return a style sheet or script of this package, unescaped."""
-    loader = _environment().loader
-    assert loader is not None
-    return Markup(loader.get_source(_environment(), name)[0])  # noqa: S704 (our own file)
-
-
-def _page(template: str, scripts: Sequence[str], **values: Any) -> str:
-    sources = [_own(name) for name in scripts]
-    digests = (base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in sources)
-    hashes = Markup(" ").join(Markup("'sha256-{}'").format(digest) for digest in digests)
-    return (
-        _environment()
-        .get_template(template)
-        .render(style=_own("style.css"), scripts=sources, script_hashes=hashes, **values)
-    )
+SAYS = (("true_alarm", "True alarm"), ("false_alarm", "False alarm"))
+"""Verdicts on a strip, as jobs/review.py reads them, and their buttons."""
 
 
 def render_report(data: ReportData) -> str:
@@ -82,7 +38,7 @@ def render_report(data: ReportData) -> str:
     level, sentence = headline(checks)
     rows_json, num_embedded = fitting_rows(data.scores, MAX_ROWS_BYTES)
     flags = flags_by_group(data, counts)
-    return _page(
+    return render_page(
         "report.html.j2",
         SCRIPTS,
         data=data,
@@ -99,7 +55,9 @@ def render_report(data: ReportData) -> str:
         num_review=counts.of(None, Verdict.REVIEW),
         throughput=words.number(counts.num_rows / max(data.scoring_s, 1e-9), 1),
         took=words.duration((data.finished_at - data.started_at).total_seconds()),
-        cards=_cards(data, MAX_DATA_BYTES - len(rows_json)),
+        cards=fitting_cards(data.gallery, _limit_of(data), MAX_DATA_BYTES - len(rows_json)),
+        says=SAYS,
+        has_reject=_has_reject(data, counts),
         flags=flags,
         score_charts=score_charts(data, flags),
         warnings=drift.warnings(data.shifts, data.trends),
@@ -115,35 +73,18 @@ def render_report(data: ReportData) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Card:
-    """A strip of the gallery; `times` is its score in review thresholds."""
-
-    item: GalleryItem
-    url: str | None
-    times: str | None
-
-
-def _cards(data: ReportData, max_bytes: int) -> list[_Card]:
-    """Return the strips whose pictures fit, worst first."""
+def _limit_of(data: ReportData) -> Callable[[str], float | None]:
+    """Return what gives the review threshold of a group."""
     review = {limits.group: limits.review.value for limits in data.thresholds}
-    cards: list[_Card] = []
-    spent = 0
-    for item in data.gallery:
-        spent += sum(-(-len(picture) // 3) * 4 for picture in _pictures(item))
-        if spent > max_bytes:
-            break
-        limit = data.threshold_override
-        if limit is None:
-            limit = review.get(item.group, review.get(ALL_STRIPS))
-        times = f"{item.score / limit:.2f}" if limit is not None and limit > 0 else None
-        cards.append(_Card(item, safe_url(item.object_url), times))
-    return cards
+    if data.threshold_override is not None:
+        return lambda _: data.threshold_override
+    return lambda group: review.get(group, review.get(ALL_STRIPS))
 
 
-def _pictures(item: GalleryItem) -> Iterable[bytes]:
-    pictures = (item.strip_jpeg, item.overlay_png, item.worst_patch_jpeg, item.nominal_patch_jpeg)
-    return (picture for picture in pictures if picture is not None)
+def _has_reject(data: ReportData, counts: Counts) -> bool:
+    """Return whether any strip could have been rejected."""
+    used = [flag.limits for flag in flags_by_group(data, counts) if flag.limits is not None]
+    return any(limits.has_reject for limits in used) or counts.of(None, Verdict.REJECT) > 0
 
 
 @dataclass(frozen=True)
@@ -203,4 +144,4 @@ def render_index(runs: Sequence[IndexEntry]) -> str:
         for entry in ordered
     ]
     charts = index_charts([entry.summary for entry in reversed(ordered)])
-    return _page("index.html.j2", (), run_id="", lines=lines, charts=charts, num_runs=min(len(runs), MAX_RUNS))
+    return render_page("index.html.j2", (), run_id="", lines=lines, charts=charts, num_runs=min(len(runs), MAX_RUNS))

@@ -164,7 +164,7 @@ class BatchScorer:
         threshold = levels.review.value if self._threshold is None else self._threshold
         flagged = score > threshold
         verdict = Verdict.NORMAL if not flagged else Verdict.REVIEW
-        if flagged and score > levels.reject.value:
+        if flagged and levels.has_reject and score > levels.reject.value:
             verdict = Verdict.REJECT
         fraction, boxes = find_regions(map_HW, levels.pixel.value, size_px) if peak > levels.pixel.value else (0.0, [])
         if flagged and self._pictures is not None:

@@ -20,6 +20,8 @@ from steelray.models.calibration import (
 )
 from steelray.models.config import CalibrateConfig
 from steelray.models.model import Model, open_model
+from steelray.models.odd import calibration_warnings
+from steelray.runs.exclude import exclude
 from steelray.runs.review import verdicts_on
 from steelray.runs.run import Run, read_published
 from steelray.schema import Status
@@ -32,7 +34,7 @@ def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
         The summary: version, source of the rows, and the thresholds of all groups.
 
     Raises:
-        ConfigError: there are no rows, they are of another model, or no verdict is on any of them.
+        ConfigError: there are no rows, they are of another model, or no verdict or excluded key is on any of them.
     """
     model = open_model(config.model_uri)
     before, version = read_calibration(config.model_uri, config.version)
@@ -51,21 +53,33 @@ def recalibrate(config: CalibrateConfig) -> dict[str, Any]:
         defective = [key for key, wrong in verdicts.items() if wrong]
         rows = rows.filter(pc.invert(pc.is_in(rows["image_key"], value_set=pa.array(defective, pa.string()))))
         source += f" without {num_rows - rows.num_rows} defective strips"
-    settings = _settings(config, before)
+    true_alarms = num_rows - rows.num_rows
+    num_excluded = 0
+    if config.exclude is not None:
+        excluded = exclude(known, config.exclude, source)
+        warnings += excluded.warnings
+        rest = rows.filter(pc.invert(pc.is_in(rows["image_key"], value_set=pa.array(excluded.keys, pa.string()))))
+        num_excluded, rows = rows.num_rows - rest.num_rows, rest
+        source += f" without {num_excluded} excluded strips"
+        if config.results_uri is None and model.bank is not None:
+            warnings.append(f"the bank still knows the {num_excluded} excluded strips: build it again with exclude")
     scores_N, peaks_N, means_N = (rows[name].to_numpy() for name in ("anomaly_score", "map_peak", "map_mean"))
-    calibration = calibrate(rows["image_key"].to_pylist(), scores_N, peaks_N, means_N, settings)
-    warnings += group_warnings(rows["image_key"].to_pylist(), calibration, "calibration strips")
+    keys = rows["image_key"].to_pylist()
+    calibration = calibrate(keys, scores_N, peaks_N, means_N, _settings(config, before))
+    warnings += calibration_warnings(calibration, keys, scores_N)
+    warnings += group_warnings(keys, calibration, "calibration strips")
     summary = {
         "model_uri": config.model_uri,
         "source": source,
         "num_strips": rows.num_rows,
-        "true_alarms_left_out": num_rows - rows.num_rows,
+        "true_alarms_left_out": true_alarms,
+        "excluded": num_excluded,
         "warnings": warnings,
         "groups": {
             name: {
                 "num_strips": group.num_strips,
                 "review": _level(group.review),
-                "reject": _level(group.reject),
+                "reject": _level(group.reject) if group.has_reject else None,
                 "review_before": before.thresholds_of(name).review.value,
             }
             for name, group in calibration.groups.items()
@@ -85,12 +99,13 @@ def _settings(config: CalibrateConfig, before: Calibration) -> CalibrationConfig
     return CalibrationConfig(false_alarm_rate=review, reject_rate=reject, group_pattern=pattern)
 
 
-def _level(threshold: Threshold) -> dict[str, float]:
+def _level(threshold: Threshold) -> dict[str, float | bool]:
     return {
         "value": threshold.value,
         "rate": threshold.rate,
         "rate_low": threshold.rate_low,
         "rate_high": threshold.rate_high,
+        "extrapolated": threshold.extrapolated,
     }
 
 

@@ -37,14 +37,13 @@ def read_verdicts(uri: str) -> dict[str, bool]:
     Raises:
         ConfigError: the file cannot be read, lacks a column, has an unknown or a contradictory verdict, or none.
     """
-    folder, _, name = uri.rpartition("/")
+    text = read_text(uri, f"verdicts {uri} cannot be read", "give a CSV file")
     try:
-        text = _decoded(Location(folder or ("/" if uri.startswith("/") else ".")).read(name))
         header = next(iter(text.splitlines()), "")
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
         reader.fieldnames = [column.strip().lower() for column in reader.fieldnames or ()]
         rows = [(reader.line_num, row) for row in reader]
-    except (OSError, LookupError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise ConfigError(f"verdicts {uri} cannot be read ({type(error).__name__}): give a CSV file") from None
     columns = list(reader.fieldnames or ())
     key_column = next((column for column in KEY_COLUMNS if column in columns), None)
@@ -65,6 +64,15 @@ def read_verdicts(uri: str) -> dict[str, bool]:
     if not verdicts:
         raise ConfigError(f"verdicts {uri}: there is no verdict in the file")
     return verdicts
+
+
+def read_text(uri: str, complaint: str, remedy: str) -> str:
+    """Read a text file as an editor or a spreadsheet stores it; raise `ConfigError` with the complaint if it cannot."""
+    folder, _, name = uri.rpartition("/")
+    try:
+        return _decoded(Location(folder or ("/" if uri.startswith("/") else ".")).read(name))
+    except (OSError, LookupError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{complaint} ({type(error).__name__}): {remedy}") from None
 
 
 def _decoded(body: bytes) -> str:

@@ -65,7 +65,8 @@ def score_table(num_rows, *, seed=0, num_failed=None, defect_rate=0.006, darker=
             }
             continue
         own = limits.get(group) or limits.get(ALL_STRIPS)
-        passed = [score > level.value for level in (own.review, own.reject)] if own else [False]
+        levels = (own.review, own.reject) if own and own.has_reject else (own.review,) if own else ()
+        passed = [score > level.value for level in levels] or [False]
         flagged = passed[0]
         row |= {
             "width_px": 1600,

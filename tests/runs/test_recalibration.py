@@ -94,7 +94,7 @@ class TestScoredRuns:
         summary = recalibrate(config)
         assert summary["num_strips"] == 60 - len(defects)
         assert summary["true_alarms_left_out"] == len(defects)
-        (warning,) = summary["warnings"]
+        warning = summary["warnings"][0]
         assert f"1 of {len(lines) - 1} verdicts are on strips not in runs {run.run_id}" in warning
         nominal_N = np.sort(
             [

@@ -31,7 +31,7 @@
   if (cards.length) {
     const wanted = () => {
       const group = byId("gallery-group")?.value ?? "";
-      const verdict = byId("gallery-verdict").value;
+      const verdict = byId("gallery-verdict")?.value ?? "";
       const any = byId("gallery-group")?.selectedIndex > 0;
       return cards.filter((card) => (!any || card.dataset.group === group) && (!verdict || card.dataset.verdict === verdict));
     };
