@@ -1,4 +1,6 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +73,26 @@ def test_a_sharded_selection_from_tiles_is_that_of_a_single_process(world: World
     assert summary["skipped"] == {"empty": 1, "unreadable": 1}
     assert (len(bank.image_keys), summary["held_out"]) == (14, 10)
     assert all(stored.key.startswith(("bank/", "nominal/")) for stored in Location(s3_uri).list()), "no scratch files"
+
+
+def test_a_bank_ends_in_its_page_and_forgets_excluded_strips(world: World, s3_uri: str, tmp_path: Path) -> None:
+    config = build_config(world.nominal_uri, f"{s3_uri}/bank", calibration=CalibrationConfig())
+    keys = list_archive(config.nominal).column("image_key").to_pylist()
+    (tmp_path / "odd").write_text("\n".join([*keys[:3], "elsewhere.jpg"]))
+    lines: list[str] = []
+    summary = build_memory_bank(replace(config, exclude=str(tmp_path / "odd")), lines.append)
+    location = Location(config.bank_uri)
+    assert read_bank(location.read, config.bank_uri).image_keys == tuple(keys[3:])
+    assert set(read_calibration_rows(config.bank_uri, 1)["image_key"].to_pylist()) == set(keys[3:])
+    assert json.loads(location.read("run.json"))["excluded"] == keys[:3]
+    assert any("1 of 4 keys, such as elsewhere.jpg, are not in" in line for line in lines)
+    assert summary["page_uri"] == f"{config.bank_uri}/bank.html"
+    assert [f"warning: {warning}" for warning in summary["warnings"]] == [
+        line for line in lines if line.startswith("warning: ") and "elsewhere" not in line
+    ]
+    page = location.read("bank.html").decode()
+    assert f"{len(keys) - 3} nominal strips set the thresholds; 3 are excluded" in page
+    assert page.count("Nearest normal patch is from") == min(20, len(keys) - 3)
 
 
 def test_thresholds_rest_on_strips_that_the_bank_never_saw(world: World) -> None:
