@@ -53,7 +53,8 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
     def make(plan: ComputePlan) -> Facts:
         report(f"embedding {len(learning.fit)} of {len(images)} nominal images in {images.uri}")
         request = learning.request(config.embedder, embedder.weights_digest)
-        selected = learning.select(request, plan, coreset_limits(config.coreset), report)
+        limits, drop = coreset_limits(config.coreset), config.coreset.drop_suspects
+        selected = learning.select(request, plan, limits, report, drop_suspects=drop)
         bank = new_bank(selected.selection, config.embedder, embedder.weights_digest, config.scoring, config.index)
         return learning.finish(bank, selected, report)
 
@@ -144,10 +145,11 @@ class _Learning:
         limits: Limits,
         report: Report,
         centers_KD: torch.Tensor | None = None,
+        drop_suspects: bool = False,
     ) -> Selected:
         """Select patches from the images to fit on."""
-        scratch_uri = str(self._target)
-        return select_patches(self.fit, request, plan, limits, report, scratch_uri=scratch_uri, centers_KD=centers_KD)
+        options: dict[str, Any] = {"centers_KD": centers_KD, "drop_suspects": drop_suspects}
+        return select_patches(self.fit, request, plan, limits, report, scratch_uri=str(self._target), **options)
 
     def finish(self, bank: MemoryBank, selected: Selected, report: Report, earlier: pa.Table | None = None) -> Facts:
         """Write the bank, calibrate it and return the summary.
@@ -175,6 +177,7 @@ class _Learning:
             "recall_at_1": info.recall["recall_at_1"] if info.recall else 1.0,
             "embedding_s": round(selected.embedding_s, 2),
             "skipped": selected.skipped,
+            "dropped": selected.selection.num_dropped,
             **thresholds,
         }
 

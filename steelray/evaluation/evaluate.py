@@ -205,6 +205,7 @@ class _Fitting:
         settings, fit, held_out = self._config.calibration, dataset.fit, list[Sample]()
         if settings is not None:
             fit, held_out = split_samples(fit, settings)
+        strips = [str(sample.path) for sample in fit]
         bank = fit_memory_bank(
             [sample.key for sample in fit],
             [_pixels(sample) for sample in fit],
@@ -212,8 +213,9 @@ class _Fitting:
             coreset=self._config.coreset,
             scoring=self._config.scoring,
             index=self._config.index,
+            strips=strips,
         )
-        scorer = bank_scorer(bank, self._embedder, self._num_threads, [str(sample.path) for sample in fit])
+        scorer = bank_scorer(bank, self._embedder, self._num_threads, strips)
         threshold = None
         if settings is not None:
             threshold = conformal_threshold(
