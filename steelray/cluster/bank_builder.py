@@ -99,7 +99,8 @@ def _build(
     """Build the bank of one recipe, at its own location."""
     learning = learning.into(config, config.bank_uri)
     request = learning.request(config.embedder, weights_digest)
-    selected = learning.select(request, plan, coreset_limits(config.coreset), report)
+    limits, drop = coreset_limits(config.coreset), config.coreset.drop_suspects
+    selected = learning.select(request, plan, limits, report, drop_suspects=drop)
     bank = new_bank(selected.selection, config.embedder, weights_digest, config.scoring, config.index)
     return {"recipe": config.recipe, **learning.finish(bank, selected, report)}
 
@@ -249,10 +250,11 @@ class _Learning:
         limits: Limits,
         report: Report,
         centers_KD: torch.Tensor | None = None,
+        drop_suspects: bool = False,
     ) -> Selected:
         """Select patches from the images to fit on."""
-        scratch_uri = str(self._target)
-        return select_patches(self.fit, request, plan, limits, report, scratch_uri=scratch_uri, centers_KD=centers_KD)
+        options: dict[str, Any] = {"centers_KD": centers_KD, "drop_suspects": drop_suspects}
+        return select_patches(self.fit, request, plan, limits, report, scratch_uri=str(self._target), **options)
 
     def finish(self, bank: MemoryBank, selected: Selected, report: Report, earlier: pa.Table | None = None) -> Facts:
         """Write the bank, calibrate it, write its page and return the summary.
@@ -291,6 +293,7 @@ class _Learning:
             "recall_at_1": info.recall["recall_at_1"] if info.recall else 1.0,
             "embedding_s": round(selected.embedding_s, 2),
             "skipped": selected.skipped,
+            "dropped": selected.selection.num_dropped,
             **thresholds,
             **power,
         }

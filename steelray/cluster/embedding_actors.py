@@ -16,7 +16,11 @@ from ray.exceptions import RayTaskError
 from steelray.cluster.plan import MAX_RESTARTS, SHARD_CPUS
 from steelray.patchcore.coreset import Candidates, CoresetShard
 from steelray.patchcore.index import BankUnavailable
+from steelray.patchcore.suspects import Comparison, Floats, Ids, LocalPatches, merged
 from steelray.storage.location import Location
+
+Placement = tuple[dict[int, int], dict[int, int]]
+"""Number of each usable image by its index in the manifest, and columns of its patch grid by number."""
 
 
 class EmbeddingServer:
@@ -72,6 +76,19 @@ class EmbeddingServer:
             return None
         self._round += 1
         return self._shard.candidates(count, *centers)
+
+    def compare(self, place: Placement, vectors_MD: Floats, strips_M: Ids, strip_of: Sequence[int]) -> Comparison:
+        """Compare bank vectors with the patches of this shard; see `steelray.patchcore.suspects`."""
+        return self._patches(place).compare(vectors_MD, strips_M, strip_of)
+
+    def own_distances(self, place: Placement, origins_M3: NDArray[np.int32]) -> Floats:
+        """Return the distances of patches to their own image; NaN where this shard does not hold it."""
+        return self._patches(place).own_distances(origins_M3)
+
+    def _patches(self, place: Placement) -> LocalPatches:
+        torch.set_num_threads(self._num_threads)
+        numbers, columns = place
+        return LocalPatches({numbers[image]: rows_QD for image, rows_QD in sorted(self._images.items())}, columns)
 
     def _build(self, first_index_of: dict[int, int]) -> CoresetShard:
         torch.set_num_threads(self._num_threads)  # embedding is over, so the cores are free
@@ -133,6 +150,25 @@ class RemoteShards:
             if isinstance(error.cause, ValueError):  # its message names the wrong embedding
                 raise error.cause from None
             raise
+
+
+class RemotePatches:
+    """All embedding actors as the `Patches` that suspects are judged by. A restarted actor has its embeddings again."""
+
+    def __init__(self, servers: Sequence[Any], numbers: dict[int, int], columns: dict[int, int]) -> None:
+        self._servers = list(servers)
+        self._place = ray.put((numbers, columns))
+
+    def compare(self, vectors_MD: Floats, strips_M: Ids, strip_of: Sequence[int]) -> Comparison:
+        """Compare bank vectors with the patches of other strips, on all shards."""
+        vectors, strips, of_image = ray.put(vectors_MD), ray.put(strips_M), ray.put(strip_of)
+        return merged(ray.get([one.compare.remote(self._place, vectors, strips, of_image) for one in self._servers]))
+
+    def own_distances(self, origins_M3: NDArray[np.int32]) -> Floats:
+        """Return the distance of each patch to the nearest part of its own image."""
+        parts = ray.get([server.own_distances.remote(self._place, origins_M3) for server in self._servers])
+        distances_M: Floats = np.fmin.reduce(parts)  # NaN on all shards but one
+        return distances_M
 
 
 def start_embedding_servers(scratch_uri: str, num_servers: int, num_threads: int) -> list[Any]:

@@ -17,14 +17,14 @@ import ray
 import torch
 
 from steelray.cluster.driver import Report, cluster_resources
-from steelray.cluster.embedding_actors import RemoteShards, start_embedding_servers
+from steelray.cluster.embedding_actors import RemotePatches, RemoteShards, start_embedding_servers
 from steelray.cluster.image_source import map_images
 from steelray.cluster.plan import ComputePlan
 from steelray.config import ComputeConfig, ConfigError
 from steelray.models.model import load_embedder
 from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.coreset import select
-from steelray.patchcore.fit import Limits, Selection, patch_origins
+from steelray.patchcore.fit import Limits, Selection, patch_origins, without_suspects
 from steelray.patchcore.portable_embedder import PortableEmbedder
 from steelray.patchcore.quantised import recall_queries
 from steelray.runs.batch import images_of, shape_error
@@ -42,6 +42,10 @@ EMBEDDED = pa.schema(
         pa.field("grid_columns", pa.int32()),
     ]
 )
+
+
+MAX_NAMED = 5
+"""Most strips that a line of progress names."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def select_patches(
     *,
     scratch_uri: str,
     centers_KD: torch.Tensor | None = None,
+    drop_suspects: bool = False,
 ) -> Selected:
     """Embed nominal images on the cluster and select the patches that cover them.
 
@@ -118,6 +123,7 @@ def select_patches(
         limits: of the selection; may raise `ValueError`.
         scratch_uri: embeddings are kept for restarted actors in a new folder beside this location.
         centers_KD: vectors of the bank that the selection continues from.
+        drop_suspects: drop what only one strip has.
 
     Raises:
         ConfigError: no image can be used, embeddings are not finite, or a limit is wrong.
@@ -138,11 +144,27 @@ def select_patches(
         if skipped:
             report(f"left out of the bank: {skipped}")
         selection = _select(images, usable, servers, limits, report, centers_KD)
+        if drop_suspects:
+            numbers = {row["image_index"]: number for number, row in enumerate(usable)}
+            columns = {number: row["grid_columns"] for number, row in enumerate(usable)}
+            selection = without_suspects(selection, RemotePatches(servers, numbers, columns))
+            if selection.num_dropped:
+                report(_says_dropped(selection))
         return Selected(selection, skipped, embedding_s)
     finally:
         for server in servers:
             ray.kill(server)
         Location(scratch_uri).delete_all()
+
+
+def _says_dropped(selection: Selection) -> str:
+    """Return how many vectors were dropped and which strips to look at, farthest first."""
+    keys = list(dict.fromkeys(suspect.image_key for suspect in selection.suspects))
+    more = "" if len(keys) <= MAX_NAMED else f" and {len(keys) - MAX_NAMED} more"
+    return (
+        f"left out of the bank: {selection.num_dropped} of {len(selection.chosen.indices_M)} vectors, which only one "
+        f"strip has; look at {', '.join(keys[:MAX_NAMED])}{more}"
+    )
 
 
 def _embed(images: ImageSet, request: EmbeddingRequest, plan: ComputePlan, servers: list[Any]) -> pa.Table:

@@ -242,6 +242,7 @@ class _Fitting:
             embedder = load_embedder(settled, backend=config.backend, num_threads=self._num_threads)
             self._embedders[settled] = embedder
         embedder = self._embedders[settled]
+        strips = [str(sample.path) for sample in fit]
         bank = fit_memory_bank(
             [sample.key for sample in fit],
             [_pixels(sample) for sample in fit],
@@ -249,8 +250,9 @@ class _Fitting:
             coreset=config.coreset,
             scoring=config.scoring,
             index=config.index,
+            strips=strips,
         )
-        scorer = bank_scorer(bank, embedder, self._num_threads, [str(sample.path) for sample in fit])
+        scorer = bank_scorer(bank, embedder, self._num_threads, strips)
         facts = {**_bank_facts(bank.info), "held_out": len(held_out)}
         if settings is None:
             return _Fitted(config.recipe, scorer, None, None, facts)

@@ -83,7 +83,7 @@ class CoresetStatistics:
 
     Attributes:
         num_candidates: patches that the vectors were selected from; of a grown bank, over all its selections.
-        cover_radius: largest distance of a candidate to its nearest vector.
+        cover_radius: largest distance of a candidate to its nearest vector, those of dropped suspects included.
         num_rounds, duration_s: of the last selection.
         grown_from: ids of the banks that this one has grown from, oldest first.
     """

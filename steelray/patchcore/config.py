@@ -104,6 +104,9 @@ class CoresetConfig:
     cover_radius: float | None = None
     """Distance to the nearest bank vector at which a patch counts as covered; the selection ends when all are. null: no
     limit."""
+    drop_suspects: bool = True
+    """Drop vectors that only one strip has, so that a defect among the nominal strips does not teach the bank. Turn it
+    off if people have sorted the strips and rare patches are known to be nominal."""
 
     def __post_init__(self) -> None:
         require(0 < self.ratio <= 1, f"coreset.ratio must lie in (0, 1], not {self.ratio}")
@@ -200,7 +203,8 @@ class ScoringConfig:
 
 
 LATER_OPTIONS: dict[type, dict[str, tuple[Any, tuple[str, ...]]]] = {
-    EmbedderConfig: {"scale": (1.0, ()), "whole_cells": (False, ()), "tile_px": (None, ("tile_overlap_px",))}
+    EmbedderConfig: {"scale": (1.0, ()), "whole_cells": (False, ()), "tile_px": (None, ("tile_overlap_px",))},
+    CoresetConfig: {"drop_suspects": (False, ())},
 }
 """Options added after the first banks: the value when off, and the options that then have no effect. While off they
 stay out of the digest, so that old ids remain valid."""

@@ -24,6 +24,7 @@ from steelray.patchcore.leave_out import own_vectors
 from steelray.patchcore.portable_embedder import Embedder
 from steelray.patchcore.quantised import index_bank, recall_queries
 from steelray.patchcore.scorer import PatchCoreScorer
+from steelray.patchcore.suspects import LocalPatches, Patches, Suspect, judge, shown
 
 Limits = Callable[[int], tuple[int, float]]
 """Takes the number of candidates; returns the most picks and the cover radius that ends the selection (0: none)."""
@@ -37,10 +38,13 @@ class Selection:
     """Patches selected from nominal images.
 
     Attributes:
+        chosen: all picks, also those that were dropped.
         vectors_MD, origins_M3: in the order of the picks; image indices count within `image_keys`.
         image_keys, sizes_px: of all usable images.
         queries_QD: patches that were not picked, to measure the recall of an index on.
         duration_s: duration of the selection, without embedding.
+        num_dropped: picks that are not among the vectors because only one strip has them.
+        suspects: the farthest of these, to show to a person.
     """
 
     chosen: Coreset
@@ -51,6 +55,8 @@ class Selection:
     num_candidates: int
     queries_QD: NDArray[np.float32]
     duration_s: float
+    num_dropped: int = 0
+    suspects: tuple[Suspect, ...] = ()
 
 
 def patch_origins(grids: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
@@ -110,12 +116,16 @@ def select_patches(
     limits: Limits,
     *,
     centers_KD: torch.Tensor | None = None,
+    drop_suspects: bool = False,
+    strips: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Selection:
     """Embed nominal images and select the patches that cover them.
 
     Args:
         centers_KD: vectors of a bank that the selection continues from.
+        drop_suspects: drop what only one strip has.
+        strips: the strip that each image shows or is a part of; None: its key.
 
     Raises:
         ConfigError: no images, or embeddings that are not finite.
@@ -133,7 +143,7 @@ def select_patches(
     except ValueError as error:
         raise ConfigError(f"coreset: {error}") from None
     rows = chosen.indices_M.numpy()
-    return Selection(
+    selection = Selection(
         chosen,
         vectors_ND[rows],
         patch_origins([(e.shape[0], e.shape[1]) for e in embeddings])[rows],
@@ -142,6 +152,35 @@ def select_patches(
         len(vectors_ND),
         vectors_ND[recall_queries(len(vectors_ND), rows)],
         time.perf_counter() - start_s,
+    )
+    if not drop_suspects:
+        return selection
+    images_of = {number: e.reshape(-1, e.shape[2]) for number, e in enumerate(embeddings)}
+    patches = LocalPatches(images_of, {number: e.shape[1] for number, e in enumerate(embeddings)})
+    return without_suspects(selection, patches, strips)
+
+
+def without_suspects(selection: Selection, patches: Patches, strips: Sequence[str] | None = None) -> Selection:
+    """Return a selection without the vectors that only one strip has.
+
+    Args:
+        patches: embeddings of all images.
+        strips: the strip that each image shows or is a part of; None: its key.
+    """
+    start_s = time.perf_counter()
+    origins_M3 = selection.origins_M3
+    rows, distances = judge(patches, selection.vectors_MD, origins_M3, strips or selection.image_keys)
+    suspects = [
+        Suspect(selection.image_keys[image], row, column, distance)
+        for (image, row, column), distance in zip(origins_M3[rows].tolist(), distances.tolist(), strict=True)
+    ]
+    return replace(
+        selection,
+        vectors_MD=np.delete(selection.vectors_MD, rows, axis=0),
+        origins_M3=np.delete(origins_M3, rows, axis=0),
+        duration_s=selection.duration_s + time.perf_counter() - start_s,
+        num_dropped=len(rows),
+        suspects=shown(suspects),
     )
 
 
@@ -211,17 +250,20 @@ def fit_memory_bank(
     coreset: CoresetConfig,
     scoring: ScoringConfig,
     index: IndexConfig | None = None,
+    strips: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> MemoryBank:
     """Embed nominal images and keep a greedy coreset of their patches.
 
     Args:
         index: storage and search of the bank; None: float32, exact.
+        strips: the strip that each image shows or is a part of; None: its key.
 
     Raises:
         ConfigError: no images, embeddings that are not finite, or an index that does not suit the bank.
     """
-    selection = select_patches(keys, images, embedder, coreset_limits(coreset), progress=progress)
+    limits, drop = coreset_limits(coreset), coreset.drop_suspects
+    selection = select_patches(keys, images, embedder, limits, drop_suspects=drop, strips=strips, progress=progress)
     return new_bank(selection, embedder.config, embedder.weights_digest, scoring, index)
 
 

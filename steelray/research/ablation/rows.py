@@ -195,7 +195,7 @@ class _Member:
     def fit(self, samples: Sequence[Sample]) -> tuple[Scorer, Scorer]:
         """Return a scorer that knows these samples as normal, and the same without the cache, to time it."""
         images, member = [_pixels(sample) for sample in samples], self._member
-        if member.coreset == CoresetConfig(ratio=1.0):  # every patch: there is nothing to select
+        if member.coreset == CoresetConfig(ratio=1.0, drop_suspects=False):  # every patch: there is nothing to select
             embeddings = [self._cached.embed_image(image) for image in images]
             vectors_ND = np.concatenate([e.reshape(-1, e.shape[2]) for e in embeddings])
             member.scoring.check_bank(len(vectors_ND))

@@ -12,7 +12,7 @@ class AblationMember:
     """One memory bank of a setting, with its scoring."""
 
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
-    coreset: CoresetConfig = field(default_factory=CoresetConfig)
+    coreset: CoresetConfig = field(default_factory=lambda: CoresetConfig(drop_suspects=False))
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     weight: float = 1.0
     """Weight of this bank in the fused score of several members; each is first scaled by nominal scores."""

@@ -109,7 +109,7 @@ def _scorers(study: StudyConfig, fit: Sequence[Sample], num_threads: int) -> dic
 def _patchcore(fit: Sequence[Sample], num_threads: int) -> Scorer:
     embedder = load_embedder(EmbedderConfig(levels=(2, 3, 4)), num_threads=num_threads)
     keys, images = [sample.key for sample in fit], [sample.load() for sample in fit]
-    coreset, scoring = CoresetConfig(ratio=0.02), ScoringConfig(image_score="top_mean")
+    coreset, scoring = CoresetConfig(ratio=0.02, drop_suspects=False), ScoringConfig(image_score="top_mean")
     bank = fit_memory_bank(keys, images, embedder, coreset=coreset, scoring=scoring)
     return bank_scorer(bank, embedder, num_threads)
 

@@ -47,7 +47,7 @@ class PatchCoreRecipe:
     """Memory bank, the same on both datasets."""
 
     embedder: EmbedderConfig = field(default_factory=lambda: EmbedderConfig(levels=(1, 2, 3), resize_px=(256, 256)))
-    coreset: CoresetConfig = field(default_factory=CoresetConfig)
+    coreset: CoresetConfig = field(default_factory=lambda: CoresetConfig(drop_suspects=False))
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
 
