@@ -16,6 +16,7 @@ from steelray.cluster.driver import Report, expected_stops
 from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.placement import alive_nodes
 from steelray.cluster.plan import Node
+from steelray.cluster.power_check import check_power
 from steelray.cluster.train_worker import WorkerSettings, train
 from steelray.cluster.training_images import NominalImages, StoredImages, list_nominal, store_images
 from steelray.config import ComputeConfig, ConfigError, Facts, JobFailed
@@ -96,6 +97,7 @@ def _train(config: TrainConfig, folder: TrainRun, images: NominalImages, report:
         "images_per_s": round(sum(r["images_per_s"] for r in rows) / len(rows), 3),
         "peak_memory_bytes": max(int(row["peak_memory_bytes"]) for row in rows),
         **calibrate_model(model_uri, images.held_out, compute, config.calibration, report),
+        **check_power(model_uri, images.held_out, compute, report),
     }
 
 

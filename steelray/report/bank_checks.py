@@ -9,11 +9,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
-from steelray.evaluation.power import Power
 from steelray.models.calibration import Calibration
 from steelray.models.odd import Setters, named_groups, setters_in_words, threshold_setters
 from steelray.report.checks import Check, Level, support_checks
 from steelray.report.data import BankData
+from steelray.report.power_section import CANNOT_DECIDE, power_checks
 from steelray.report.words import number, percent
 
 MIN_SEQUENCE = 20
@@ -21,7 +21,6 @@ MIN_SEQUENCE = 20
 SIGNIFICANT = 0.001
 MIN_CHANGE = 0.5
 """A drift counts from this share of the interquartile range on."""
-PLURALS = {"roughness": "rough areas", "scratch": "scratches"}
 NUM_NAMED = 3
 
 
@@ -84,25 +83,13 @@ def image_sizes(rows: pa.Table) -> list[tuple[tuple[int, int], int]]:
 def bank_checks(data: BankData) -> list[Check]:
     """Check what a person must know before the bank is used, most important first."""
     return [
-        *_power(data),
+        *power_checks(data.findings.power),
         *_setters(data),
         *support_checks(data.calibration.groups),
         *_suspects(data),
         *_strips(data),
         _coverage(data),
     ]
-
-
-def _power(data: BankData) -> Iterator[Check]:
-    power = data.findings.power
-    if power is None:
-        return
-    found = [limit for limit in power.limits if limit.contrast is not None]
-    detail = f"{len(found)} of {len(power.limits)} kinds and sizes of planted defects are found"
-    if not power.can_decide:
-        yield Check(Level.PROBLEM, "Planted defects are not found", detail, "power")
-    else:
-        yield Check(Level.OK, "Planted defects are found", f"{detail}, from some contrast on", "power")
 
 
 def _setters(data: BankData) -> Iterator[Check]:
@@ -166,10 +153,7 @@ def bank_headline(data: BankData, checks: list[Check]) -> tuple[Level, str]:
     power = data.findings.power
     if power is not None and not power.can_decide:
         like = strips_to_add(data)
-        return (
-            Level.PROBLEM,
-            f"This model cannot decide: none of the planted defects is found at any size; add strips like {like}",
-        )
+        return Level.PROBLEM, f"{CANNOT_DECIDE}; add strips like {like}"
     looks = sum(check.level == Level.LOOK for check in checks)
     if looks:
         return Level.LOOK, f"The bank is built; {'one thing needs' if looks == 1 else f'{looks} things need'} a look"
@@ -183,12 +167,3 @@ def strips_to_add(data: BankData) -> str:
     if not keys:
         keys = data.rows["image_key"].take(oddest_rows(data.rows, data.calibration)[:NUM_NAMED]).to_pylist()
     return ", ".join(keys)
-
-
-def limits_in_words(power: Power) -> list[str]:
-    """Return a sentence for the detection limit of each kind and size of planted defects."""
-    return [
-        f"Half of the {limit.size_px} px {PLURALS.get(limit.kind, f'{limit.kind}s')} are found "
-        + (f"from {limit.contrast} grey levels on." if limit.contrast is not None else "at no contrast.")
-        for limit in power.limits
-    ]

@@ -6,7 +6,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,6 @@ from steelray.report.bank_checks import (
     bank_headline,
     brightness_in_order,
     image_sizes,
-    limits_in_words,
     oddest_rows,
     setters_of,
 )
@@ -34,6 +32,7 @@ from steelray.report.figures import MAX_CHARTS, bank_charts
 from steelray.report.gallery import UNAVAILABLE, GallerySource, draw_gallery
 from steelray.report.html import render_page
 from steelray.report.page import MAX_DATA_BYTES
+from steelray.report.power_section import power_section
 from steelray.schema import Verdict
 from steelray.storage.location import Location
 
@@ -205,7 +204,6 @@ def render_bank_page(data: BankData) -> str:
     level, sentence = bank_headline(data, checks)
     groups = _groups(data)
     alone = len(groups) == 1
-    power = data.findings.power
     return render_page(
         "bank.html.j2",
         ("gallery.js",),
@@ -224,9 +222,7 @@ def render_bank_page(data: BankData) -> str:
         charts=bank_charts(data, brightness_in_order(data.rows, data.calibration)),
         sizes=image_sizes(data.rows)[:MAX_SIZES],
         num_sizes=len(image_sizes(data.rows)),
-        power_rows=_power_rows(data),
-        contrasts=sorted({cell.contrast for cell in power.cells}) if power else [],
-        limits_in_words=limits_in_words(power) if power else [],
+        power=power_section(data.findings.power, data.findings.planted),
         details=_details(data),
     )
 
@@ -280,18 +276,6 @@ def _choices(data: BankData) -> list[_Choice]:
                 cost += f"; with {them}, scores from {passing} pass"
         found.append(_Choice(one, without, cost))
     return found
-
-
-def _power_rows(data: BankData) -> list[tuple[str, int, dict[int, Any]]]:
-    """Return kind, size and cells by contrast of every row of the power table."""
-    power = data.findings.power
-    if power is None:
-        return []
-    names = dict.fromkeys((cell.kind, cell.size_px) for cell in power.cells)
-    return [
-        (kind, size, {cell.contrast: cell for cell in power.cells if (cell.kind, cell.size_px) == (kind, size)})
-        for kind, size in names
-    ]
 
 
 def _details(data: BankData) -> list[tuple[str, str]]:

@@ -61,6 +61,7 @@ class ReportData:
         history: earlier runs, oldest first, without this one.
         gallery: the worst strips, worst first.
         table_uri: URI of the complete score table.
+        power: of the model at these thresholds; None if no defects were planted for it.
         details: further lines to show, such as versions and settings.
     """
 
@@ -82,6 +83,7 @@ class ReportData:
     history: Sequence[RunSummary] = ()
     gallery: Sequence[GalleryItem] = ()
     table_uri: str | None = None
+    power: Power | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from steelray.config import Facts, JobFailed
+from steelray.evaluation.power import read_power
 from steelray.job import num_cores
 from steelray.models.calibration import ALL_STRIPS, Calibration, group_warnings, read_calibration_rows
 from steelray.models.model import Model
@@ -196,6 +197,7 @@ def _report(
         history=findings.history,
         gallery=make_gallery(source, scores, config.report.gallery),
         table_uri=f"{scoring.run.location}/{SCORES_DIR}",
+        power=read_power(model.uri, scoring.calibration),
         details={name: value for name, value in details.items() if value},
     )
 

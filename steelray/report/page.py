@@ -18,6 +18,7 @@ from steelray.report.checks import flags_by_group, headline, run_checks
 from steelray.report.data import IndexEntry, ReportData, safe_url
 from steelray.report.figures import MAX_RUNS, drift_charts, index_charts, score_charts, trend_charts
 from steelray.report.html import render_page
+from steelray.report.power_section import CANNOT_DECIDE, power_checks, power_section
 from steelray.report.rows import Counts, fitting_rows
 from steelray.schema import Verdict
 
@@ -34,8 +35,10 @@ SAYS = (("true_alarm", "True alarm"), ("false_alarm", "False alarm"))
 def render_report(data: ReportData) -> str:
     """Render the page of one run as HTML; however large the run, it stays below 8 MB."""
     counts = Counts(data.scores)
-    checks = run_checks(data, counts)
+    checks = [*run_checks(data, counts), *power_checks(data.power)]
     level, sentence = headline(checks)
+    if data.power is not None and not data.power.can_decide:
+        sentence = f"{CANNOT_DECIDE}, so a strip that is not flagged may still be defective"
     rows_json, num_embedded = fitting_rows(data.scores, MAX_ROWS_BYTES)
     flags = flags_by_group(data, counts)
     return render_page(
@@ -65,6 +68,7 @@ def render_report(data: ReportData) -> str:
         drift_charts=drift_charts(data),
         trend_charts=trend_charts(data),
         num_runs=len(data.history) + 1,
+        power=power_section(data.power),
         failures=_failures(data, counts),
         failed_share=counts.num_failed / max(1, counts.num_rows),
         num_embedded=num_embedded,

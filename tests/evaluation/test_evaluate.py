@@ -46,9 +46,12 @@ def config(folder: Path, embedder: EmbedderConfig, **settings: object) -> Evalua
     return EvaluateConfig(
         data=DatasetConfig("folder", str(folder), num_fit=5),
         embedder=embedder,
-        coreset=CoresetConfig(ratio=0.2),
-        backend="eager",
-        **settings,  # type: ignore[arg-type]
+        **{
+            "coreset": CoresetConfig(ratio=0.2, drop_suspects=False),
+            "calibration": None,
+            "backend": "eager",
+            **settings,
+        },  # type: ignore[arg-type]
     )
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 from scipy import ndimage
 
 from steelray.demo.synthetic import DEFECTS, make_strip
+from steelray.evaluation.power import Power, PowerCell
 from steelray.imaging import pictures
 from steelray.models.calibration import ALL_STRIPS, GroupThresholds, conformal_threshold
 from steelray.report import drift
@@ -154,6 +155,7 @@ def example_run(num_rows=600, num_gallery=8, *, darker=None, history=9, groups=G
         "reference": reference,
         "history": earlier,
         "gallery": gallery(scores, num_gallery),
+        "power": Power(24, (PowerCell("texture", 48, 32, 8, 6), PowerCell("texture", 48, 64, 8, 8))),
         "table_uri": f"s3://results/runs/{RUN_ID}/scores",
         "details": {"Model": "patchcore, tf_efficientnet_lite0", "Hardware": "2 CPU cores"},
     }

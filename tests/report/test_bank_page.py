@@ -14,11 +14,12 @@ from steelray.models.calibration import calibrate, read_calibration, read_calibr
 from steelray.models.model import load_scorer, open_model
 from steelray.patchcore.bank import BankFile, BankInfo, CoresetStatistics
 from steelray.patchcore.config import EmbedderConfig, IndexConfig, ScoringConfig
-from steelray.report.bank_checks import bank_checks, bank_headline, brightness_drifts, limits_in_words
+from steelray.report.bank_checks import bank_checks, bank_headline, brightness_drifts
 from steelray.report.bank_page import BANK_PAGE, _oddest, _source, render_bank_page, renew_bank_page, write_bank_page
 from steelray.report.checks import Level
 from steelray.report.data import BankData, BankFindings, Recipe, RecipeRow, Suspect
 from steelray.report.page import render_report
+from steelray.report.power_section import limits_in_words
 from steelray.runs.batch import BatchScorer, RunStamp
 from steelray.runs.exclude import read_excluded
 from steelray.storage.listing import ArchiveConfig, list_archive

@@ -3,8 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from steelray.evaluation.power import Power, PowerCell
 from steelray.report import drift
 from steelray.report.checks import Level, flags_by_group, headline, run_checks
+from steelray.report.page import render_report
 from steelray.report.rows import Counts
 from tests.report.examples import example_run, score_table, thresholds
 
@@ -37,6 +39,17 @@ def test_a_calm_run_is_sound(calm):
     assert checks[0].detail == "900 listed, 900 rows: none lost, none twice"
     later = checks_of(replace(calm, num_already_scored=12_000))["run"].detail
     assert later == f"{checks[0].detail}; 12,000 more were scored by earlier runs"
+
+
+def test_a_run_is_not_sound_unless_its_model_can_decide(calm):
+    blind = replace(calm, power=Power(24, (PowerCell("texture", 48, 64, 8, 1),)))
+    page = render_report(blind)
+    assert "This model cannot decide: none of the planted defects is found at any size" in page
+    assert "Half of the 48 px textures are found at no contrast." in page
+    assert "Power not measured" in render_report(replace(calm, power=None))
+    assert "The run is complete and sound" not in render_report(replace(calm, power=None))
+    assert "The run is complete and sound" in render_report(calm)
+    assert "Half of the 48 px textures are found from 32 grey levels on." in render_report(calm)
 
 
 @pytest.mark.parametrize("change", ["lost", "twice"])
