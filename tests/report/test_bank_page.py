@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -262,3 +263,18 @@ def test_the_saved_verdicts_are_a_list_to_exclude(browser, tmp_path):
     (tmp_path / "odd.csv").write_text(saved(browser, "verdicts-bank-b4nk-1.csv"), encoding="utf-8")
     assert read_excluded(str(tmp_path / "odd.csv")) == [HOSTILE_KEY]
     assert browser.complaints() == []
+
+
+def test_the_page_fits_a_phone_and_its_headings_do_not_skip_a_level(browser, tmp_path):
+    findings = BankFindings(power(32), [("a caption", JPEG)], [Suspect("line1/" + 60 * "k", 8.25, JPEG)])
+    (tmp_path / "bank.html").write_text(render_bank_page(bank_data(normal(60, 13.0), num_gallery=4, findings=findings)))
+    for width_px in (320, 768, 1920):
+        browser.show(width_px, 800)
+        browser.open(tmp_path / "bank.html")
+        assert browser.js("return document.documentElement.scrollWidth") <= width_px
+    levels = browser.js(
+        "return [...document.querySelectorAll('h1,h2,h3,h4')].filter((e) => e.checkVisibility())"
+        ".map((e) => Number(e.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))

@@ -141,3 +141,15 @@ def test_verdicts_on_other_strips_store_nothing(plant: Plant, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"none of its 1 keys, such as elsewhere\.jpg, is in rows of calibration 1"):
         recalibrate(CalibrateConfig(plant.bank_uri, verdicts=str(tmp_path / "verdicts.csv")))
     assert read_calibration(plant.bank_uri)[1] == 1
+
+
+def test_a_reject_threshold_without_support_rejects_no_strip(plant: Plant, tmp_path: Path) -> None:
+    keys = read_calibration_rows(plant.bank_uri, 1)["image_key"].to_pylist()
+    (tmp_path / "few.txt").write_text("\n".join(keys[6:]))
+    summary = recalibrate(CalibrateConfig(plant.bank_uri, exclude=str(tmp_path / "few.txt"), group_pattern=""))
+    assert summary["groups"][""]["reject"] is None
+    assert any("no strip gets the verdict reject" in warning for warning in summary["warnings"])
+    defects = fill_archive(plant, 24)
+    verdicts = plant.written_run()[0].scores()["verdict"].to_pylist()
+    assert verdicts.count("review") >= len(defects)
+    assert set(verdicts) == {"normal", "review"}
