@@ -83,7 +83,7 @@ def image_sizes(rows: pa.Table) -> list[tuple[tuple[int, int], int]]:
 def bank_checks(data: BankData) -> list[Check]:
     """Check what a person must know before the bank is used, most important first."""
     return [
-        *power_checks(data.findings.power),
+        *(power_checks(data.findings.power) if data.findings.power is not None else ()),
         *_setters(data),
         *support_checks(data.calibration.groups),
         *_suspects(data),
