@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,7 +44,7 @@ from steelray.patchcore.fit import (
     new_bank,
 )
 from steelray.patchcore.recipe import CANDIDATES, with_recipe
-from steelray.report.bank_page import write_bank_page
+from steelray.report.bank_page import BuildFindings, write_bank_page
 from steelray.runs.exclude import exclude
 from steelray.storage.listing import ImageSet, list_archive
 from steelray.storage.location import Location
@@ -74,9 +74,14 @@ def build_memory_bank(config: BuildMemoryBankConfig, report: Report) -> dict[str
 
     def make(plan: ComputePlan) -> Facts:
         report(f"embedding {len(learning.fit)} of {len(images)} nominal images in {images.uri}")
-        if config.recipe != AUTO:
-            return _build(recipes[0], learning, digests[config.recipe], plan, report)
-        return _build_best(recipes, learning, digests, plan, report)
+        candidates: list[Candidate] = []
+        if config.recipe == AUTO:
+            summary, selected, candidates = _build_best(recipes, learning, digests, plan, report)
+        else:
+            summary, selected = _build(recipes[0], learning, digests[config.recipe], plan, report)
+        suspects = selected.selection.suspects if config.coreset.drop_suspects else None
+        recipe = str(summary["recipe"])
+        return learning.with_page(summary, config.bank_uri, BuildFindings(suspects, tuple(candidates), recipe))
 
     return ModelJob(
         config, target, "the build", (images.uri, config.bank_uri), facts, num_shards=learning.num_shards
@@ -95,14 +100,14 @@ def _recipes(config: BuildMemoryBankConfig, images: ImageSet) -> list[BuildMemor
 
 def _build(
     config: BuildMemoryBankConfig, learning: "_Learning", weights_digest: str, plan: ComputePlan, report: Report
-) -> Facts:
-    """Build the bank of one recipe, at its own location."""
+) -> tuple[Facts, Selected]:
+    """Build the bank of one recipe, at its own location. Return the summary and the selection."""
     learning = learning.into(config, config.bank_uri)
     request = learning.request(config.embedder, weights_digest)
     limits, drop = coreset_limits(config.coreset), config.coreset.drop_suspects
     selected = learning.select(request, plan, limits, report, drop_suspects=drop)
     bank = new_bank(selected.selection, config.embedder, weights_digest, config.scoring, config.index)
-    return {"recipe": config.recipe, **learning.finish(bank, selected, report)}
+    return {"recipe": config.recipe, **learning.finish(bank, selected, report)}, selected
 
 
 def _build_best(
@@ -111,18 +116,18 @@ def _build_best(
     digests: Mapping[str, str],
     plan: ComputePlan,
     report: Report,
-) -> Facts:
+) -> tuple[Facts, Selected, list[Candidate]]:
     """Build a bank by each recipe beside the target, and move the one with the most power there."""
     target = Location(recipes[0].bank_uri)
     beside = Location(f"{target}-candidates-{uuid.uuid4().hex[:8]}")
-    summaries: dict[str, Facts] = {}
+    built: dict[str, tuple[Facts, Selected]] = {}
     candidates = []
     try:
         for recipe in recipes:
             report(f"recipe {recipe.recipe}: levels {list(recipe.embedder.levels)}, {recipe.scoring.image_score} score")
             one = replace(recipe, bank_uri=str(beside / recipe.recipe))
             start_s = time.perf_counter()
-            summaries[recipe.recipe] = _build(one, learning, digests[recipe.recipe], plan, report)
+            built[recipe.recipe] = _build(one, learning, digests[recipe.recipe], plan, report)
             power = read_power(one.bank_uri)
             share = 0.0 if power is None else power.share
             candidates.append(Candidate(recipe.recipe, share, round(time.perf_counter() - start_s, 2)))
@@ -134,8 +139,9 @@ def _build_best(
         _move(beside / chosen.recipe, target)
     finally:
         beside.delete_all()
-    facts = {**summaries[chosen.recipe], "bank_uri": recipes[0].bank_uri}
-    return {**facts, "candidates": [asdict(candidate) for candidate in candidates]}
+    summary, selected = built[chosen.recipe]
+    compared = {"bank_uri": recipes[0].bank_uri, "candidates": [asdict(candidate) for candidate in candidates]}
+    return {**summary, **compared}, selected, candidates
 
 
 def _move(source: Location, target: Location) -> None:
@@ -188,7 +194,8 @@ def grow_memory_bank(config: GrowMemoryBankConfig, report: Report) -> dict[str, 
                 f"{radius:.3f} off: raise growth.ratio, or check that these strips are nominal"
             )
         summary = learning.finish(grown, selected, report, earlier)
-        return {**summary, "grown_from": info.bank_id, "added": added, "known": num_known}
+        summary = {**summary, "grown_from": info.bank_id, "added": added, "known": num_known}
+        return learning.with_page(summary, config.grown_uri, BuildFindings())
 
     return ModelJob(
         config, target, "growing the bank", (images.uri, config.grown_uri), facts, num_shards=learning.num_shards
@@ -257,7 +264,7 @@ class _Learning:
         return select_patches(self.fit, request, plan, limits, report, scratch_uri=str(self._target), **options)
 
     def finish(self, bank: MemoryBank, selected: Selected, report: Report, earlier: pa.Table | None = None) -> Facts:
-        """Write the bank, calibrate it, write its page and return the summary.
+        """Write the bank, calibrate it, measure its power and return the summary.
 
         Args:
             earlier: score rows of further nominal strips to calibrate on.
@@ -271,19 +278,9 @@ class _Learning:
         uri = config.bank_uri if isinstance(config, BuildMemoryBankConfig) else config.grown_uri
         thresholds = calibrate_model(uri, self.held_out, config.compute, self._calibration, report, earlier)
         power = check_power(uri, self.held_out, config.compute, report)
-        page_uri = write_bank_page(
-            uri,
-            nominal=self._nominal,
-            decode=config.decode,
-            compute=config.compute,
-            num_threads=num_cores(),
-            num_excluded=self._num_excluded,
-            skipped=selected.skipped,
-        )
         return {
             "bank_id": info.bank_id,
             "bank_uri": uri,
-            "page_uri": page_uri,
             "vectors": info.num_vectors,
             "dim": info.dim,
             "num_candidates": info.coreset.num_candidates,
@@ -294,9 +291,24 @@ class _Learning:
             "embedding_s": round(selected.embedding_s, 2),
             "skipped": selected.skipped,
             "dropped": selected.selection.num_dropped,
+            "suspects": [asdict(suspect) for suspect in selected.selection.suspects],
             **thresholds,
             **power,
         }
+
+    def with_page(self, summary: Facts, uri: str, found: BuildFindings) -> dict[str, Any]:
+        """Write the page of a calibrated bank and add it to the summary."""
+        page_uri = write_bank_page(
+            uri,
+            nominal=self._nominal,
+            decode=self._config.decode,
+            compute=self._config.compute,
+            num_threads=num_cores(),
+            num_excluded=self._num_excluded,
+            skipped=cast("dict[str, int]", summary["skipped"]),
+            found=found,
+        )
+        return {**summary, "page_uri": page_uri}
 
 
 def _check_free(location: Location, overwrite: bool) -> None:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from steelray.config import ComputeConfig, ConfigError, DecodeConfig
 from steelray.description import parse
+from steelray.evaluation.choose import Candidate
 from steelray.evaluation.power import read_power
 from steelray.models.calibration import ALL_STRIPS, Calibration, read_calibration, read_calibration_rows
 from steelray.models.model import Model, nominal_uris, open_model
 from steelray.models.odd import Alternative, alternatives
 from steelray.patchcore.bank import read_origins
+from steelray.patchcore.suspects import Suspect
 from steelray.report import words
 from steelray.report.bank_checks import (
     bank_checks,
@@ -27,8 +29,9 @@ from steelray.report.bank_checks import (
     setters_of,
 )
 from steelray.report.cards import Card, fitting_cards
-from steelray.report.data import BankData, BankFindings, GalleryItem
+from steelray.report.data import BankData, GalleryItem
 from steelray.report.figures import MAX_CHARTS, bank_charts
+from steelray.report.findings import gather_findings
 from steelray.report.gallery import UNAVAILABLE, GallerySource, draw_gallery
 from steelray.report.html import render_page
 from steelray.report.page import MAX_DATA_BYTES
@@ -44,6 +47,20 @@ MAX_SIZES = 10
 """Image sizes in the table, the most frequent ones."""
 
 
+@dataclass(frozen=True)
+class BuildFindings:
+    """Findings of the build, as its summary holds them.
+
+    Attributes:
+        suspects: patches that the bank dropped; None: it looked for none.
+        candidates: recipes that were compared.
+    """
+
+    suspects: tuple[Suspect, ...] | None = None
+    candidates: tuple[Candidate, ...] = ()
+    recipe: str | None = None
+
+
 def write_bank_page(
     model_uri: str,
     *,
@@ -54,7 +71,7 @@ def write_bank_page(
     count: int = NUM_ODDEST,
     num_excluded: int = 0,
     skipped: Mapping[str, int] | None = None,
-    findings: BankFindings | None = None,
+    found: BuildFindings | None = None,
 ) -> str:
     """Write the page of a calibrated bank beside it. Pictures that cannot be made are left out.
 
@@ -63,6 +80,7 @@ def write_bank_page(
         count: oddest strips to show.
         num_excluded: nominal strips that the user has excluded.
         skipped: nominal images that could not be read, by status.
+        found: findings of the build; None: those that the bank's run.json names.
 
     Returns:
         The URI of the page.
@@ -70,13 +88,15 @@ def write_bank_page(
     Raises:
         ConfigError: there is no bank, or it has no calibration.
     """
-    model = open_model(model_uri)
+    model, location = open_model(model_uri), Location(model_uri)
     if model.bank is None:
         raise ConfigError(f"{model_uri}: a {model.method} model has no bank, and so no bank page")
     calibration, version = read_calibration(model_uri)
     rows = read_calibration_rows(model_uri, version)
     places = nominal_uris(model_uri) if nominal is None else list(dict.fromkeys(nominal))
     source = _source(model, calibration, places, decode or DecodeConfig(), compute or ComputeConfig(), num_threads)
+    found = found or _recorded(location).summary
+    power = read_power(model_uri, calibration)
     data = BankData(
         bank_uri=model_uri,
         info=model.bank,
@@ -88,9 +108,8 @@ def write_bank_page(
         vectors_by_strip=_vectors_by_strip(model),
         num_excluded=num_excluded,
         skipped=skipped or {},
-        findings=replace(findings or BankFindings(), power=read_power(model_uri, calibration)),
+        findings=gather_findings(source, rows, power, found.suspects, found.candidates, found.recipe),
     )
-    location = Location(model_uri)
     location.write(BANK_PAGE, render_bank_page(data).encode())
     return f"{location}/{BANK_PAGE}"
 
@@ -107,6 +126,13 @@ class _Recorded:
     """A bank's run.json, as far as its page needs it."""
 
     config: _RecordedSettings = field(default_factory=_RecordedSettings)
+    summary: BuildFindings = field(default_factory=BuildFindings)
+
+
+def _recorded(location: Location) -> _Recorded:
+    if not location.exists("run.json"):
+        return _Recorded()
+    return parse(_Recorded, location.read("run.json"), f"{location}/run.json", "restore or delete the file")
 
 
 def renew_bank_page(model_uri: str, *, num_threads: int, pictures: bool = True, num_excluded: int = 0) -> str | None:
@@ -121,13 +147,9 @@ def renew_bank_page(model_uri: str, *, num_threads: int, pictures: bool = True, 
     location = Location(model_uri)
     if not location.exists(BANK_PAGE):
         return None
-    recorded = _Recorded()
-    if location.exists("run.json"):
-        file = f"{location}/run.json"
-        recorded = parse(_Recorded, location.read("run.json"), file, "restore or delete the file")
     return write_bank_page(
         model_uri,
-        decode=recorded.config.decode,
+        decode=_recorded(location).config.decode,
         num_threads=num_threads,
         count=NUM_ODDEST if pictures else 0,
         num_excluded=num_excluded,
