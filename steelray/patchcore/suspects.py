@@ -168,7 +168,7 @@ class LocalPatches:
 
     def compare(self, vectors_MD: Floats, strips_M: Ids, strip_of: Sequence[int]) -> Comparison:
         """Compare bank vectors with the patches of other strips, among these images only."""
-        all_MD, places_M = torch.from_numpy(vectors_MD).to(self._device), torch.from_numpy(strips_M).to(self._device)
+        all_MD, places_M = torch.tensor(vectors_MD, device=self._device), torch.tensor(strips_M, device=self._device)
         nearest_M = torch.full((len(vectors_MD),), torch.inf, device=self._device)
         usual: dict[int, Floats] = {}
         for image, patches_PD in self._images.items():
