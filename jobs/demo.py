@@ -9,7 +9,8 @@ from typing import Any
 
 from steelray.demo.config import DemoConfig
 from steelray.job import run_job, say
-from steelray.patchcore.config import BuildMemoryBankConfig
+from steelray.patchcore.config import DEFAULT_RECIPE, BuildMemoryBankConfig
+from steelray.patchcore.recipe import with_recipe
 from steelray.runs.config import ScoreArchiveConfig
 
 
@@ -21,6 +22,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     from steelray.demo.archive import broken_files, figures, plan_archive, plan_nominal, upload, worst_strips
     from steelray.demo.object_store import running_object_store
     from steelray.models.calibration import read_calibration
+    from steelray.report.bank_page import BANK_PAGE
     from steelray.runs.run import REPORT_FILE, Run
     from steelray.storage.location import Location
 
@@ -41,10 +43,10 @@ def run(config: DemoConfig) -> dict[str, Any]:
         build = BuildMemoryBankConfig(
             nominal=ArchiveConfig(f"{root}/nominal"),
             bank_uri=bank_uri,
-            calibration=CalibrationConfig(held_out_fraction=0.6, group_pattern=r"^(line\d+)/"),
+            calibration=CalibrationConfig(group_pattern=r"^(line\d+)/"),
             overwrite=True,
         )
-        bank = build_memory_bank(build, say)
+        bank = build_memory_bank(with_recipe(build, DEFAULT_RECIPE), say)
         say(f"memory bank built in {time.perf_counter() - start_s:.0f} s")
         results = Location(f"{root}/results-{bank['bank_id']}-{int(time.time())}")
         score = ScoreArchiveConfig(
@@ -63,10 +65,12 @@ def run(config: DemoConfig) -> dict[str, Any]:
         picture, scores_file = folder / "worst_strips.png", folder / "scores.parquet"
         picture.write_bytes(worst_strips(table, archive, scored.location, lower, upper))
         scored.write_table(scores_file)
-        page = folder / REPORT_FILE
+        page, bank_page = folder / REPORT_FILE, folder / BANK_PAGE
         page.write_bytes(scored.location.read(REPORT_FILE))
-    _show(summary, seen, scores_file, picture, page)
-    return {**summary, **seen, "scores_file": str(scores_file), "picture": str(picture), "report": str(page)}
+        bank_page.write_bytes(Location(bank_uri).read(BANK_PAGE))
+    _show(summary, seen, scores_file, picture, bank_page, page)
+    files = {"scores_file": scores_file, "picture": picture, "bank_page": bank_page, "report": page}
+    return {**summary, **seen, **{name: str(path) for name, path in files.items()}}
 
 
 def _show(summary: dict[str, Any], seen: dict[str, Any], *paths: Path) -> None:

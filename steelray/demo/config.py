@@ -14,7 +14,7 @@ class DemoConfig:
     num_strips: int = 240
     """Strips generated and scored; default 240."""
     num_nominal: int = 80
-    """Nominal strips generated; four tenths fill the bank, the others set thresholds; default 80."""
+    """Nominal strips generated, for the bank and its thresholds; default 80."""
     seed: int = 0
     """Seed of the generated strips."""
     """Seed of every generated strip; default 0."""

@@ -286,5 +286,4 @@ class GrowMemoryBankConfig(ModelJobConfig):
     """Location of the grown bank, which has a new id and its own thresholds."""
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     calibration: CalibrationConfig | None = None
-    """Thresholds, set on new strips held out of the bank and on the strips behind the old thresholds; null: 0.3 of the
-    new strips are held out, with rates and groups as before."""
+    """Thresholds, set on the new strips and on those behind the old thresholds; null: rates and groups as before."""
