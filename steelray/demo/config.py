@@ -13,8 +13,8 @@ class DemoConfig:
     """Folder for object store, archive, bank and results; default `.demo`."""
     num_strips: int = 240
     """Strips generated and scored; default 240."""
-    num_nominal: int = 80
-    """Nominal strips generated, for the bank and its thresholds; default 80."""
+    num_nominal: int = 120
+    """Nominal strips generated, for the bank and its thresholds; default 120."""
     seed: int = 0
     """Seed of the generated strips."""
     """Seed of every generated strip; default 0."""

@@ -60,7 +60,7 @@ class Embedder:
         if self.config.resize_px is not None:
             return size_px
         rows, columns = self.seen_px(size_px)
-        return round(rows / self.scale), round(columns / self.scale)
+        return math.ceil(rows / self.scale), math.ceil(columns / self.scale)
 
     def resized(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the image at the configured size, or at its own, lengthened until its cells lie as in the bank.
@@ -76,7 +76,7 @@ class Embedder:
         return np.pad(image_HWC, [*padding, (0, 0)], "reflect") if any(map(any, padding)) else image_HWC
 
     def _scaled(self, size_px: tuple[int, int]) -> tuple[int, int]:
-        return round(size_px[0] * self.scale), round(size_px[1] * self.scale)
+        return math.ceil(size_px[0] * self.scale), math.ceil(size_px[1] * self.scale)  # the map must not be shorter
 
     def _lengthened(self, size_px: tuple[int, int]) -> tuple[int, int]:
         """Return the size with which cells lie as in whole images, or as in nominal ones."""

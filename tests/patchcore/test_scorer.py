@@ -1,6 +1,7 @@
 """Anomaly maps and scores of PatchCore against their definition, and the regions that a map flags."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -292,3 +293,32 @@ def test_an_image_is_lengthened_to_the_cells_of_the_bank_and_its_map_is_not(
     search = LocalSearch([IndexShard(mean_grey(seen[None]).reshape(-1, 2))])
     [map_HW], [score] = PatchCoreScorer(embedder, search, ScoringConfig()).score([pixels])
     assert (map_HW.shape, score) == (size_px, pytest.approx(0, abs=1e-3))
+
+
+@pytest.mark.parametrize(("size_px", "seen_px"), [((16, 24), (8, 16)), ((30, 40), (16, 24)), ((33, 50), (24, 32))])
+def test_scaled_images_in_whole_cells_have_maps_of_their_own_size(
+    size_px: tuple[int, int], seen_px: tuple[int, int]
+) -> None:
+    embedder = Embedder(EmbedderConfig(scale=0.5, whole_cells=True), mean_grey, CELL_PX, "")
+    assert embedder.min_size_px == 2 * CELL_PX
+    pixels = strip(*size_px)
+    seen = embedder.resized(pixels)
+    assert seen.shape[:2] == embedder.seen_px(size_px) == seen_px
+    assert embedder.covered_px(size_px) == (2 * seen_px[0], 2 * seen_px[1])
+    search = LocalSearch([IndexShard(mean_grey(seen[None]).reshape(-1, 2))])
+    [map_HW], [score] = PatchCoreScorer(embedder, search, ScoringConfig()).score([pixels])
+    assert (map_HW.shape, score) == (size_px, pytest.approx(0, abs=1e-3))
+
+
+def test_whole_cells_give_strips_of_any_width_the_same_embeddings(eager: Embedder) -> None:
+    whole = replace(eager, config=replace(eager.config, whole_cells=True))
+    long = strip(64, 320)
+    for missing in (1, 3, 7):
+        cells_hwD, other_hwD = (one.embed_image(long[:, : 320 - missing]) for one in (whole, eager))
+        assert cells_hwD.shape[:2] == (8, 40)
+        expected_hwD = whole.embed_image(long)[:, :20]
+        np.testing.assert_allclose(cells_hwD[:, :20], expected_hwD, rtol=1e-3, atol=1e-3)
+        if missing != 7:
+            assert not np.allclose(other_hwD[:, :20], expected_hwD, rtol=1e-3, atol=1e-3), (
+                "the padding had shifted them"
+            )
