@@ -232,7 +232,11 @@ def _checked(value: Any, option: Option) -> Any:
 
 def _item(value: Any, config_class: Any, place: str) -> Any:
     with _errors_of(place):
-        return _construct(config_class, _flatten(value, config_class)) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        given = _flatten(value, config_class)
+        folder = getattr(config_class, "RECIPE_FOLDER", None)
+        return _construct(config_class, given if folder is None else _with_recipe(given, folder, config_class))
 
 
 def _construct(config_class: type, values: dict[str, Any], section: str = "", default: Any = None) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from steelray.config import CalibrationConfig, ConfigError, DatasetConfig
@@ -13,11 +14,11 @@ from steelray.evaluation import metrics
 from steelray.evaluation.config import EvaluateConfig
 from steelray.evaluation.datasets import Sample, load_dataset
 from steelray.evaluation.evaluate import LocalDeviation, Predictions, evaluate, figures, predict, to_markdown, top_mean
-from steelray.models.calibration import calibrate, write_calibration
+from steelray.models.calibration import calibrate, conformal_threshold, write_calibration
 from steelray.patchcore.bank import bank_files
-from steelray.patchcore.config import CoresetConfig, EmbedderConfig
+from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
 from steelray.patchcore.embedder import PatchEmbedder
-from steelray.patchcore.fit import fit_memory_bank
+from steelray.patchcore.fit import bank_scorer, fit_memory_bank
 from steelray.patchcore.portable_embedder import Embedder
 from steelray.schema import SCORES
 from steelray.storage.location import Location
@@ -188,3 +189,21 @@ def test_the_table_names_methods_and_figures(averaged: tuple[dict[str, Any], lis
     assert f"{result['image_auroc']:.4f} ± {result['std']['image_auroc']:.4f}" in table[2]
     assert {line.count("|") for line in table} == {7}
     assert "folder: 5 images to fit, 7 to test" in lines[0]
+
+
+def test_leave_one_out_thresholds_flag_fresh_strips_no_more_often_than_stated(eager: Embedder) -> None:
+    """Every nominal strip teaches and calibrates. Fresh strips score slightly lower, as the whole bank knows more."""
+
+    def strips(seed: int, count: int) -> list[NDArray[np.uint8]]:
+        return [make_strip(seed, index, size_px=(64, 96)).pixels_HW[:, :, None] for index in range(count)]
+
+    nominal, fresh, keys = strips(11, 80), strips(12, 300), [f"{number}.png" for number in range(80)]
+    coreset, scoring = CoresetConfig(ratio=0.05, drop_suspects=False), ScoringConfig()
+    scorer = bank_scorer(fit_memory_bank(keys, nominal, eager, coreset=coreset, scoring=scoring), eager)
+    _, own_scores = scorer.score(nominal)
+    _, scores_N = scorer.score(nominal, keys)
+    _, fresh_scores = scorer.score(fresh)
+    threshold = conformal_threshold(scores_N, 0.1)
+    measured = float((fresh_scores > threshold.value).mean())
+    assert 0.01 < measured < threshold.rate_high
+    assert (fresh_scores > conformal_threshold(own_scores, 0.1).value).mean() > 2 * measured, "as seen, it would not"

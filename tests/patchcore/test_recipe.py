@@ -9,6 +9,7 @@ from steelray.evaluation.config import EvaluateConfig
 from steelray.job import parse
 from steelray.patchcore.config import DEFAULT_RECIPE, RECIPE_FOLDER, BuildMemoryBankConfig, EmbedderConfig
 from steelray.patchcore.recipe import CANDIDATES, with_recipe
+from steelray.research.ablation.settings import AblationConfig
 
 NAMES = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
 
@@ -43,6 +44,19 @@ def test_settings_by_hand_without_a_recipe_are_custom() -> None:
     custom = build("--embedder.levels", "2,3")
     assert (custom.recipe, custom.embedder) == ("custom", EmbedderConfig())
     assert build("--embedder.backbone", "resnet18").recipe == DEFAULT_RECIPE
+
+
+def test_a_member_of_an_ablation_takes_a_recipe(tmp_path: Path) -> None:
+    settings = tmp_path / "ablation.yaml"
+    settings.write_text(
+        "data: {kind: severstal, root: r, num_fit: 20}\noutput_dir: o\n"
+        "settings: [{name: mine, members: [{recipe: object, scoring: {top_fraction: 0.2}}, {}]}]\n"
+    )
+    [setting] = parse(AblationConfig, "", ["--config", str(settings)]).settings
+    recipe, custom = setting.members
+    assert (recipe.recipe, recipe.embedder) == ("object", build("--recipe", "object").embedder)
+    assert recipe.scoring.top_fraction == 0.2
+    assert (custom.recipe, custom.embedder) == ("custom", EmbedderConfig())
 
 
 @pytest.mark.parametrize(

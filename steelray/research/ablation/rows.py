@@ -129,7 +129,9 @@ def _fit(
     if setting.method == "local_deviation":
         baseline = LocalDeviation()
         return baseline, _predict(baseline, split.fit), baseline
-    members = [_Member(config, member, num_threads) for member in setting.members]
+    first_HWC = _pixels(split.fit[0])
+    size_px = (first_HWC.shape[0], first_HWC.shape[1])
+    members = [_Member(config, member, size_px, num_threads) for member in setting.members]
     folds = [split.fit[number :: config.folds] for number in range(min(config.folds, len(split.fit)))]
     answers: list[list[Predictions]] = [[] for _ in members]
     for fold in folds:
@@ -183,13 +185,19 @@ def _mask(sample: Sample, size_px: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 class _Member:
-    """Fits one bank of a setting; embeddings come from the cache."""
+    """Fits one bank of a setting; embeddings come from the cache.
 
-    def __init__(self, config: AblationConfig, member: AblationMember, num_threads: int) -> None:
+    Args:
+        size_px: height and width of the strips.
+    """
+
+    def __init__(
+        self, config: AblationConfig, member: AblationMember, size_px: tuple[int, int], num_threads: int
+    ) -> None:
         self._member, self._num_threads = member, num_threads
-        self._embedder = _embedder(member.embedder, num_threads)
+        self._embedder = _embedder(member.embedder.for_images(size_px), num_threads)
         folder = Path(config.cache_dir) if config.cache_dir is not None else Path(config.output_dir) / "embeddings"
-        cached = CachedEmbedding(self._embedder.embed, member.embedder, self._embedder.weights_digest, folder)
+        cached = CachedEmbedding(self._embedder.embed, self._embedder.config, self._embedder.weights_digest, folder)
         self._cached = replace(self._embedder, embed=cached)
 
     def fit(self, samples: Sequence[Sample]) -> tuple[Scorer, Scorer]:

@@ -1,16 +1,21 @@
 """Settings of an ablation: the options to compare and the splits to compare them on. Loads neither torch nor ray."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from steelray.config import DatasetConfig, require
-from steelray.patchcore.config import CoresetConfig, EmbedderConfig, ScoringConfig
+from steelray.config import AUTO, CUSTOM, DatasetConfig, require
+from steelray.patchcore.config import RECIPE_FOLDER, CoresetConfig, EmbedderConfig, ScoringConfig
 
 
 @dataclass(frozen=True)
 class AblationMember:
     """One memory bank of a setting, with its scoring."""
 
+    RECIPE_FOLDER: ClassVar[Path] = RECIPE_FOLDER
+
+    recipe: str = CUSTOM
+    """As in jobs/build_memory_bank.py; settings given beside it count. `custom`: the settings below as they are."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=lambda: CoresetConfig(drop_suspects=False))
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
@@ -18,6 +23,7 @@ class AblationMember:
     """Weight of this bank in the fused score of several members; each is first scaled by nominal scores."""
 
     def __post_init__(self) -> None:
+        require(self.recipe != AUTO, f"a member's recipe cannot be {AUTO}: name one")
         require(self.weight > 0, f"a member's weight must be > 0, not {self.weight}")
 
 
