@@ -28,7 +28,6 @@ from steelray.demo.synthetic import DEFECTS, encode, make_strip
 from steelray.evaluation.config import EvaluateConfig
 from steelray.evaluation.datasets import Dataset, load_dataset
 from steelray.evaluation.evaluate import Fitting, Predictions, figures, predict
-from steelray.evaluation.metrics import image_auroc
 from steelray.job import num_cores
 from steelray.patchcore.config import DEFAULT_RECIPE, EmbedderConfig
 from steelray.patchcore.recipe import with_recipe
@@ -197,17 +196,22 @@ def export_weights(path: Path) -> None:
 def resampled_aurocs(row: dict[str, Any], num_resamples: int = NUM_RESAMPLES) -> NDArray[np.float64]:
     """Return the image AUROC, mean over splits, of resamples of the test images.
 
-    The same test images give the same resamples, so that the aurocs of two methods can be subtracted.
+    The same test images give the same resamples, so that the AUROCs of two methods can be subtracted. A resample draws
+    as many images as there are, with replacement; the AUROC is the share of pairs of a defective image (D) and a
+    nominal one (G) in which the defective image scores higher.
     """
     rng = np.random.default_rng(0)
     aurocs = np.zeros((len(row["splits"]), num_resamples))
     for split, found_R in zip(row["splits"], aurocs, strict=True):
         labels_N, scores_N = np.array(split["labels"], dtype=bool), np.array(split["scores"])
+        gaps_DG = scores_N[labels_N][:, None] - scores_N[~labels_N]
+        wins_DG = (gaps_DG > 0) + 0.5 * (gaps_DG == 0)
         for place in range(num_resamples):
-            drawn = rng.integers(len(labels_N), size=len(labels_N))
-            while labels_N[drawn].all() or not labels_N[drawn].any():
-                drawn = rng.integers(len(labels_N), size=len(labels_N))
-            found_R[place] = image_auroc(labels_N[drawn], scores_N[drawn])
+            drawn_D, drawn_G = np.zeros(0), np.zeros(0)
+            while not drawn_D.any() or not drawn_G.any():
+                times_N = np.bincount(rng.integers(len(labels_N), size=len(labels_N)), minlength=len(labels_N))
+                drawn_D, drawn_G = times_N[labels_N], times_N[~labels_N]
+            found_R[place] = drawn_D @ wins_DG @ drawn_G / (drawn_D.sum() * drawn_G.sum())
     return np.asarray(aurocs.mean(axis=0))
 
 

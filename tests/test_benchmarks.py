@@ -167,10 +167,8 @@ def test_detection_compares_methods_on_the_same_resamples(tmp_path: Path) -> Non
     page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
     detection.write_page(page, rows)
     text = page.read_text()
-    assert (
-        "| `surface` | 8×9 | 1.000 [1.000, 1.000] | +0.000 [+0.000, +0.000] | 0.900 | 0.500 | – | – | 0.25 | yes | 3 | 1 |"
-        in text
-    )
+    line = "1.000 [1.000, 1.000] | +0.000 [+0.000, +0.000] | 0.900 | 0.500 | – | – | 0.25 | yes | 3 | 1 |"
+    assert f"| `surface` | 8×9 | {line}" in text
     assert "old" not in text
     assert text.endswith("<!-- end of table -->\nafter\n")
     detection.write_page(page, rows)
