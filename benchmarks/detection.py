@@ -1,6 +1,6 @@
 """Detection on labelled images: our recipes beside anomalib's PatchCore and PaDiM, with the same weights and images.
 
-.venv/bin/python benchmarks/detection.py [--data FOLDER] [--only kolektor] [--no_anomalib]
+.venv/bin/python benchmarks/detection.py [--data FOLDER] [--only kolektor] [--methods surface]
 
 Stores one row per data set and method in benchmarks/results/detection.json, skips the rows that are there, and writes
 the table of docs/detection.md. Nothing else should run on the machine meanwhile.
@@ -307,15 +307,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", default=DATA, help="folder of kolektor, mvtec/bottle and severstal")
     parser.add_argument("--only", nargs="*", default=[], help="data sets")
-    parser.add_argument("--no_anomalib", action="store_true", help="only our own methods")
+    parser.add_argument("--methods", nargs="*", default=[], help="recipes, or methods as the table names them")
     options = parser.parse_args()
     wanted = cases(Path(options.data))
     rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     done = {(row["data"], row["method"]) for row in rows}
     for case in wanted:
         for method in case.methods:
-            skipped = (options.only and case.name not in options.only) or (case.name, method) in done
-            if skipped or (options.no_anomalib and method in (PATCHCORE, PADIM)):
+            left_out = (options.only and case.name not in options.only) or (
+                options.methods and method not in options.methods
+            )
+            if left_out or (case.name, method) in done:
                 continue
             print(f"{case.name}, {method}: running", file=sys.stderr, flush=True)
             row = rounded(measure(case, method))
