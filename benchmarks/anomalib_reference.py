@@ -2,6 +2,11 @@
 
 anomalib_reference.py coreset POINTS.npy RATIO whole|part PICKED.npy SEGMENT_S
 anomalib_reference.py predict WEIGHTS.safetensors VECTORS.npy FOLDER COUNT SCORES.json
+anomalib_reference.py embed WEIGHTS.safetensors IMAGES.json POINTS.npy
+anomalib_reference.py detect WEIGHTS.safetensors IMAGES.json FOUND.npz patchcore VECTORS.npy
+anomalib_reference.py detect WEIGHTS.safetensors IMAGES.json FOUND.npz padim
+
+IMAGES.json: lists of files `fit` and `test`, and the height and width `size_px` to which all are resized.
 """
 
 import json
@@ -18,6 +23,8 @@ import torch
 
 REPEATS = 3
 BACKBONE, LAYERS = "tf_efficientnet_lite0", [2, 3]
+PADIM_LAYERS, PADIM_FEATURES = [1, 2, 3], 100
+"""anomalib's defaults for ResNet-18: strides 4, 8 and 16, and the number of features kept."""
 
 
 def coreset(points_path: str, ratio: float, extent: str, picked_path: str, segment_s: float) -> dict[str, Any]:
@@ -88,6 +95,84 @@ def predict(weights_path: str, vectors_path: str, folder: str, count: int, score
     return {"seconds_per_image": (long_s - short_s) / (count - short)}
 
 
+def read_image(path: str, size_px: tuple[int, int]) -> torch.Tensor:
+    """Return an image as the network's input of shape 1CHW, resized (bilinear, anti-aliased) and normalised."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = image.convert("RGB").resize(size_px[::-1], Image.Resampling.BILINEAR)
+    return (torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
+
+
+def load_model(method: str, weights_path: str) -> torch.nn.Module:
+    """Return anomalib's `patchcore` or `padim` with its defaults and the given weights of the backbone."""
+    import safetensors.torch
+    from anomalib.models.image.padim.torch_model import PadimModel
+    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+    torch.manual_seed(0)
+    model: torch.nn.Module
+    if method == "padim":
+        model = PadimModel(BACKBONE, PADIM_LAYERS, pre_trained=False, n_features=PADIM_FEATURES)
+    else:
+        model = PatchcoreModel(LAYERS, BACKBONE, pre_trained=False)
+    extractor = model.feature_extractor.feature_extractor
+    kept = safetensors.torch.load_file(weights_path)
+    extractor.load_state_dict({name: kept[name] for name in extractor.state_dict()})
+    return model
+
+
+def learn(model: torch.nn.Module, images: dict[str, Any]) -> None:
+    """Pass the nominal images through the model, which keeps their embeddings."""
+    model.train()
+    model.feature_extractor.eval()
+    with torch.inference_mode():
+        for path in images["fit"]:
+            model(read_image(path, tuple(images["size_px"])))
+
+
+def embed(weights_path: str, images_path: str, points_path: str) -> dict[str, Any]:
+    """Write PatchCore's embeddings of the nominal images."""
+    with open(images_path) as file:
+        images = json.load(file)
+    start_s = time.perf_counter()
+    model = load_model("patchcore", weights_path)
+    learn(model, images)
+    points_ND = torch.vstack(model.embedding_store).numpy()
+    np.save(points_path, points_ND)
+    return {"num_points": len(points_ND), "seconds": time.perf_counter() - start_s}
+
+
+def detect(
+    weights_path: str, images_path: str, found_path: str, method: str, vectors_path: str | None = None
+) -> dict[str, Any]:
+    """Fit a model and write scores and anomaly maps (NHW) of the test images.
+
+    Args:
+        vectors_path: PatchCore's memory bank, chosen from what `embed` wrote.
+    """
+    with open(images_path) as file:
+        images = json.load(file)
+    start_s = time.perf_counter()
+    model = load_model(method, weights_path)
+    if method == "padim":
+        learn(model, images)
+        with torch.inference_mode():
+            model.fit()
+    else:
+        model.memory_bank = torch.from_numpy(np.load(vectors_path))
+    fit_s = time.perf_counter() - start_s
+    model.eval()
+    scores, maps = [], []
+    with torch.inference_mode():
+        for path in images["test"]:
+            found = model(read_image(path, tuple(images["size_px"])))
+            scores.append(float(found.pred_score))
+            maps.append(found.anomaly_map[0, 0].numpy())
+    np.savez(found_path, scores=np.array(scores, dtype=np.float32), maps=np.array(maps, dtype=np.float32))
+    return {"fit_s": fit_s, "score_s": time.perf_counter() - start_s - fit_s}
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -95,6 +180,10 @@ def main() -> None:
     if what == "coreset":
         points, ratio, extent, picked, segment_s = arguments
         answer = coreset(points, float(ratio), extent, picked, float(segment_s))
+    elif what == "embed":
+        answer = embed(*arguments)
+    elif what == "detect":
+        answer = detect(*arguments)
     else:
         weights, vectors, folder, count, scores = arguments
         answer = predict(weights, vectors, folder, int(count), scores)

@@ -11,6 +11,7 @@ BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 def write_readme(readme: Path, results: Path) -> None:
     """Replace the text between the markers."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    records.pop("detection", None)  # it has a page of its own, docs/detection.md
     before, _, rest = readme.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     readme.write_text(before + BEGIN + "\n" + "\n".join(lines(records)) + "\n" + END + after)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import growth, pipeline, run, search
+from benchmarks import detection, growth, pipeline, run, search
 from benchmarks.coreset import cover_radius, difference_loop, matrix_vector_loop
 from benchmarks.table import lines, write_readme
 from steelray.patchcore.coreset import greedy_coreset
@@ -87,7 +87,7 @@ def test_the_table_says_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_every_kept_result_finds_its_place_in_the_table() -> None:
-    kept = {path.stem: json.loads(path.read_text()) for path in run.RESULTS.glob("*.json")}
+    kept = {path.stem: json.loads(path.read_text()) for path in run.RESULTS.glob("*.json") if path != detection.RESULTS}
     text = "\n".join(lines(kept))
     assert text.count("### ") == len({entry["benchmark"] for entry in kept.values()})
 
@@ -127,3 +127,56 @@ def test_planning_reads_every_listed_key(tmp_path: Path, monkeypatch: pytest.Mon
     assert planned["keys"] == 5000
     assert planned["tasks"] == -(-5000 // 32)
     assert planned["seconds"] > 0
+
+
+def detection_row(method: str, scores: list[float], **more: Any) -> dict[str, Any]:
+    labels = [0, 0, 0, 1, 1]
+    split = {"labels": labels, "scores": scores, "figures": {"image_auroc": 1.0, "pixel_auroc": 0.9, "pixel_ap": 0.5}}
+    return {
+        "data": "x", "method": method, "num_fit": 3, "size_px": [8, 9],
+        "splits": [split | {"fit_s": 3.2, "score_s": 1.0} | more], **HEAD,
+    }  # fmt: skip
+
+
+def test_detection_measures_our_recipes_on_generated_strips(tmp_path: Path) -> None:
+    data = detection.generated_strips(tmp_path, num_fit=8, num_test=4, size_px=(64, 192))
+    case = detection.Case("tiny", data, map_px=(32, 96), native_px=(64, 192), shared_px=(32, 96))
+    assert case.methods == [*detection.RECIPES, detection.SAME_SIZE, detection.PATCHCORE, detection.PADIM]
+    row = json.loads(json.dumps(detection.rounded(detection.measure(case, detection.SAME_SIZE))))
+    [split] = row["splits"]
+    assert row["size_px"] == [32, 96]
+    assert split["labels"].count(1) == split["labels"].count(0) == 4
+    assert split["figures"].keys() >= {"image_auroc", "pixel_auroc", "pixel_ap", "recall", "false_alarm_rate"}
+    assert 0 <= split["power"] <= 1
+    assert str(tmp_path) not in json.dumps(row)
+    [head, _, _, _, line, _] = detection.table_lines([row])
+    assert head == "**tiny**: 8 nominal images to fit; 4 nominal and 4 defective images to test"
+    assert line.startswith(f"| {detection.SAME_SIZE} | 32×96 | {split['figures']['image_auroc']:.3f} [")
+
+
+def test_detection_compares_methods_on_the_same_resamples(tmp_path: Path) -> None:
+    good, bad = [0.1, 0.2, 0.3, 0.8, 0.9], [0.9, 0.8, 0.3, 0.2, 0.1]
+    rows = [
+        detection_row("surface", good, power=0.25, can_decide=True),
+        detection_row(detection.PATCHCORE, good),
+        detection_row(detection.PADIM, bad),
+    ]
+    assert (detection.resampled_aurocs(rows[0]) == detection.resampled_aurocs(rows[1])).all()
+    assert detection.resampled_aurocs(rows[2]).max() < 0.5
+    page = tmp_path / "detection.md"
+    page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
+    detection.write_page(page, rows)
+    text = page.read_text()
+    line = "1.000 [1.000, 1.000] | +0.000 [+0.000, +0.000] | 0.900 | 0.500 | – | – | 0.25 | yes | 3 | 1 |"
+    assert f"| `surface` | 8×9 | {line}" in text
+    assert "old" not in text
+    assert text.endswith("<!-- end of table -->\nafter\n")
+    detection.write_page(page, rows)
+    assert page.read_text() == text
+
+
+def test_detection_keeps_the_rows_that_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "detection.json"
+    rows = [detection_row("surface", [0.1, 0.2, 0.3, 0.8, 0.9])]
+    detection.store(path, rows)
+    assert json.loads(path.read_text())["rows"] == rows

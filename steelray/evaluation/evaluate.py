@@ -156,7 +156,7 @@ def evaluate(config: EvaluateConfig, num_threads: int, report: Callable[[str], N
         ConfigError: the dataset or the model cannot be used.
     """
     stored = open_model(config.model_uri) if config.model_uri is not None else None
-    fit = _Fitting(config, num_threads) if stored is None else None
+    fit = Fitting(config, num_threads) if stored is None else None
     seeds = config.seeds if config.data.kind != "mvtec" else config.seeds[:1]
     rows: list[dict[str, float]] = []
     baseline_rows: list[dict[str, float]] = []
@@ -210,7 +210,7 @@ class _Fitted:
     facts: Facts
 
 
-class _Fitting:
+class Fitting:
     """Fitting of PatchCore on each split; an embedder is built once for all of them."""
 
     def __init__(self, config: EvaluateConfig, num_threads: int) -> None:
