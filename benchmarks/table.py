@@ -210,6 +210,37 @@ def _mib(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"
 
 
+def contamination_table(records: list[dict[str, Any]]) -> Iterator[str]:
+    yield "### Defects among the nominal images"
+    yield ""
+    settings = records[0]["settings"]
+    yield "A share of the nominal images is replaced by defective ones. Figures without → with `coreset.drop_suspects`,"
+    yield f"the mean of {settings['seeds']} draws; banks of at most {settings['max_centers']:,} vectors."
+    yield "Defective images inside the bank are scored like fresh ones, and judged against good test images. The"
+    yield f"threshold is set on all fitted images, for {settings['asked_rate']:.0%} false alarms (leave-one-out)."
+    yield ""
+    for record in records:
+        yield from contamination_rows(record["result"])
+    yield ""
+
+
+def contamination_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the table of rows that come in pairs: without dropping suspects, and with."""
+    names = {
+        "auroc_inside": "AUROC inside",
+        "auroc_other": "AUROC of others",
+        "recall_inside": "recall inside",
+        "recall_other": "recall of others",
+        "false_alarm_rate": "false alarms",
+    }
+    yield f"| dataset | fitted | defective | {' | '.join(names.values())} | dropped |"
+    yield "|---" * (len(names) + 4) + "|"
+    for off, on in zip(rows[::2], rows[1::2], strict=True):
+        cells = [f"{off[name]:.3f} → {on[name]:.3f}" if name in off else "–" for name in names]
+        columns = [off["dataset"], off["num_fit"], f"{off['share']:.0%}", *cells, f"{on['dropped']:.0f}"]
+        yield f"| {' | '.join(map(str, columns))} |"
+
+
 TABLES = {
     "coreset": coreset_table,
     "search": search_table,
@@ -217,4 +248,5 @@ TABLES = {
     "growth": growth_table,
     "nightly": nightly_table,
     "nodes": nodes_table,
+    "contamination": contamination_table,
 }

@@ -12,11 +12,10 @@ import pyarrow.compute as pc
 import torch
 
 from steelray.cluster.driver import ModelJob, Report
-from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.image_source import first_readable
 from steelray.cluster.patch_selection import EmbeddingRequest, Selected, select_patches
 from steelray.cluster.plan import ComputePlan
-from steelray.cluster.power_check import check_power
+from steelray.cluster.power_check import calibrate_and_check
 from steelray.config import AUTO, CalibrationConfig, ConfigError, Facts
 from steelray.evaluation.choose import Candidate, choose
 from steelray.evaluation.power import read_power
@@ -276,8 +275,7 @@ class _Learning:
             self._target.write(name, body)
         report(f"bank {info.bank_id}: {info.num_vectors} vectors; scoring {len(self.held_out)} nominal images")
         uri = config.bank_uri if isinstance(config, BuildMemoryBankConfig) else config.grown_uri
-        thresholds = calibrate_model(uri, self.held_out, config.compute, self._calibration, report, earlier)
-        power = check_power(uri, self.held_out, config.compute, report)
+        decided = calibrate_and_check(uri, self.held_out, config.compute, self._calibration, report, earlier)
         return {
             "bank_id": info.bank_id,
             "bank_uri": uri,
@@ -292,8 +290,7 @@ class _Learning:
             "skipped": selected.skipped,
             "dropped": selected.selection.num_dropped,
             "suspects": [asdict(suspect) for suspect in selected.selection.suspects],
-            **thresholds,
-            **power,
+            **decided,
         }
 
     def with_page(self, summary: Facts, uri: str, found: BuildFindings) -> dict[str, Any]:

@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from steelray.cluster.driver import ModelJob, Report
-from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.plan import ComputePlan
-from steelray.cluster.power_check import check_power
+from steelray.cluster.power_check import calibrate_and_check
 from steelray.config import ArchiveConfig, ConfigError, Facts
 from steelray.models.calibration import CALIBRATIONS, check_groups, read_calibration, read_calibration_rows
 from steelray.models.config import FuseModelsConfig
@@ -61,10 +60,9 @@ def fuse_models(config: FuseModelsConfig, report: Report) -> dict[str, Any]:
     def make(plan: ComputePlan) -> Facts:
         _write(target, info)
         report(f"ensemble {info.model_id} of {len(models)} models; scoring {info.num_strips} held-out images")
-        thresholds = calibrate_model(config.output_uri, held_out, config.compute, config.calibration, report)
-        power = check_power(config.output_uri, held_out, config.compute, report)
+        decided = calibrate_and_check(config.output_uri, held_out, config.compute, config.calibration, report)
         members = facts["members"]
-        return {"model_id": info.model_id, "model_uri": config.output_uri, "members": members, **thresholds, **power}
+        return {"model_id": info.model_id, "model_uri": config.output_uri, "members": members, **decided}
 
     uris = (nominal_uri, config.output_uri, *config.model_uris)
     return ModelJob(config, target, "the fusion", uris, facts).run(make, report)

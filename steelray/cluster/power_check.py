@@ -1,7 +1,7 @@
 """Measure the power of a stored model on the cluster: defects are planted in its nominal images, and scored."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ import ray
 from numpy.typing import NDArray
 
 from steelray.cluster.driver import Report, cluster_resources
+from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.image_source import first_readable, map_images
 from steelray.cluster.plan import plan_compute
 from steelray.cluster.scoring_actors import (
@@ -20,13 +21,18 @@ from steelray.cluster.scoring_actors import (
     portable_model,
     running_bank,
 )
-from steelray.config import ComputeConfig, Facts
+from steelray.config import CalibrationConfig, ComputeConfig, Facts
 from steelray.evaluation.power import PLANTED, PlantedScore, Rounds, plan_rounds, power_of, score_planted, write_planted
 from steelray.models.calibration import read_calibration, read_calibration_rows
 from steelray.models.model import open_model
 from steelray.runs.batch import images_of
 from steelray.schema import Status
 from steelray.storage.listing import ImageSet
+
+CANNOT_DECIDE = (
+    "this model cannot decide: its thresholds find no kind of planted defect at any size; add nominal strips, or exclude "
+    "odd ones"
+)
 
 
 class PlantingActor:
@@ -44,6 +50,28 @@ class PlantingActor:
             if image is not None:
                 rows += score_planted(self._scorer, image, key, self._rounds[key], self._foreign_HWC)
         return pa.Table.from_pylist([asdict(row) for row in rows], PLANTED)
+
+
+def calibrate_and_check(
+    model_uri: str,
+    nominal: ImageSet,
+    compute: ComputeConfig,
+    config: CalibrationConfig,
+    report: Report,
+    earlier: pa.Table | None = None,
+) -> Facts:
+    """Set a model's thresholds on nominal images, then measure its power at them.
+
+    Args:
+        earlier: score rows of further nominal strips to calibrate on.
+
+    Returns:
+        The entries of the job's summary about thresholds and power.
+    """
+    thresholds = calibrate_model(model_uri, nominal, compute, config, report, earlier)
+    power = check_power(model_uri, nominal, compute, report)
+    warnings = [*cast("list[str]", thresholds["warnings"]), *cast("list[str]", power["warnings"])]
+    return {**thresholds, **power, "warnings": warnings}
 
 
 def check_power(model_uri: str, nominal: ImageSet, compute: ComputeConfig, report: Report) -> Facts:
@@ -65,9 +93,14 @@ def check_power(model_uri: str, nominal: ImageSet, compute: ComputeConfig, repor
     planted = _score(model_uri, nominal, hosts, rounds, compute) if rounds else PLANTED.empty_table()
     write_planted(model_uri, planted)
     power = power_of(planted, calibration)
-    if not power.can_decide:
-        report("warning: this model cannot decide: the thresholds find no kind of planted defect at any size")
-    return {"can_decide": power.can_decide, "detection_limits": [asdict(limit) for limit in power.limits]}
+    warnings = [] if power.can_decide else [CANNOT_DECIDE]
+    for warning in warnings:
+        report(f"warning: {warning}")
+    return {
+        "warnings": warnings,
+        "can_decide": power.can_decide,
+        "detection_limits": [asdict(limit) for limit in power.limits],
+    }
 
 
 def _score(model_uri: str, nominal: ImageSet, hosts: ImageSet, rounds: Rounds, compute: ComputeConfig) -> pa.Table:

@@ -13,10 +13,9 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from steelray.cluster.connect import cause_in_one_line, connected
 from steelray.cluster.driver import Report, expected_stops
-from steelray.cluster.held_out import calibrate_model
 from steelray.cluster.placement import alive_nodes
 from steelray.cluster.plan import Node
-from steelray.cluster.power_check import check_power
+from steelray.cluster.power_check import calibrate_and_check
 from steelray.cluster.train_worker import WorkerSettings, train
 from steelray.cluster.training_images import NominalImages, StoredImages, list_nominal, store_images
 from steelray.config import ComputeConfig, ConfigError, Facts, JobFailed
@@ -96,8 +95,7 @@ def _train(config: TrainConfig, folder: TrainRun, images: NominalImages, report:
         "training_s_now": round(training_s, 2),
         "images_per_s": round(sum(r["images_per_s"] for r in rows) / len(rows), 3),
         "peak_memory_bytes": max(int(row["peak_memory_bytes"]) for row in rows),
-        **calibrate_model(model_uri, images.held_out, compute, config.calibration, report),
-        **check_power(model_uri, images.held_out, compute, report),
+        **calibrate_and_check(model_uri, images.held_out, compute, config.calibration, report),
     }
 
 

@@ -10,19 +10,21 @@ import torch
 
 from steelray.cluster import driver, patch_selection
 from steelray.cluster.bank_builder import build_memory_bank
-from steelray.cluster.embedding_actors import RemoteShards, start_embedding_servers
+from steelray.cluster.embedding_actors import RemotePatches, RemoteShards, start_embedding_servers
 from steelray.cluster.patch_selection import EmbeddingActor
 from steelray.config import ArchiveConfig, CalibrationConfig, ComputeConfig, ConfigError, JobFailed
+from steelray.demo.synthetic import DEFECTS
 from steelray.imaging.decode import decode
 from steelray.models.calibration import read_calibration, read_calibration_rows, split_nominal
 from steelray.patchcore.bank import read_bank
 from steelray.patchcore.config import EmbedderConfig
 from steelray.patchcore.coreset import greedy_coreset, select
 from steelray.patchcore.embedder import load_embedder
-from steelray.patchcore.fit import fit_memory_bank
+from steelray.patchcore.fit import coreset_limits, fit_memory_bank, select_patches
+from steelray.patchcore.suspects import LocalPatches
 from steelray.storage.listing import list_archive
 from steelray.storage.location import Location
-from tests.cluster.conftest import EMBEDDER, World, build_config, silent
+from tests.cluster.conftest import EMBEDDER, World, build_config, silent, strip_jpeg
 
 
 def test_the_distributed_bank_is_the_one_of_a_single_process(world: World) -> None:
@@ -93,6 +95,35 @@ def test_a_bank_ends_in_its_page_and_forgets_excluded_strips(world: World, s3_ur
     page = location.read("bank.html").decode()
     assert f"{len(keys) - 3} nominal strips set the thresholds; 3 are excluded" in page
     assert page.count("Nearest normal patch is from") == min(20, len(keys) - 3)
+
+
+def test_suspects_on_shards_are_those_of_a_single_process(cluster: dict[str, float], s3_uri: str) -> None:
+    nominal = Location(f"{s3_uri}/nominal")
+    for index in range(16):
+        nominal.write(f"{index:02d}.jpg", strip_jpeg(index, DEFECTS[index % 4] if index == 10 else None))
+    config = build_config(
+        nominal.uri,
+        f"{s3_uri}/bank",
+        compute=ComputeConfig(bank_shards=3),
+        calibration=CalibrationConfig(false_alarm_rate=0.1, reject_rate=0.1),
+    )
+    lines: list[str] = []
+    summary = build_memory_bank(config, lines.append)
+    bank = read_bank(Location(config.bank_uri).read, config.bank_uri)
+    expected = select_patches(
+        bank.image_keys,
+        [decode(nominal.read(key)) for key in bank.image_keys],
+        load_embedder(config.embedder, backend="openvino"),
+        coreset_limits(config.coreset),
+        drop_suspects=True,
+    )
+    assert summary["dropped"] == expected.num_dropped > 0
+    assert expected.suspects[0].image_key == "10.jpg"
+    np.testing.assert_array_equal(bank.origins_N3, expected.origins_M3)
+    np.testing.assert_array_equal(bank.vectors_ND, expected.vectors_MD)
+    [line] = [line for line in lines if line.startswith("left out of the bank")]
+    assert line.startswith(f"left out of the bank: {expected.num_dropped} of ")
+    assert "look at 10.jpg, " in line
 
 
 def test_thresholds_rest_on_strips_that_the_bank_never_saw(world: World) -> None:
@@ -179,5 +210,14 @@ def test_a_lost_embedding_actor_is_restored_and_the_picks_stay_the_same(cluster:
     assert rounds > 4
     assert chosen.indices_M.tolist() == greedy_coreset(everything, 200).tolist()
     np.testing.assert_array_equal(shards.vectors(chosen.indices_M.numpy()), everything[chosen.indices_M].numpy())
+    vectors_MD, strips_M = everything[::9].numpy(), np.arange(900)[::9] // 150
+    local = LocalPatches(images, dict.fromkeys(images, 10))
+    remote = RemotePatches(servers, {index: index for index in images}, dict.fromkeys(images, 10))
+    ray.kill(servers[0], no_restart=False)
+    compared, whole = (patches.compare(vectors_MD, strips_M, range(6)) for patches in (remote, local))
+    np.testing.assert_allclose(compared.nearest_M, whole.nearest_M, rtol=1e-6)
+    assert compared.usual.keys() == whole.usual.keys()
+    origins_M3 = np.array([[0, 3, 4], [5, 0, 0]], np.int32)
+    np.testing.assert_allclose(remote.own_distances(origins_M3), local.own_distances(origins_M3), rtol=1e-6)
     for server in servers:
         ray.kill(server)
