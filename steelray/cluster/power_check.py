@@ -30,8 +30,8 @@ from steelray.schema import Status
 from steelray.storage.listing import ImageSet
 
 CANNOT_DECIDE = (
-    "this model cannot decide: its thresholds find no kind of planted defect at any size; add nominal strips, or exclude "
-    "odd ones"
+    "this model cannot decide: its thresholds find no kind of planted defect at any size; add nominal strips, or "
+    "exclude odd ones"
 )
 
 
