@@ -64,7 +64,7 @@ def test_tables_stay_tables_on_a_phone(browser, page):
         roles = [role for role, _ in accessible(browser)]
         return roles.count("table"), roles.count("row") > 50, roles.count("cell") + roles.count("gridcell") > 300
 
-    whole = (3, True, True)
+    whole = (4, True, True)
     assert browser.settled(counts, lambda found: found == whole) == whole
 
 

@@ -38,13 +38,10 @@ def row_id(config: AblationConfig, row: Row) -> str:
     """Return the digest of all settings that a row's figures depend on; code and place of the images do not count."""
     setting, seed = row
     shared = {name: getattr(config, name) for name in SHARED}
-    facts = {
-        "data": asdict(replace(config.data, seed=0, root="")),
-        **shared,
-        **identity(setting),
-        "name": "",
-        "seed": seed,
-    }
+    own = identity(setting)
+    for member in own["members"]:
+        del member["recipe"]  # a name only: its settings stand in the other sections
+    facts = {"data": asdict(replace(config.data, seed=0, root="")), **shared, **own, "name": "", "seed": seed}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -14,13 +14,13 @@ class AblationMember:
 
     RECIPE_FOLDER: ClassVar[Path] = RECIPE_FOLDER
 
-    recipe: str = CUSTOM
-    """As in jobs/build_memory_bank.py; settings given beside it count. `custom`: the settings below as they are."""
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=lambda: CoresetConfig(drop_suspects=False))
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     weight: float = 1.0
     """Weight of this bank in the fused score of several members; each is first scaled by nominal scores."""
+    recipe: str = CUSTOM
+    """As in jobs/build_memory_bank.py; settings given beside it count. `custom`: the other settings as they are."""
 
     def __post_init__(self) -> None:
         require(self.recipe != AUTO, f"a member's recipe cannot be {AUTO}: name one")
