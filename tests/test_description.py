@@ -314,7 +314,7 @@ def test_a_value_that_cannot_be_is_refused(
 @pytest.mark.parametrize("section", ["embedder", "scoring", "index"])
 def test_no_default_stands_in_for_an_option_of_a_bank(section: str, tmp_path: Path) -> None:
     content = written(FILES["bank"], tmp_path)
-    later = {"tile_px", "tile_overlap_px", "reweight_neighbors"}
+    later = {"scale", "whole_cells", "tile_px", "tile_overlap_px", "reweight_neighbors"}
     for option in set(content[section]) - later:
         without = {name: value for name, value in content[section].items() if name != option}
         message = refusal(FILES["bank"], tmp_path, {**content, section: without})
