@@ -59,12 +59,13 @@ def wanted_defects(size_px: tuple[int, int], kinds: Sequence[str] = KINDS, repea
 
 
 def place_defects(
-    defects: Sequence[Defect], sizes_px: Sequence[tuple[int, int]], seed: int = 0
+    defects: Sequence[Defect], sizes_px: Sequence[tuple[int, int]], seed: int = 0, max_rounds: int | None = None
 ) -> Iterator[tuple[int, list[Defect]]]:
     """Distribute defects over images, each at a random place, at least `GAP_PX` apart.
 
     Args:
         sizes_px: height and width of the images, which are used in turn, as often as it takes.
+        max_rounds: passes over images, at most; small images hold few defects each, and the rest is left out.
 
     Yields:
         The image's index and its defects. Defects larger than an image are left to the next ones; those larger than
@@ -74,8 +75,8 @@ def place_defects(
     smallest_px = max((min(size) for size in sizes_px), default=0)
     waiting = [defect for defect in defects if defect.size_px <= smallest_px]
     waiting = [waiting[place] for place in rng.permutation(len(waiting))]
-    turn = 0
-    while waiting:
+    turn = num_rounds = 0
+    while waiting and num_rounds != max_rounds:
         height_px, width_px = sizes_px[turn % len(sizes_px)]
         placed: list[Defect] = []
         left: list[Defect] = []
@@ -85,6 +86,7 @@ def place_defects(
             (left if one is None else placed).append(one or defect)
         waiting = left
         if placed:
+            num_rounds += 1
             yield turn % len(sizes_px), placed
         turn += 1
 

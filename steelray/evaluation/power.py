@@ -32,6 +32,8 @@ PLANTED = pa.schema(
 """Scores of planted defects, beside the model; the columns are those of `PlantedScore`."""
 NUM_HOSTS = 24
 """Nominal images that defects are planted in."""
+MAX_ROUNDS = 96
+"""Passes over these images, which bound the cost of the check."""
 Rounds = dict[str, list[list[Defect]]]
 """By image key: the defects that stand in the image together, for each pass over it."""
 HALF = 0.5
@@ -140,7 +142,7 @@ def plan_rounds(image_keys: Sequence[str], sizes_px: Sequence[tuple[int, int]], 
     hosts = sorted((image_keys[place], sizes_px[place]) for place in places)
     rounds: Rounds = defaultdict(list)
     wanted = wanted_defects(max((size_px for _, size_px in hosts), key=min), kinds)
-    for host, defects in place_defects(wanted, [size_px for _, size_px in hosts]):
+    for host, defects in place_defects(wanted, [size_px for _, size_px in hosts], max_rounds=MAX_ROUNDS):
         rounds[hosts[host][0]].append(defects)
     return dict(rounds)
 

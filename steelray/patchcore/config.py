@@ -248,6 +248,7 @@ class BuildMemoryBankConfig(ModelJobConfig):
         "nominal.uri", "bank_uri", "nominal.glob", "recipe", "embedder.backbone", "calibration.false_alarm_rate",
         "calibration.group_pattern", "exclude", "dry_run",
     )  # fmt: skip
+    RECIPES: ClassVar[dict[str, tuple[str, ...]]] = {"scoring": ("image_score",), "index": ()}
     RECIPE_FOLDER: ClassVar[Path] = RECIPE_FOLDER
     DEFAULT_RECIPE: ClassVar[str] = DEFAULT_RECIPE
 
@@ -265,7 +266,9 @@ class BuildMemoryBankConfig(ModelJobConfig):
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     coreset: CoresetConfig = field(default_factory=CoresetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    """Settings of anomaly maps and scores."""
     index: IndexConfig = field(default_factory=IndexConfig)
+    """Storage and search of the memory bank."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
 
 

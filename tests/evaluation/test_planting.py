@@ -53,6 +53,12 @@ def test_every_defect_is_placed_once_and_apart() -> None:
                 assert one is other or not (near_rows and near_columns)
 
 
+def test_the_number_of_passes_is_bounded() -> None:
+    wanted, sizes_px = wanted_defects((128, 300)), [(128, 300)] * 3
+    whole = list(place_defects(wanted, sizes_px, seed=4))
+    assert list(place_defects(wanted, sizes_px, seed=4, max_rounds=7)) == whole[:7]
+
+
 def test_defects_larger_than_the_strips_are_left_out() -> None:
     assert {defect.size_px for defect in wanted_defects((64, 500))} == {16, 48}
     assert wanted_defects((8, 8)) == []

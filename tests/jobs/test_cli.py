@@ -19,7 +19,7 @@ JOBS = sorted((REPOSITORY / "jobs").glob("*.py"))
 SECONDS_FOR_AN_ERROR = 30
 
 MOST_OPTIONS = {
-    "ablate": 20, "build_memory_bank": 45, "calibrate": 10, "demo": 5, "diagnose_data": 20, "evaluate": 45,
+    "ablate": 20, "build_memory_bank": 45, "calibrate": 11, "demo": 5, "diagnose_data": 20, "evaluate": 45,
     "fuse_models": 25, "grow_memory_bank": 30, "plan_capacity": 15, "report_study": 5, "reproduce_thesis": 40,
     "review": 5, "runs": 10, "score_archive": 32, "train": 70, "tune_draem": 70,
 }  # fmt: skip

@@ -33,8 +33,8 @@ def test_the_command_line_and_python_read_the_same_recipe(name: str) -> None:
 def test_a_job_begins_with_the_default_recipe_and_settings_beside_a_recipe_count(tmp_path: Path) -> None:
     assert {DEFAULT_RECIPE, *CANDIDATES} <= set(NAMES)
     assert build() == build("--recipe", DEFAULT_RECIPE)
-    mine = build("--scoring.top_fraction", "0.1", "--recipe", "surface")
-    assert (mine.recipe, mine.scoring.top_fraction, mine.embedder.levels) == ("surface", 0.1, (3, 4))
+    mine = build("--scoring.image_score", "max", "--recipe", "surface")
+    assert (mine.recipe, mine.scoring.image_score, mine.embedder.levels) == ("surface", "max", (3, 4))
     (tmp_path / "mine.yaml").write_text("embedder: {levels: [2]}\n")
     own = build("--recipe", str(tmp_path / "mine.yaml"))
     assert (own.embedder.levels, own.embedder.scale) == ((2,), 1.0)
