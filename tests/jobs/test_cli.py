@@ -131,7 +131,7 @@ def test_a_bank_is_built_and_an_archive_scored_through_the_object_store(object_s
     archive.write("line1/empty.png", b"")
     bank = ["--nominal.uri", nominal.uri, "--bank_uri", f"{s3_uri}/bank", "--embedder.levels", "[2]"]
     built = run_job("build_memory_bank", *bank, "--coreset.ratio", "0.1")
-    assert summary_of(built)["vectors"] == 51  # 4 strips of 8x16 cells, a tenth
+    assert summary_of(built)["vectors"] == 77  # 6 strips of 8x16 cells, a tenth
     done = run_job("score_archive", *score_arguments(s3_uri))
     assert done.returncode == 1, "one of five objects without a score is more than the quarantine may hold"
     assert "1 of 5 objects (20.0%) have no score" in done.stderr
