@@ -1,6 +1,7 @@
 """Choose a recipe without labels: the one that finds most of the planted textures, and of equals the cheapest.
 
-Of the planted kinds, textures rank recipes as real defects do (docs/detection.md); spots and scratches do not.
+Textures are closer to real defects than spots and scratches are. Even so, the choice may be wrong, above all between
+input sizes: docs/detection.md.
 """
 
 from collections.abc import Sequence
