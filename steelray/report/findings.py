@@ -1,4 +1,4 @@
-"""What the bank page shows beside the calibration: planted defects at their limit, suspects, and the choice of recipe.
+"""Findings for the bank page: planted defects at their detection limit, suspects, and the choice of recipe.
 
 Pictures that cannot be made are left out. Shapes: H height, W width, C channels of an image.
 """
@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from steelray.evaluation.choose import Candidate
 from steelray.evaluation.planting import Defect, plant
 from steelray.evaluation.power import Power
-from steelray.imaging.decode import decode
 from steelray.imaging.pictures import patch_jpeg
 from steelray.models.model import load_embedder, portable_embedder
 from steelray.patchcore import suspects
 from steelray.patchcore.portable_embedder import Embedder
 from steelray.report.data import BankFindings, Recipe, RecipeRow, Suspect
-from steelray.report.gallery import UNAVAILABLE, GallerySource
+from steelray.report.gallery import GallerySource, read_first
 from steelray.report.words import duration
 
 MARGIN_PX = 24
@@ -59,12 +58,7 @@ def _recipe(candidates: Sequence[Candidate], recipe: str | None) -> Recipe:
 
 
 def _load(source: GallerySource, image_key: str) -> Pixels | None:
-    for place in source.nominal_places or (source.archive,):
-        try:
-            return decode(place.read(image_key), source.decode)
-        except UNAVAILABLE:
-            continue
-    return None
+    return read_first(source.nominal_places or (source.archive,), image_key, decode_config=source.decode)
 
 
 def _planted(source: GallerySource, rows: pa.Table, power: Power) -> list[tuple[str, bytes]]:

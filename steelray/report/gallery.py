@@ -6,7 +6,7 @@ Works in this process on a few images and needs no cluster. Shapes: H height, W 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from urllib.parse import quote
 
 import numpy as np
@@ -130,6 +130,20 @@ def _score(scorer: Scorer, images: Images, keys: Sequence[str] | None, batch_siz
     return [map_HW for batch in batches for map_HW in scorer.score(batch)[0]]
 
 
+def read_first(places: Sequence[Location], image_key: str, *, decode_config: DecodeConfig) -> NDArray[np.uint8] | None:
+    """Return pixels_HWC of a nominal image from the first place that has it; None if none has.
+
+    Args:
+        places: nominal archives; a bank that has grown has several.
+    """
+    for place in places:
+        try:
+            return decode(place.read(image_key), decode_config)
+        except UNAVAILABLE:
+            continue
+    return None
+
+
 def _nearest_patches(
     source: GallerySource, embedder: Embedder, images: Images, keys: Sequence[str] | None, maps: AnomalyMaps
 ) -> list[NominalPatch | None]:
@@ -161,15 +175,7 @@ def _nearest_patches(
     answers = [search.submit(query[None], 1, without) for query, without in zip(queries, left_out, strict=True)]
     nearest = [int(answer.result()[1][0, 0]) for answer in answers]
 
-    @lru_cache(maxsize=32)
-    def load(key: str) -> NDArray[np.uint8] | None:
-        for place in nominal:  # a bank that has grown has several nominal archives
-            try:
-                return decode(place.read(key), source.decode)
-            except UNAVAILABLE:
-                continue
-        return None
-
+    load = lru_cache(maxsize=32)(partial(read_first, nominal, decode_config=source.decode))
     found: list[NominalPatch | None] = []
     for (image_index, row, column), cell_px in zip(origins_N3[nearest].tolist(), cells_px, strict=True):
         nominal_HWC = load(bank_keys[image_index])
